@@ -1,0 +1,1 @@
+"""Post-training compression of recurrent networks in Hierarchical Tucker form."""

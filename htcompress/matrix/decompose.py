@@ -1,0 +1,247 @@
+"""From a matrix, a layout and a metric to the HT form that loses least in that metric.
+
+A split layout is exact at its root: the best subspace of outputs in the metric is found whatever the
+columns' second moment, without ever forming it (cols x cols). Each half is then folded and decomposed in its
+own metric, taken by modes. Other layouts are whitened by modes as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from math import isqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from htcompress.matrix.htmatrix import HTMatrix
+from htcompress.matrix.layout import Layout
+from htcompress.matrix.metric import Metric
+from htcompress.tensor import Decomposition, DimensionTree, HTTensor, Nested, RankModel, decompose
+from htcompress.tensor.hsvd import leading_left
+from htcompress.tensor.tree import balanced
+
+_GRAM_ROWS = 3000
+
+
+@dataclass(frozen=True, eq=False)
+class RootSplit:
+    """The best low-rank form W = R C^T in the metric, up to a cap on the rank.
+
+    Attributes:
+        left: (rows, cap) R.
+        right: (cols, cap) C.
+        values: (cap,) the singular values of G^(1/2) W A^(1/2), descending.
+        lost: the squared weight beyond the cap.
+        total: the squared weight of everything.
+    """
+
+    metric: Metric
+    left: Float[Tensor, "rows r"]
+    right: Float[Tensor, "cols r"]
+    values: Float[Tensor, " r"]
+    lost: float
+    total: float
+
+    @classmethod
+    def of(cls, matrix: Float[Tensor, "rows cols"], metric: Metric, *, cap: int | None = None) -> RootSplit:
+        """Split a matrix; `cap` bounds the rank (all of it if None)."""
+        cap = min(*matrix.shape, cap or min(matrix.shape))
+        if metric.is_plain and matrix.shape[1] < matrix.shape[0]:
+            flipped = cls.of(matrix.T, Metric(matrix.shape[1], matrix.shape[0]), cap=cap)
+            return replace(flipped, metric=metric, left=flipped.right, right=flipped.left)
+        if matrix.shape[0] <= _GRAM_ROWS:
+            squares, vectors = torch.linalg.eigh(metric.output_gram(matrix))
+            squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
+            total = float(squares.sum())
+        else:
+            vectors, squares = leading_left(metric.output_factor(matrix), cap)
+            total = metric.squared(matrix)
+        squares, basis = squares[:cap], vectors[:, :cap]
+        right = metric.row_root.apply(matrix.double()).T @ basis
+        left = metric.row_root.remove(basis)
+        return cls(metric, left, right, squares.sqrt(), max(0.0, total - float(squares.sum())), total)
+
+
+class Side(StrEnum):
+    """Which half of a split layout."""
+
+    ROWS = "rows"
+    COLS = "cols"
+
+
+@dataclass(frozen=True, eq=False)
+class Half:
+    """One side of a split layout, folded by `modes` and decomposed in its metric, with the rank left open."""
+
+    side: Side
+    modes: tuple[int, ...]
+    nested: Nested
+    roots: list[Tensor] | None
+    decomposition: Decomposition | None
+
+    @classmethod
+    def of(cls, split: RootSplit, side: Side, modes: Sequence[int], nested: Nested | None = None) -> Half:
+        """Fold and decompose one factor of a split matrix."""
+        nested = balanced(range(len(modes))) if nested is None else nested
+        if len(modes) == 1:
+            return cls(side, tuple(modes), nested, None, None)
+        if side is Side.ROWS:
+            factor, roots = split.left * split.values, split.metric.row_factors(modes)
+        else:
+            factor, roots = split.right, split.metric.col_factors(modes)
+        half = cls(side, tuple(modes), nested, roots, None)
+        return replace(half, decomposition=decompose(half._whitened(factor), half._open_tree))
+
+    @property
+    def _open_tree(self) -> DimensionTree:
+        """The half's tree beside one more leaf for the open rank."""
+        return DimensionTree((self.nested, len(self.modes)))
+
+    def _whitened(self, factor: Float[Tensor, "n r"]) -> Tensor:
+        folded = _fold(factor, self.modes)
+        for axis, root in enumerate(self.roots or ()):
+            folded = _multiply(root, folded, axis)
+        return folded
+
+    def cores(self, split: RootSplit, rank: int, ranks: Sequence[int]) -> list[Tensor]:
+        """The cores of the half for these ranks (its nodes in post-order), the first `rank` columns only."""
+        rows = self.side is Side.ROWS
+        factor = (split.left if rows else split.right)[:, :rank]
+        if len(self.modes) == 1:
+            return [_fold(factor, self.modes)]
+        scale = split.values[:rank].clamp_min(1e-8 * float(split.values[0])) if rows else factor.new_ones(rank)
+        tree = self._open_tree
+        goal = [*ranks[:-1], rank, rank, 1]
+        part = decompose(self._whitened(factor * scale), tree, ranks=goal).tensor.sliced(goal)
+        nodes = tree.nodes[: 2 * len(self.modes) - 1]
+        cores = [part.core(node) for node in nodes]
+        above = part.core(tree.root)[:, :, 0] @ part.core(tree.nodes[-2]).T
+        cores[-1] = (cores[-1] @ above) / scale
+        if self.roots is not None:
+            for node in nodes:
+                if node.is_leaf:
+                    cores[node.index] = torch.linalg.solve(self.roots[node.leaves[0]], cores[node.index])
+        return cores
+
+
+@dataclass(frozen=True, eq=False)
+class SplitForm:
+    """A split layout of a matrix: the root's split and the two halves, ready for any ranks."""
+
+    split: RootSplit
+    rows: Half
+    cols: Half
+
+    @cached_property
+    def layout(self) -> Layout:
+        metric = self.split.metric
+        return Layout.split(
+            self.rows.modes,
+            self.cols.modes,
+            rows=metric.rows,
+            cols=metric.cols,
+            row_tree=self.rows.nested,
+            col_tree=self.cols.nested,
+        )
+
+    @cached_property
+    def spectra(self) -> list[Tensor]:
+        """The singular values at every edge: exact at the root, in the modes' metric within the halves."""
+        values = self.split.values
+        spectra: list[Tensor] = []
+        for half in (self.rows, self.cols):
+            inner = [] if half.decomposition is None else list(half.decomposition.spectra[: 2 * len(half.modes) - 2])
+            spectra += [*inner, values]
+        return [*spectra, torch.linalg.vector_norm(values).reshape(1)]
+
+    @cached_property
+    def model(self) -> RankModel:
+        """Costs and bounds of all ranks."""
+        return RankModel(self.layout.tree, self.layout.shape, self.spectra, offset=self.split.lost)
+
+    def truncate(self, ranks: Sequence[int]) -> HTMatrix:
+        """The matrix of these ranks; each half is decomposed anew for the root's rank."""
+        left, _ = self.layout.tree.root.children or (0, 0)
+        rank = min(ranks[left], len(self.split.values))
+        cores = self.rows.cores(self.split, rank, ranks[: left + 1])
+        cores += self.cols.cores(self.split, rank, ranks[left + 1 : -1])
+        cores.append(torch.eye(rank, dtype=torch.float64).unsqueeze(-1))
+        return HTMatrix(self.layout, HTTensor.from_cores(self.layout.tree, cores).compact())
+
+
+@dataclass(frozen=True, eq=False)
+class WholeForm:
+    """Any other layout (paired ones): whitened by modes and decomposed as one tensor."""
+
+    layout: Layout
+    roots: tuple[list[Tensor] | None, list[Tensor] | None]
+    decomposition: Decomposition
+
+    @classmethod
+    def of(cls, matrix: Float[Tensor, "rows cols"], layout: Layout, metric: Metric, *, cap: int | None) -> WholeForm:
+        """Decompose a matrix in a layout."""
+        roots = metric.row_factors(layout.row_modes), metric.col_factors(layout.col_modes)
+        folded = layout.fold(matrix.double())
+        for k in range(layout.tree.order):
+            m, n = layout.row_modes[k], layout.col_modes[k]
+            for side, root in ((0, roots[0]), (1, roots[1])):
+                if root is not None:
+                    shape = folded.shape
+                    parted = folded.reshape(*shape[:k], m, n, *shape[k + 1 :])
+                    folded = _multiply(root[k], parted, k + side).reshape(shape)
+        return cls(layout, roots, decompose(folded, layout.tree, max_rank=cap))
+
+    @property
+    def spectra(self) -> tuple[Tensor, ...]:
+        """The singular values at every edge."""
+        return self.decomposition.spectra
+
+    @cached_property
+    def model(self) -> RankModel:
+        """Costs and bounds of all ranks."""
+        return RankModel(self.layout.tree, self.layout.shape, self.spectra, offset=self.decomposition.discarded)
+
+    def truncate(self, ranks: Sequence[int]) -> HTMatrix:
+        """The matrix of these ranks."""
+        part = self.decomposition.tensor.sliced(ranks)
+        cores = []
+        for node in self.layout.tree.nodes:
+            core = part.core(node)
+            if node.is_leaf:
+                k = node.leaves[0]
+                core = core.reshape(self.layout.row_modes[k], self.layout.col_modes[k], -1)
+                for side, root in enumerate(self.roots):
+                    if root is not None:
+                        core = _solve(root[k], core, side)
+                core = core.reshape(-1, core.shape[-1])
+            cores.append(core)
+        return HTMatrix(self.layout, HTTensor.from_cores(self.layout.tree, cores).compact())
+
+
+Form = SplitForm | WholeForm
+
+
+def rank_cap(budget: int, rows: int, cols: int) -> int:
+    """The largest rank at any edge that so many numbers can pay for (some core holds at least r^2)."""
+    return max(1, min(rows, cols, isqrt(max(1, budget)) + 1))
+
+
+def _fold(factor: Tensor, modes: Sequence[int]) -> Tensor:
+    size = 1
+    for mode in modes:
+        size *= mode
+    return F.pad(factor, (0, 0, 0, size - len(factor))).reshape(*modes, factor.shape[1])
+
+
+def _multiply(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
+    return torch.tensordot(matrix, tensor, dims=([1], [axis])).movedim(0, axis)
+
+
+def _solve(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
+    moved = tensor.movedim(axis, 0)
+    return torch.linalg.solve(matrix, moved.reshape(len(moved), -1)).reshape(moved.shape).movedim(0, axis)

@@ -1,0 +1,80 @@
+"""A matrix in Hierarchical Tucker form: a layout and the HT tensor of the folded matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from htcompress.errors import ShapeError
+from htcompress.matrix.layout import Layout
+from htcompress.tensor import HTTensor, ht_svd
+
+
+@dataclass(frozen=True, eq=False)
+class HTMatrix:
+    """A matrix of `layout.rows` x `layout.cols`, stored as an HT tensor.
+
+    >>> import torch
+    >>> w = torch.outer(torch.arange(6.0), torch.ones(10))
+    >>> h = HTMatrix.from_dense(w, Layout.split((2, 3), (5, 2)), rtol=1e-6)
+    >>> h.parameters, torch.allclose(h.dense(), w, atol=1e-5)
+    (14, True)
+    """
+
+    layout: Layout
+    tensor: HTTensor
+
+    def __post_init__(self) -> None:
+        if self.tensor.shape != self.layout.shape or self.tensor.tree != self.layout.tree:
+            raise ShapeError(f"A tensor of shape {self.tensor.shape} does not fit the layout's {self.layout.shape}.")
+
+    @classmethod
+    def from_dense(
+        cls,
+        matrix: Float[Tensor, "rows cols"],
+        layout: Layout,
+        *,
+        rtol: float | None = None,
+        max_parameters: int | None = None,
+    ) -> HTMatrix:
+        """Fold and decompose; see `htcompress.tensor.ht_svd` for the goals and the errors raised."""
+        folded = layout.fold(matrix)
+        return cls(layout, ht_svd(folded, layout.tree, rtol=rtol, max_parameters=max_parameters))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are stored."""
+        return self.tensor.parameters
+
+    @property
+    def rank(self) -> int:
+        """The rank of the root's edges; for a split layout, the rank of the matrix."""
+        children = self.layout.tree.root.children
+        return 1 if children is None else self.tensor.ranks[children[0]]
+
+    def dense(self) -> Float[Tensor, "rows cols"]:
+        """The matrix itself."""
+        if self.layout.is_split:
+            rows, cols = self.factors()
+            return rows @ cols.T
+        return self.layout.unfold(self.tensor.dense())
+
+    def factors(self) -> tuple[Float[Tensor, "rows r"], Float[Tensor, "cols r"]]:
+        """R and C with W = R C^T; split layouts only. Padding is cut off."""
+        if not self.layout.is_split:
+            raise ShapeError("Only a split layout has row and column factors.")
+        tree, modes = self.layout.tree, self.layout.shape
+        sides = []
+        for child, size in zip(tree.root.children or (), (self.layout.rows, self.layout.cols), strict=True):
+            node = tree.nodes[child]
+            frame = self.tensor.frame(node)
+            if list(node.leaves) != sorted(node.leaves):
+                parted = frame.reshape(*(modes[k] for k in node.leaves), -1)
+                order = sorted(range(len(node.leaves)), key=lambda i: node.leaves[i])
+                frame = parted.permute(*order, -1).reshape(-1, frame.shape[1])
+            sides.append(frame[:size])
+        rows, cols = sides
+        root = self.tensor.cores[tree.root.index]
+        return (rows if root is None else rows @ root[:, :, 0]), cols

@@ -1,0 +1,254 @@
+"""The search for a good layout: foldings and trees, compared at equal parameters in the matrix's metric.
+
+The truncated SVD (order two) is always among the candidates and its error is exact, so a search never
+returns something worse than it at the same number of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Float
+from torch import Tensor
+
+from htcompress.matrix.decompose import Form, Half, RootSplit, Side, SplitForm, WholeForm, rank_cap
+from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings
+from htcompress.matrix.htmatrix import HTMatrix
+from htcompress.matrix.layout import Layout, LayoutKind
+from htcompress.matrix.metric import Metric
+from htcompress.tensor import RankPoint, rank_path
+from htcompress.tensor.ranks import ranks_for_error, refine
+
+_LADDER_RATIO = 1.45
+_VERIFIED = 3
+_KEPT_FOLDINGS = 3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to store a matrix: the numbers it takes and the squared error it makes in the metric."""
+
+    parameters: int
+    error: float
+    matrix: HTMatrix | None
+    """None: kept dense."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a matrix are: `size` inputs, then `extra` columns of other kinds."""
+
+    size: int
+    extra: int = 0
+
+
+class Search:
+    """The candidates for one matrix, decomposed once, and the best of them for any budget.
+
+    Args:
+        matrix: (rows, cols), the trained weights.
+        metric: what an error counts.
+        gates: the blocks in the rows, so that the gate axis can be a mode of its own.
+        columns: how the columns are made up.
+        kind: the family of layouts to look at.
+        max_parameters: no more than this will be asked for.
+    """
+
+    def __init__(
+        self,
+        matrix: Float[Tensor, "rows cols"],
+        metric: Metric,
+        *,
+        max_parameters: int,
+        gates: int = 1,
+        columns: Columns | None = None,
+        kind: LayoutKind = LayoutKind.AUTO,
+    ) -> None:
+        self.matrix = matrix.detach()
+        self.metric = metric
+        self.kind = kind
+        self.gates = gates
+        self.columns = columns or Columns(matrix.shape[1])
+        self.max_parameters = min(max_parameters, matrix.numel())
+        self._known: dict[tuple[int, tuple[int, ...]], Choice] = {}
+
+    @property
+    def dense(self) -> Choice:
+        """The matrix as it is."""
+        return Choice(self.matrix.numel(), 0.0, None)
+
+    @cached_property
+    def total(self) -> float:
+        """The squared error of a zero matrix: the scale of all errors."""
+        return self.metric.squared(self.matrix)
+
+    @cached_property
+    def _split(self) -> RootSplit:
+        return RootSplit.of(self.matrix, self.metric, cap=rank_cap(self.max_parameters, *self.matrix.shape))
+
+    @cached_property
+    def forms(self) -> list[Form]:
+        """The candidates; the truncated SVD first, unless another family was asked for."""
+        rows, cols = self.matrix.shape
+        whole_rows, whole_cols = Half.of(self._split, Side.ROWS, (rows,)), Half.of(self._split, Side.COLS, (cols,))
+        found: list[Form] = []
+        if self.kind in (LayoutKind.AUTO, LayoutKind.SVD):
+            found.append(SplitForm(self._split, whole_rows, whole_cols))
+        if self.kind in (LayoutKind.AUTO, LayoutKind.SPLIT):
+            row_halves = [Half.of(self._split, Side.ROWS, modes) for modes in self._row_modes()]
+            col_halves = self._col_halves(row_halves)
+            found += [
+                SplitForm(self._split, a, b)
+                for a in row_halves
+                for b in col_halves
+                if len(a.modes) + len(b.modes) > 2 or self.kind is LayoutKind.SPLIT
+            ]
+        if self.kind is LayoutKind.PAIRED:
+            cap = rank_cap(self.max_parameters, rows, cols)
+            found += [WholeForm.of(self.matrix, layout, self.metric, cap=cap) for layout in self._paired()]
+        return found
+
+    def _row_modes(self) -> list[tuple[int, ...]]:
+        rows = self.matrix.shape[0]
+        return row_foldings(self.gates, rows // self.gates)
+
+    def _col_halves(self, row_halves: list[Half]) -> list[Half]:
+        """The best foldings of the columns: pairs first, then the best of them split further."""
+        size, extra = self.columns.size, self.columns.extra
+        reference = row_halves[min(1, len(row_halves) - 1)]
+
+        def score(half: Half) -> float:
+            model = SplitForm(self._split, reference, half).model
+            path = rank_path(model, max_parameters=self.max_parameters)
+            goals = [self.max_parameters, self.max_parameters // 3]
+            return sum(min((p.tail for p in path if p.parameters <= goal), default=self.total) for goal in goals)
+
+        tried = {modes: Half.of(self._split, Side.COLS, modes) for modes in col_foldings(size, extra)}
+        scores = {modes: score(half) for modes, half in tried.items()}
+        for _ in range(2):
+            best = sorted(scores, key=lambda m: scores[m])[:2]
+            for modes in best:
+                for split in finer(modes, size, extra) if size >= 64 and len(modes) > 1 else []:
+                    if split not in tried:
+                        tried[split] = Half.of(self._split, Side.COLS, split)
+                        scores[split] = score(tried[split])
+        chosen = sorted(scores, key=lambda m: scores[m])[:_KEPT_FOLDINGS]
+        whole = (size + extra,)
+        return [tried[modes] for modes in dict.fromkeys([*chosen, whole])]
+
+    def _paired(self) -> Iterator[Layout]:
+        rows, cols = self.matrix.shape
+        yield Layout.paired((rows,), (cols,))
+        for row_modes in self._row_modes():
+            if len(row_modes) == 2:
+                for col_modes in col_foldings(self.columns.size, self.columns.extra)[:6]:
+                    if len(col_modes) == 2:
+                        yield Layout.paired(row_modes, col_modes, rows=rows, cols=cols)
+            if len(row_modes) == 3:
+                for a, b in pairs(self.columns.size + self.columns.extra, most=2):
+                    for inner in pairs(b, most=1):
+                        yield Layout.paired(row_modes, (a, *inner), rows=rows, cols=cols)
+
+    @cached_property
+    def _paths(self) -> list[list[RankPoint]]:
+        return [rank_path(form.model, max_parameters=self.max_parameters) for form in self.forms]
+
+    @property
+    def smallest(self) -> int:
+        """The fewest numbers that any candidate needs."""
+        return min(path[0].parameters for path in self._paths)
+
+    def best(self, max_parameters: int, *, polish: bool = False) -> Choice | None:
+        """The candidate of least error that stores at most so many numbers; None where none does.
+
+        The candidates are ranked by their bounds; the first few are decomposed and measured, and so is
+        the truncated SVD. `polish` adds a local search over the ranks.
+        """
+        options: list[tuple[float, int, RankPoint]] = []
+        for index, path in enumerate(self._paths):
+            fitting = [p for p in path if p.parameters <= max_parameters]
+            if fitting:
+                options.append((fitting[-1].tail, index, fitting[-1]))
+        options.sort(key=lambda option: option[0])
+        tried = options[:_VERIFIED] + [o for o in options[_VERIFIED:] if self._is_svd(o[1])]
+        choices = []
+        for _, index, point in tried:
+            start = refine(self.forms[index].model, point, max_parameters) if polish else point
+            choices.append(self._measured(index, start.ranks))
+        if max_parameters >= self.matrix.numel():
+            choices.append(self.dense)
+        return min(choices, key=lambda c: (c.error, c.parameters), default=None)
+
+    def _is_svd(self, index: int) -> bool:
+        form = self.forms[index]
+        return form.layout.kind is LayoutKind.SVD
+
+    def _measured(self, index: int, ranks: tuple[int, ...]) -> Choice:
+        key = index, ranks
+        if key not in self._known:
+            matrix = self.forms[index].truncate(ranks)
+            self._known[key] = Choice(matrix.parameters, self.error_of(matrix), matrix)
+        return self._known[key]
+
+    def error_of(self, stand_in: HTMatrix) -> float:
+        """The squared error of a stand-in, in the metric."""
+        if self.metric.inputs is None or not stand_in.layout.is_split:
+            return self.metric.squared(self.matrix.double() - stand_in.dense())
+        return self.metric.squared_from_factors(self.matrix, self._outputs, *stand_in.factors())
+
+    @cached_property
+    def _outputs(self) -> Tensor:
+        return self.metric.outputs(self.matrix)
+
+    def ladder(self) -> list[Choice]:
+        """The best choices for a rising series of budgets, the dense matrix at its end; a Pareto front."""
+        budget = float(self.smallest)
+        goals = []
+        while budget < self.max_parameters:
+            goals.append(int(budget))
+            budget = max(budget + 1, budget * _LADDER_RATIO)
+        goals.append(self.max_parameters)
+        found = [choice for goal in goals if (choice := self.best(goal)) is not None]
+        return front([*found, self.dense])
+
+    def cheapest(self, rtol: float) -> Choice:
+        """The fewest numbers whose relative error (in the metric) is at most `rtol`, measured in float32.
+
+        The bound that the ranks come from is often pessimistic; what it leaves over is spent by asking
+        for more, as long as the measured error allows. Dense, where nothing smaller does.
+        """
+        limit = rtol**2 * self.total
+        best = self.dense
+        for index, form in enumerate(self.forms):
+            model, share = form.model, limit
+            for _ in range(5):
+                ranks = ranks_for_error(model.tree, model.shape, form.spectra, max(0.0, share - model.offset))
+                choice = self._measured(index, ranks)
+                if self._stored_error(choice) > limit:
+                    break
+                if choice.parameters < best.parameters:
+                    best = choice
+                share *= min(2.0, max(1.05, limit / max(choice.error, 1e-300)))
+        return best
+
+    def _stored_error(self, choice: Choice) -> float:
+        assert choice.matrix is not None
+        stored = choice.matrix.tensor.map(lambda core: core.float().double())
+        return self.error_of(HTMatrix(choice.matrix.layout, stored))
+
+
+def front(choices: list[Choice]) -> list[Choice]:
+    """The choices that no other beats in both numbers and error, by ascending numbers."""
+    kept: list[Choice] = []
+    for choice in sorted(choices, key=lambda c: (c.parameters, c.error)):
+        if not kept or choice.error < kept[-1].error:
+            kept.append(choice)
+    return kept
+
+
+def relative(error: float, total: float) -> float:
+    """A squared error as a relative one; 0 where there is nothing to lose."""
+    return (error / total) ** 0.5 if total > 0 else 0.0
+

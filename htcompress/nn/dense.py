@@ -1,0 +1,85 @@
+"""The dense weights of one layer and direction, as torch stores them, and how they are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from htcompress.nn.settings import RecurrentSettings
+from htcompress.nn.weights import GateMatrices, merge_biases
+
+
+@dataclass(frozen=True, eq=False)
+class DenseSlot:
+    """The weights of one layer and direction; the biases merged as far as the function allows.
+
+    `bias_hn` is the part of a GRU's hidden bias that the reset gate keeps apart.
+    """
+
+    settings: RecurrentSettings
+    layer: int
+    ih: Float[Tensor, "rows inputs"]
+    hh: Float[Tensor, "rows state"]
+    bias: Float[Tensor, " rows"] | None
+    bias_hn: Float[Tensor, " hidden"] | None
+    hr: Float[Tensor, "proj hidden"] | None
+
+    @classmethod
+    def read(
+        cls, settings: RecurrentSettings, layer: int, suffix: str, get: Callable[[str], Tensor]
+    ) -> DenseSlot:
+        """Take a slot's tensors by torch's names (`weight_ih_l0`, ...), in float32 or float64."""
+
+        def tensor(name: str) -> Tensor:
+            value = get(name + suffix).detach()
+            return value if value.dtype == torch.float64 else value.float()
+
+        bias, bias_hn = None, None
+        if settings.bias:
+            bias, bias_hn = merge_biases(settings, tensor("bias_ih"), tensor("bias_hh"))
+        hr = tensor("weight_hr") if settings.proj_size else None
+        return cls(settings, layer, tensor("weight_ih"), tensor("weight_hh"), bias, bias_hn, hr)
+
+    @classmethod
+    def read_all(cls, settings: RecurrentSettings, tensors: Mapping[str, Tensor]) -> list[DenseSlot]:
+        """All slots of a layer from its own state_dict."""
+        return [cls.read(settings, layer, suffix, tensors.__getitem__) for layer, _, suffix in settings.slots()]
+
+    @property
+    def biases(self) -> int:
+        """The numbers in the merged biases."""
+        return sum(b.numel() for b in (self.bias, self.bias_hn) if b is not None)
+
+    @property
+    def parameters(self) -> int:
+        """The numbers of the slot kept dense, biases merged."""
+        return self.ih.numel() + self.hh.numel() + self.biases + (0 if self.hr is None else self.hr.numel())
+
+    def bias_columns(self) -> Float[Tensor, "rows k"]:
+        """The biases as columns beside [W_ih | W_hh]: none, one, or a GRU's two."""
+        columns = [] if self.bias is None else [self.bias]
+        if self.bias_hn is not None:
+            columns.append(torch.cat([self.bias_hn.new_zeros(2 * self.settings.hidden_size), self.bias_hn]))
+        return torch.stack(columns, dim=1) if columns else self.ih.new_zeros(len(self.ih), 0)
+
+    def joint(self, *, with_biases: bool) -> Float[Tensor, "rows columns"]:
+        """[W_ih | W_hh], and the bias columns where asked for."""
+        parts = [self.ih, self.hh]
+        return torch.cat([*parts, self.bias_columns()] if with_biases else parts, dim=1)
+
+    def matrices(self) -> GateMatrices:
+        """The slot kept dense."""
+        return GateMatrices(ih=self.ih, hh=self.hh, bias=self.bias, bias_hn=self.bias_hn, hr=self.hr)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLayer:
+    """A recurrent layer of a model: its name, its settings, its weights by slot (`l0`, `l0_reverse`, ...)."""
+
+    name: str
+    settings: RecurrentSettings
+    slots: dict[str, DenseSlot]

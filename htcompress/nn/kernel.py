@@ -1,0 +1,82 @@
+"""One recurrent layer through torch's native kernels, on inputs that HT weights have reduced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from htcompress.nn.settings import Kind
+from htcompress.nn.weights import KernelWeights
+
+State = tuple[Tensor, ...]
+
+_LAYERS = {Kind.GRU: torch.gru, Kind.RNN_TANH: torch.rnn_tanh, Kind.RNN_RELU: torch.rnn_relu}
+_CELLS = {Kind.GRU: torch.gru_cell, Kind.RNN_TANH: torch.rnn_tanh_cell, Kind.RNN_RELU: torch.rnn_relu_cell}
+
+
+def run_layer(
+    kind: Kind, x: Tensor, batch_sizes: Tensor | None, state: State, weights: Sequence[KernelWeights]
+) -> tuple[Tensor, State]:
+    """All time steps of one layer, one or two directions.
+
+    Args:
+        kind: which recurrence.
+        x: (time, batch, features), or (rows, features) with `batch_sizes` of a packed sequence.
+        batch_sizes: of a packed sequence; None otherwise.
+        state: (h,) or (h, c), each (directions, batch, size).
+        weights: one for each direction.
+
+    Returns:
+        the output, like `x` with directions * state features, and the last state.
+
+    Two directions that reduce the input differently run in one kernel call: their reduced inputs stand
+    side by side, and each direction's matrix is zero on the other's part.
+    """
+    features, matrices = _reduced(x, weights)
+    biased = weights[0].bias_ih is not None
+    flat: list[Tensor] = []
+    for w, ih in zip(weights, matrices, strict=True):
+        flat += [ih, w.hh]
+        if w.bias_ih is not None and w.bias_hh is not None:
+            flat += [w.bias_ih, w.bias_hh]
+        if w.hr is not None:
+            flat.append(w.hr)
+    two = len(weights) == 2
+    if kind is Kind.LSTM:
+        if batch_sizes is None:
+            out, h, c = torch.lstm(features, state, flat, biased, 1, 0.0, False, two, False)
+        else:
+            out, h, c = torch.lstm(features, batch_sizes, state, flat, biased, 1, 0.0, False, two)
+        return out, (h, c)
+    kernel = _LAYERS[kind]
+    if batch_sizes is None:
+        out, h = kernel(features, state[0], flat, biased, 1, 0.0, False, two, False)
+    else:
+        out, h = kernel(features, batch_sizes, state[0], flat, biased, 1, 0.0, False, two)
+    return out, (h,)
+
+
+def run_cell(kind: Kind, x: Tensor, state: State, weights: KernelWeights) -> State:
+    """One time step: `x` (batch, features), state (h,) or (h, c), each (batch, hidden)."""
+    (features, (ih,)) = _reduced(x, [weights])
+    rest = (ih, weights.hh, weights.bias_ih, weights.bias_hh)
+    if kind is Kind.LSTM:
+        return tuple(torch.lstm_cell(features, state, *rest))
+    return (_CELLS[kind](features, state[0], *rest),)
+
+
+def _reduced(x: Tensor, weights: Sequence[KernelWeights]) -> tuple[Tensor, list[Tensor]]:
+    if all(w.reduce is None for w in weights):
+        return x, [w.ih for w in weights]
+    parts = [x if w.reduce is None else torch.nn.functional.linear(x, w.reduce) for w in weights]
+    if len(parts) == 1:
+        return parts[0], [weights[0].ih]
+    left, right = (part.shape[-1] for part in parts)
+    a, b = weights[0].ih, weights[1].ih
+    matrices = [
+        torch.cat([a, a.new_zeros(a.shape[0], right)], dim=1),
+        torch.cat([b.new_zeros(b.shape[0], left), b], dim=1),
+    ]
+    return torch.cat(parts, dim=-1), matrices

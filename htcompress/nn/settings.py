@@ -1,0 +1,117 @@
+"""What a recurrent layer is, apart from its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from torch import nn
+
+
+class Kind(StrEnum):
+    """The recurrent layers of torch."""
+
+    LSTM = "lstm"
+    GRU = "gru"
+    RNN_TANH = "rnn_tanh"
+    RNN_RELU = "rnn_relu"
+
+    @property
+    def gates(self) -> int:
+        """How many blocks of `hidden_size` rows the weight matrices have."""
+        return {Kind.LSTM: 4, Kind.GRU: 3}.get(self, 1)
+
+
+_CLASSES: dict[type[nn.Module], bool] = {
+    nn.LSTM: False,
+    nn.GRU: False,
+    nn.RNN: False,
+    nn.LSTMCell: True,
+    nn.GRUCell: True,
+    nn.RNNCell: True,
+}
+
+
+@dataclass(frozen=True)
+class RecurrentSettings:
+    """The constructor arguments of `torch.nn.LSTM` and its kin, checked once.
+
+    >>> settings = RecurrentSettings(Kind.LSTM, 3600, 64)
+    >>> settings.dense_parameters
+    938496
+    """
+
+    kind: Kind
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+    bidirectional: bool = False
+    proj_size: int = 0
+    cell: bool = False
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def state_size(self) -> int:
+        """The size of h: the projection's, where there is one."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def rows(self) -> int:
+        """The rows of every weight matrix: gates * hidden_size."""
+        return self.kind.gates * self.hidden_size
+
+    def layer_input(self, layer: int) -> int:
+        """The size of what enters a layer."""
+        return self.input_size if layer == 0 else self.state_size * self.directions
+
+    def slots(self) -> Iterator[tuple[int, int, str]]:
+        """Layer, direction and torch's suffix (`_l0`, `_l0_reverse`, or nothing for a cell)."""
+        for layer in range(self.num_layers):
+            for direction in range(self.directions):
+                yield layer, direction, "" if self.cell else f"_l{layer}{'_reverse' if direction else ''}"
+
+    @property
+    def dense_parameters(self) -> int:
+        """The numbers that torch stores: weights, both biases, projections."""
+        total = 0
+        for layer, _, _ in self.slots():
+            total += self.rows * (self.layer_input(layer) + self.state_size + 2 * self.bias)
+            total += self.proj_size * self.hidden_size
+        return total
+
+    def to_config(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {**asdict(self), "kind": self.kind.value}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> RecurrentSettings:
+        return cls(**{**config, "kind": Kind(config["kind"])})
+
+    @classmethod
+    def of(cls, module: nn.Module) -> RecurrentSettings:
+        """The settings of a torch recurrent module or cell."""
+        cell = isinstance(module, nn.RNNCellBase)
+        if isinstance(module, nn.LSTM | nn.LSTMCell):
+            kind = Kind.LSTM
+        elif isinstance(module, nn.GRU | nn.GRUCell):
+            kind = Kind.GRU
+        elif isinstance(module, nn.RNN | nn.RNNCell):
+            kind = Kind.RNN_RELU if module.nonlinearity == "relu" else Kind.RNN_TANH
+        else:
+            raise TypeError(f"{type(module).__name__} is not a recurrent module of torch.nn.")
+        names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+        found = {name: getattr(module, name) for name in names if hasattr(module, name)}
+        return cls(kind, **found, proj_size=getattr(module, "proj_size", 0), cell=cell)
+
+
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether a module is one of torch's recurrent layers or cells (or a subclass that adds nothing)."""
+    return isinstance(module, tuple(_CLASSES))

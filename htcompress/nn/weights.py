@@ -1,0 +1,234 @@
+"""The weights of one layer and direction, in HT form or dense, as parameters that train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from htcompress.matrix import HTMatrix, Layout
+from htcompress.nn.settings import Kind, RecurrentSettings
+from htcompress.tensor import HTTensor
+
+
+class DenseWeight(nn.Module):
+    """A matrix kept as it is."""
+
+    def __init__(self, matrix: Float[Tensor, "rows cols"]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(matrix.detach().clone())
+
+    def dense(self) -> Float[Tensor, "rows cols"]:
+        return self.weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[1]
+
+    def to_config(self) -> dict[str, Any]:
+        return {"form": "dense", "shape": list(self.shape)}
+
+
+class HTWeight(nn.Module):
+    """A matrix in HT form. Its parameters are the stored cores: `U<mode>` at leaves, `B<modes>` inside."""
+
+    def __init__(self, matrix: HTMatrix) -> None:
+        super().__init__()
+        self.layout = matrix.layout
+        self.ranks = matrix.tensor.ranks
+        self._names: list[str | None] = []
+        for node, core in zip(matrix.layout.tree.nodes, matrix.tensor.cores, strict=True):
+            name = None
+            if core is not None:
+                name = ("U" if node.is_leaf else "B") + "_".join(map(str, node.leaves))
+                self.register_parameter(name, nn.Parameter(core.detach().clone().contiguous()))
+            self._names.append(name)
+
+    def matrix(self) -> HTMatrix:
+        """The pure object over the live parameters."""
+        cores = tuple(None if name is None else getattr(self, name) for name in self._names)
+        return HTMatrix(self.layout, HTTensor(self.layout.tree, self.layout.shape, self.ranks, cores))
+
+    def dense(self) -> Float[Tensor, "rows cols"]:
+        return self.matrix().dense()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.layout.rows, self.layout.cols
+
+    @property
+    def projects(self) -> bool:
+        """Whether reducing the input to r numbers first costs less than the matrix itself."""
+        rows, cols = self.shape
+        return self.layout.is_split and self.matrix().rank * (rows + cols) < rows * cols
+
+    def to_config(self) -> dict[str, Any]:
+        return {"form": "ht", "layout": self.layout.to_config(), "ranks": list(self.ranks)}
+
+    def extra_repr(self) -> str:
+        rows, cols = self.shape
+        return f"{rows} x {cols}, modes={self.layout.shape}, ranks={self.ranks}"
+
+
+Weight = DenseWeight | HTWeight
+
+
+def weight_from_config(config: dict[str, Any]) -> Weight:
+    """A weight of the right structure, filled with zeros; the numbers come from a state_dict."""
+    if config["form"] == "dense":
+        return DenseWeight(torch.zeros(*config["shape"]))
+    layout = Layout.from_config(config["layout"])
+    return HTWeight(HTMatrix(layout, HTTensor.zeros(layout.tree, layout.shape, config["ranks"])))
+
+
+def make_weight(matrix: HTMatrix | Tensor) -> Weight:
+    """The module for a decomposed or a dense matrix."""
+    return HTWeight(matrix) if isinstance(matrix, HTMatrix) else DenseWeight(matrix)
+
+
+@dataclass(frozen=True)
+class KernelWeights:
+    """What torch's native kernels take for one layer and direction.
+
+    `reduce` (r, input) turns the input into the r numbers that `ih` (rows, r) reads; None: `ih` reads the
+    input itself.
+    """
+
+    reduce: Tensor | None
+    ih: Tensor
+    hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    hr: Tensor | None
+
+
+@dataclass(frozen=True)
+class GateMatrices:
+    """The matrices of one layer and direction before they become parameters, each HT or dense.
+
+    Either `joint`, one matrix for [W_ih | W_hh | biases], or `ih` and `hh`. `bias` (rows) is the merged
+    bias where it is not a column of `joint`; `bias_hn` (hidden) is what a GRU cannot merge; `hr` is an
+    LSTM's projection.
+    """
+
+    ih: HTMatrix | Tensor | None = None
+    hh: HTMatrix | Tensor | None = None
+    joint: HTMatrix | None = None
+    bias: Tensor | None = None
+    bias_hn: Tensor | None = None
+    hr: HTMatrix | Tensor | None = None
+
+
+class GateWeights(nn.Module):
+    """The weights of one layer and direction: `GateMatrices` as parameters.
+
+    `resolve` gives what a native kernel needs; where no gradient is recorded it is computed once and
+    kept until a parameter changes.
+    """
+
+    ih: Weight | None
+    hh: Weight | None
+    joint: HTWeight | None
+    hr: Weight | None
+
+    def __init__(self, settings: RecurrentSettings, layer: int, matrices: GateMatrices) -> None:
+        super().__init__()
+        self.settings = settings
+        self.input_size = settings.layer_input(layer)
+        self.ih = None if matrices.ih is None else make_weight(matrices.ih)
+        self.hh = None if matrices.hh is None else make_weight(matrices.hh)
+        self.joint = None if matrices.joint is None else HTWeight(matrices.joint)
+        self.hr = None if matrices.hr is None else make_weight(matrices.hr)
+        for name in ("bias", "bias_hn"):
+            value = getattr(matrices, name)
+            self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
+        self._kept: tuple[Any, KernelWeights] | None = None
+
+    def weights(self) -> dict[str, Weight]:
+        """The matrices by name, in order."""
+        named = {"joint": self.joint, "ih": self.ih, "hh": self.hh, "hr": self.hr}
+        return {name: weight for name, weight in named.items() if weight is not None}
+
+    def resolve(self) -> KernelWeights:
+        """The kernel's weights for the present parameters."""
+        if torch.is_grad_enabled():
+            return self._resolve()
+        try:
+            key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in self.parameters())
+        except RuntimeError:  # parameters made in inference mode carry no version
+            return self._resolve()
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, self._resolve()
+        return self._kept[1]
+
+    def _resolve(self) -> KernelWeights:
+        hr = None if self.hr is None else self.hr.dense()
+        if self.joint is not None:
+            return self._resolve_joint(self.joint, hr)
+        assert self.ih is not None
+        assert self.hh is not None
+        bias_ih, bias_hh = self._biases(self.bias)
+        if isinstance(self.ih, HTWeight) and self.ih.projects:
+            rows, cols = self.ih.matrix().factors()
+            return KernelWeights(cols.T, rows, self.hh.dense(), bias_ih, bias_hh, hr)
+        return KernelWeights(None, self.ih.dense(), self.hh.dense(), bias_ih, bias_hh, hr)
+
+    def _resolve_joint(self, joint: HTWeight, hr: Tensor | None) -> KernelWeights:
+        n, s = self.input_size, self.settings.state_size
+        reduce = None
+        if joint.projects:
+            rows, cols = joint.matrix().factors()
+            reduce, ih = cols[:n].T, rows
+            beside = rows @ cols[n:].T
+        else:
+            dense = joint.dense()
+            ih, beside = dense[:, :n], dense[:, n:]
+        hh, columns = beside[:, :s], beside[:, s:]
+        if columns.shape[1] == 0:
+            bias_ih, bias_hh = self._biases(self.bias)
+        elif columns.shape[1] == 1:
+            bias_ih, bias_hh = self._biases(columns[:, 0])
+        else:
+            bias_ih, bias_hh = columns[:, 0], columns[:, 1]
+        return KernelWeights(reduce, ih, hh, bias_ih, bias_hh, hr)
+
+    def _biases(self, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if bias is None:
+            return None, None
+        if self.bias_hn is None:
+            return bias, torch.zeros_like(bias)
+        zeros = bias.new_zeros(2 * self.settings.hidden_size)
+        return bias, torch.cat([zeros, self.bias_hn])
+
+    def to_config(self) -> dict[str, Any]:
+        """The structure as JSON values: forms, layouts, ranks, which biases there are."""
+        biases = [name for name in ("bias", "bias_hn") if getattr(self, name) is not None]
+        return {**{name: weight.to_config() for name, weight in self.weights().items()}, "biases": biases}
+
+    @classmethod
+    def from_config(cls, settings: RecurrentSettings, layer: int, config: dict[str, Any]) -> GateWeights:
+        """Weights of this structure, zero; the inverse of `to_config`."""
+        gates = cls(settings, layer, GateMatrices())
+        for name in ("joint", "ih", "hh", "hr"):
+            if name in config:
+                setattr(gates, name, weight_from_config(config[name]))
+        sizes = {"bias": settings.rows, "bias_hn": settings.hidden_size}
+        for name in config["biases"]:
+            gates.register_parameter(name, nn.Parameter(torch.zeros(sizes[name])))
+        return gates
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+
+def merge_biases(
+    settings: RecurrentSettings, bias_ih: Float[Tensor, " rows"], bias_hh: Float[Tensor, " rows"]
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, " hidden"] | None]:
+    """One bias where the function allows it. A GRU's reset gate keeps the hidden candidate's own apart."""
+    if settings.kind is not Kind.GRU:
+        return bias_ih + bias_hh, None
+    keep = 2 * settings.hidden_size
+    return torch.cat([bias_ih[:keep] + bias_hh[:keep], bias_ih[keep:]]), bias_hh[keep:].clone()

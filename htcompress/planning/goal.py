@@ -1,0 +1,63 @@
+"""What is asked of a compression: how small or how exact, and in which forms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from htcompress.errors import RequestError
+from htcompress.matrix import LayoutKind
+
+
+class Scope(StrEnum):
+    """Which matrices of a recurrent layer are put into HT form together."""
+
+    AUTO = "auto"
+    INTEGRATED = "integrated"
+    SEPARATE = "separate"
+    INPUT = "input"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Exactly one of a budget, an error and a ratio; and the forms to look at.
+
+    Args:
+        budget: stored numbers of the recurrent layers, biases included, that are not exceeded.
+        error: relative Frobenius error of each weight matrix that is not exceeded.
+        ratio: how many times fewer numbers than the checkpoint's; a budget in other words.
+
+    Raises:
+        RequestError: none or several of the three, or a value that makes no sense.
+    """
+
+    budget: int | None = None
+    error: float | None = None
+    ratio: float | None = None
+    scope: Scope = Scope.AUTO
+    layout: LayoutKind = LayoutKind.AUTO
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("budget", "error", "ratio") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none of them"
+            raise RequestError(
+                f"A compression needs exactly one goal: a budget (such as 5000), an error (such as 0.1) or a "
+                f"ratio (such as 100); found {found}."
+            )
+        if self.budget is not None and self.budget < 1:
+            raise RequestError(f"The budget is a number of parameters, at least 1; found {self.budget}.")
+        if self.error is not None and not 0 <= self.error < 1:
+            raise RequestError(
+                f"The error is relative to the norm of a weight matrix: at least 0 and below 1 (such as 0.1); "
+                f"found {self.error}."
+            )
+        if self.ratio is not None and not (self.ratio >= 1 and math.isfinite(self.ratio)):
+            raise RequestError(f"The ratio is how many times smaller, at least 1 (such as 100); found {self.ratio}.")
+
+    def budget_for(self, parameters: int) -> int | None:
+        """The stored numbers allowed, of layers that store `parameters` now; None for an error goal."""
+        if self.ratio is not None:
+            return int(parameters / self.ratio)
+        return self.budget

@@ -1,0 +1,210 @@
+"""One goal over all matrices of a model: which form each gets, and what that loses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from htcompress.errors import UnreachableError
+from htcompress.matrix.search import Choice, relative
+from htcompress.nn.dense import DenseLayer
+from htcompress.nn.recurrent import HTRecurrent, module_class
+from htcompress.nn.settings import RecurrentSettings
+from htcompress.nn.weights import GateMatrices
+from htcompress.planning.goal import Goal, Scope
+from htcompress.planning.slot import Option, Recipe, SlotTarget
+from htcompress.statistics.collect import SlotStatistics
+
+_MERGED = 4000
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixPlan:
+    """One matrix of the plan; errors are relative; `output_error` is None without statistics."""
+
+    name: str
+    choice: Choice
+    shape: tuple[int, int]
+    weight_error: float
+    output_error: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class SlotPlan:
+    """One layer and direction of the plan; `scope` is None where it stays dense."""
+
+    scope: Scope | None
+    gates: GateMatrices
+    matrices: tuple[MatrixPlan, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPlan:
+    """One recurrent layer of the plan."""
+
+    name: str
+    settings: RecurrentSettings
+    slots: dict[str, SlotPlan]
+    dtype: torch.dtype
+
+    def build(self) -> HTRecurrent:
+        """The module that the plan describes."""
+        matrices = [slot.gates for slot in self.slots.values()]
+        return module_class(self.settings).from_matrices(self.settings, matrices).to(self.dtype)
+
+
+def plan_layers(
+    layers: Sequence[DenseLayer],
+    goal: Goal,
+    statistics: Mapping[str, Mapping[str, SlotStatistics]] | None = None,
+) -> list[LayerPlan]:
+    """Plan the compression of recurrent layers.
+
+    With a budget (or a ratio) one allocation covers all matrices: the combination of least total squared
+    error, in the metric of the statistics, that stores no more. With an error every matrix takes the fewest
+    numbers that keep it.
+
+    Raises:
+        UnreachableError: the budget is smaller than what the most compact combination stores.
+    """
+    before = sum(layer.settings.dense_parameters for layer in layers)
+    budget = goal.budget_for(before)
+    cap = budget if budget is not None else before
+    targets = [
+        SlotTarget(slot, (statistics or {}).get(layer.name, {}).get(name), cap, goal.scope, goal.layout)
+        for layer in layers
+        for name, slot in layer.slots.items()
+    ]
+    if budget is None:
+        assert goal.error is not None
+        chosen = [_within_error(target, goal.error) for target in targets]
+    else:
+        chosen = _within_budget(targets, budget, "ratio" if goal.ratio is not None else "budget")
+    plans, index = [], 0
+    for layer in layers:
+        slots = {}
+        for name in layer.slots:
+            recipe, choices = chosen[index]
+            slots[name] = _slot_plan(targets[index], recipe, choices)
+            index += 1
+        dtype = next(iter(layer.slots.values())).ih.dtype
+        plans.append(LayerPlan(layer.name, layer.settings, slots, dtype))
+    return plans
+
+
+Chosen = tuple[Recipe, tuple[Choice, ...]]
+
+
+def _within_error(target: SlotTarget, rtol: float) -> Chosen:
+    """The recipe of fewest numbers whose every matrix keeps the relative weight error."""
+    found: list[tuple[int, Chosen]] = []
+    for recipe in target.recipes:
+        choices = tuple(part.search.cheapest(rtol) for part in recipe.parts)
+        if recipe.scope is Scope.INTEGRATED and choices[0].matrix is None:
+            continue  # a dense joint matrix is the dense layer: the separate recipe says so
+        found.append((recipe.fixed + sum(c.parameters for c in choices), (recipe, choices)))
+    dense = _dense(target)
+    found.append((target.dense.parameters, dense))
+    return min(found, key=lambda item: item[0])[1]
+
+
+def _dense(target: SlotTarget) -> Chosen:
+    """The slot as it is; its recipe says which matrices would have been compressed."""
+    recipe = target.recipes[-1]
+    return recipe, tuple(part.search.dense for part in recipe.parts)
+
+
+def _within_budget(targets: Sequence[SlotTarget], budget: int, goal: str) -> list[Chosen]:
+    least = sum(min(recipe.smallest for recipe in target.recipes) for target in targets)
+    if least > budget:
+        raise UnreachableError(
+            f"The {goal} of {budget} parameters cannot be reached: the most compact form of these "
+            f"{len(targets)} layer(s) and direction(s) stores {least}. Ask for a budget of at least {least}, or "
+            f"widen --scope or --layout if you narrowed them."
+        )
+    frontiers = [_with_dense(target) for target in targets]
+    options = allocate(frontiers, budget)
+    assert options is not None, "the smallest options fit, so some combination does"
+    chosen: list[Chosen] = [(option.recipe, option.choices) for option in options]
+    chosen = _spend(chosen, budget)
+    total = sum(_parameters(c) for c in chosen)
+    assert total <= budget, f"{total} parameters exceed the budget of {budget}"
+    return chosen
+
+
+def _with_dense(target: SlotTarget) -> list[Option]:
+    recipe, choices = _dense(target)
+    dense = Option(target.dense.parameters, 0.0, recipe, choices)
+    return [o for o in target.frontier() if o.parameters < dense.parameters] + [dense]
+
+
+def _parameters(chosen: Chosen) -> int:
+    recipe, choices = chosen
+    return recipe.fixed + sum(c.parameters for c in choices)
+
+
+def allocate(frontiers: Sequence[Sequence[Option]], budget: int) -> list[Option] | None:
+    """One option from each frontier, of least total error within the budget; None where nothing fits.
+
+    A multiple-choice knapsack, solved by merging the frontiers one after the other and keeping what no
+    other combination beats; exact as long as a merged frontier holds no more than a few thousand points.
+    """
+    merged: list[tuple[int, float, tuple[Option, ...]]] = [(0, 0.0, ())]
+    for frontier in frontiers:
+        points = [
+            (p + o.parameters, e + o.error, (*taken, o))
+            for p, e, taken in merged
+            for o in frontier
+            if p + o.parameters <= budget
+        ]
+        points.sort(key=lambda point: (point[0], point[1]))
+        kept: list[tuple[int, float, tuple[Option, ...]]] = []
+        for point in points:
+            if not kept or point[1] < kept[-1][1]:
+                kept.append(point)
+        # Too many to go on with: keep an even spread and both ends.
+        step = -(-len(kept) // _MERGED) if kept else 1
+        merged = kept[::step] + ([kept[-1]] if step > 1 else [])
+    return list(merged[-1][2]) if merged else None
+
+
+def _spend(chosen: list[Chosen], budget: int) -> list[Chosen]:
+    """Give what the frontiers' coarse steps left over to the matrices, in the order of their errors."""
+    spread = [
+        (index, k, part.weight * choices[k].error)
+        for index, (recipe, choices) in enumerate(chosen)
+        for k, part in enumerate(recipe.parts)
+        if choices[k].matrix is not None
+    ]
+    shares = sum(chosen[i][1][k].parameters for i, k, _ in spread)
+    for last, (index, k, _) in enumerate(sorted(spread, key=lambda item: item[2])):
+        left = budget - sum(_parameters(c) for c in chosen)
+        recipe, choices = chosen[index]
+        own = choices[k].parameters
+        room = left if last == len(spread) - 1 else int(left * own / max(1, shares))
+        shares -= own
+        better = recipe.parts[k].search.best(own + room, polish=True)
+        if better is not None and better.error < choices[k].error and better.matrix is not None:
+            chosen[index] = recipe, (*choices[:k], better, *choices[k + 1 :])
+    return chosen
+
+
+def _slot_plan(target: SlotTarget, recipe: Recipe, choices: tuple[Choice, ...]) -> SlotPlan:
+    matrices = []
+    for part, choice in zip(recipe.parts, choices, strict=True):
+        weights = part.search.matrix.double()
+        lost = 0.0 if choice.matrix is None else float((weights - choice.matrix.dense().double()).square().sum())
+        plain = part.search.metric.is_plain
+        matrices.append(
+            MatrixPlan(
+                part.name,
+                choice,
+                (weights.shape[0], weights.shape[1]),
+                relative(lost, float(weights.square().sum())),
+                None if plain else relative(choice.error, part.search.total),
+            )
+        )
+    scope = None if all(choice.matrix is None for choice in choices) else recipe.scope
+    return SlotPlan(scope, target.matrices(recipe, choices), tuple(matrices))

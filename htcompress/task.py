@@ -1,0 +1,217 @@
+"""The user's task: the model, its data and its metric, from a Python file or module."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from htcompress.errors import TaskError
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a task file defines; see the documentation for what each name is needed for.
+
+    Every call into the user's code that fails becomes a `TaskError` naming the function and the line.
+    """
+
+    source: str
+    module: ModuleType
+
+    def has(self, name: str) -> bool:
+        """Whether the task defines a name."""
+        return hasattr(self.module, name)
+
+    def model(self) -> nn.Module:
+        """A fresh dense model."""
+        made = self._call("model")
+        if not isinstance(made, nn.Module):
+            raise TaskError(f"model() in {self.source} returned {type(made).__name__}; expected a torch.nn.Module.")
+        return made
+
+    def calibration(self) -> Iterator[tuple[Any, ...]]:
+        """The positional arguments of the model, batch by batch."""
+        for item in self._iterate("calibration"):
+            yield arguments(item)
+
+    def training(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        """Pairs of positional arguments and target; the target is None for pure distillation."""
+        if not self.has("training"):
+            for item in self._iterate("calibration"):
+                yield arguments(item), None
+            return
+        for item in self._iterate("training"):
+            if isinstance(item, tuple) and not isinstance(item, PackedSequence) and len(item) == 2:
+                yield arguments(item[0]), item[1]
+            else:
+                yield arguments(item), None
+
+    @property
+    def can_train(self) -> bool:
+        """Whether there is anything to fine-tune on."""
+        return self.has("training") or self.has("calibration")
+
+    @property
+    def loss(self) -> Callable[[Any, Any], Tensor] | None:
+        """The task's loss of output and target; None where it has none."""
+        if not self.has("loss"):
+            return None
+        return lambda output, target: self._call("loss", output, target)
+
+    @property
+    def higher_is_better(self) -> bool:
+        return bool(getattr(self.module, "higher_is_better", True))
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """The metrics of a model; the first is the headline."""
+        result = self._call("evaluate", model)
+        if isinstance(result, Mapping):
+            metrics = {str(name): _number(value) for name, value in result.items()}
+        else:
+            metrics = {"metric": _number(result)}
+        wrong = {name: value for name, value in metrics.items() if value is None}
+        if wrong or not metrics:
+            raise TaskError(
+                f"evaluate(model) in {self.source} returned {result!r}; expected a float, or a dict of floats whose "
+                f"first entry is the headline."
+            )
+        return {name: value for name, value in metrics.items() if value is not None}
+
+    def require(self, *names: str, purpose: str) -> None:
+        """Raise `TaskError` where a name is missing that a purpose needs."""
+        for name in names:
+            if not callable(getattr(self.module, name, None)):
+                raise TaskError(
+                    f"The task {self.source} lacks {name}(), which {purpose} needs. Define a function of that name; "
+                    f"the documentation's page on tasks shows one."
+                )
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        self.require(name, purpose="this command")
+        try:
+            return getattr(self.module, name)(*arguments)
+        except TaskError:
+            raise
+        except Exception as error:
+            raise self._failed(name, error) from error
+
+    def _iterate(self, name: str) -> Iterator[Any]:
+        try:
+            yield from self._call(name)
+        except TaskError:
+            raise
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            raise self._failed(name, error) from error
+
+    def _failed(self, name: str, error: Exception) -> TaskError:
+        return TaskError(
+            f"{name}() in {self.source} raised {type(error).__name__}: {error or 'no message'}"
+            f"{_where(error, self.module)}. Correct the task; --debug shows the traceback."
+        )
+
+
+def load_task(source: str | Path) -> Task:
+    """Load a task from a file (`path/to/task.py`) or a module (`package.module`).
+
+    It is the user's own code and is run as such; while a file is loaded its folder is importable, as for a
+    script.
+
+    Raises:
+        TaskError: it is missing, does not import, or lacks `model()`.
+    """
+    text = str(source)
+    path = Path(text)
+    looks_like_file = path.suffix == ".py" or "/" in text or path.exists()
+    if looks_like_file and not path.is_file():
+        raise TaskError(f"There is no task file {text}. Give a Python file (task.py) or a module (package.module).")
+    try:
+        module = _from_file(path) if looks_like_file else _from_module(text)
+    except TaskError:
+        raise
+    except SyntaxError as error:
+        raise TaskError(
+            f"The task {text} has a syntax error in line {error.lineno}: {error.msg}. Correct it and try again."
+        ) from error
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise TaskError(
+            f"The task {text} failed while it was imported: {type(error).__name__}: {error}{_last_line(error, text)}. "
+            f"Correct it and try again."
+        ) from error
+    task = Task(text, module)
+    task.require("model", purpose="every command")
+    return task
+
+
+def arguments(item: Any) -> tuple[Any, ...]:
+    """The positional arguments that an item of `calibration()` stands for.
+
+    A tuple is all of them; anything else, a `PackedSequence` too, is the one argument.
+    """
+    return item if isinstance(item, tuple) and not isinstance(item, PackedSequence) else (item,)
+
+
+def _from_file(path: Path) -> ModuleType:
+    name = f"htcompress_task_{abs(hash(path.resolve()))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"{path} is not a Python file. Give a Python file (task.py) or a module (package.module).")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.modules[name] = module  # dataclasses and pickling look a module up by its name
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _from_module(name: str) -> ModuleType:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            raise TaskError(
+                f"There is no module {name}. Give a Python file (task.py) or a module that can be imported from here."
+            ) from error
+        raise
+    finally:
+        sys.path.remove(folder)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool | str):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _where(error: BaseException, module: ModuleType) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == module.__file__]
+    return f" (line {frames[-1].lineno})" if frames else ""
+
+
+def _last_line(error: BaseException, source: str) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == Path(source).name]
+    return f" (line {frames[-1].lineno})" if frames else ""

@@ -1,0 +1,340 @@
+"""The Hierarchical Tucker tensor and its algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf, prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from htcompress.errors import ShapeError
+from htcompress.tensor.ranks import parameter_count, ranks_for_error
+from htcompress.tensor.tree import DimensionTree, Node
+
+
+@dataclass(frozen=True, eq=False)
+class HTTensor:
+    """A tensor of order d as a dimension tree with one small core at every node.
+
+    A leaf k holds `U_k` (n_k, r_k), an inner node `B_t` (r_left, r_right, r_t), the root has r = 1.
+    A core may be None: it is then an identity that nobody stores (a leaf with r = n, an inner node with
+    r_t = r_left * r_right, a root with r_left = r_right); `compact` finds all of them.
+
+    >>> import torch
+    >>> tree = DimensionTree.balanced(2)
+    >>> a, b = torch.ones(3, 1), torch.ones(4, 1)
+    >>> x = HTTensor.from_cores(tree, [a, b, torch.full((1, 1, 1), 2.0)])
+    >>> x.dense().sum().item(), x.parameters
+    (24.0, 8)
+
+    Source: Grasedyck 2010, "Hierarchical singular value decomposition of tensors".
+    """
+
+    tree: DimensionTree
+    shape: tuple[int, ...]
+    ranks: tuple[int, ...]
+    cores: tuple[Tensor | None, ...]
+
+    @classmethod
+    def from_cores(cls, tree: DimensionTree, cores: Sequence[Tensor]) -> HTTensor:
+        """The tensor that has these cores, one for each of `tree.nodes`. Raises `ShapeError` on a misfit."""
+        if len(cores) != len(tree.nodes):
+            raise ShapeError(f"A tree of {len(tree.nodes)} nodes needs as many cores; found {len(cores)}.")
+        ranks = tuple(core.shape[-1] for core in cores)
+        for node, core in zip(tree.nodes, cores, strict=True):
+            expected = (
+                (core.shape[0], ranks[node.index])
+                if node.children is None
+                else (*(ranks[child] for child in node.children), ranks[node.index])
+            )
+            if tuple(core.shape) != expected:
+                raise ShapeError(f"Core {node.name} has shape {tuple(core.shape)}; expected {expected}.")
+        if ranks[-1] != 1:
+            raise ShapeError(f"The root of an HT tensor has rank 1; found {ranks[-1]}.")
+        shape = tuple(cores[leaf.index].shape[0] for leaf in tree.leaf_nodes)
+        return cls(tree, shape, ranks, tuple(cores))
+
+    @classmethod
+    def zeros(cls, tree: DimensionTree, shape: Sequence[int], ranks: Sequence[int]) -> HTTensor:
+        """The compact tensor of these ranks with zero cores: the structure without the numbers."""
+        sizes = [
+            shape[node.leaves[0]] if node.children is None else ranks[node.children[0]] * ranks[node.children[1]]
+            for node in tree.nodes
+        ]
+        identity = [size == rank for size, rank in zip(sizes, ranks, strict=True)]
+        left, right = tree.root.children or (0, 0)
+        identity[-1] = tree.order > 1 and ranks[left] == ranks[right] and not (identity[left] and identity[right])
+        cores: list[Tensor | None] = []
+        for node in tree.nodes:
+            below = [shape[node.leaves[0]]] if node.children is None else [ranks[c] for c in node.children]
+            cores.append(None if identity[node.index] else torch.zeros(*below, ranks[node.index]))
+        return cls(tree, tuple(shape), tuple(ranks), tuple(cores))
+
+    # ---- what it holds -------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are stored."""
+        return sum(core.numel() for core in self.cores if core is not None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._any_core().dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._any_core().device
+
+    def _any_core(self) -> Tensor:
+        return next(core for core in self.cores if core is not None)
+
+    def core(self, node: Node) -> Tensor:
+        """The core of `node`, written out even where it is an identity."""
+        stored = self.cores[node.index]
+        if stored is not None:
+            return stored
+        rank = self.ranks[node.index]
+        like = self._any_core()
+        if node.children is None:
+            return torch.eye(rank, dtype=like.dtype, device=like.device)
+        left, right = (self.ranks[child] for child in node.children)
+        size = left if node.parent is None else rank
+        return torch.eye(size, dtype=like.dtype, device=like.device).reshape(left, right, rank)
+
+    def expanded(self) -> HTTensor:
+        """The same tensor with every identity written out."""
+        return replace(self, cores=tuple(self.core(node) for node in self.tree.nodes))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> HTTensor:
+        """The tensor with `function` applied to each stored core (a cast, a move, a detach)."""
+        return replace(self, cores=tuple(None if c is None else function(c) for c in self.cores))
+
+    # ---- reconstruction ------------------------------------------------------------------------------
+
+    def frame(self, node: Node) -> Float[Tensor, "n r"]:
+        """The matrix U_t (product of the modes below the node in the tree's order, r_t)."""
+        if node.children is None:
+            return self.core(node)
+        left, right = (self.frame(self.tree.nodes[child]) for child in node.children)
+        rank = self.ranks[node.index]
+        if self.cores[node.index] is None:
+            if node.parent is None:
+                return (left @ right.T).reshape(-1, 1)
+            return torch.einsum("al,br->ablr", left, right).reshape(-1, rank)
+        core = self.core(node)
+        # The cheaper child first keeps the intermediate small.
+        half = (left @ core.flatten(1)).reshape(left.shape[0], right.shape[1], rank)
+        return torch.einsum("art,br->abt", half, right).reshape(-1, rank)
+
+    def dense(self) -> Tensor:
+        """The full tensor of shape `shape`."""
+        order = self.tree.root.leaves
+        full = self.frame(self.tree.root).reshape([self.shape[k] for k in order])
+        return full.permute([order.index(k) for k in range(len(order))])
+
+    # ---- algebra -------------------------------------------------------------------------------------
+
+    def dot(self, other: HTTensor) -> Tensor:
+        """The inner product with a tensor of the same shape and tree, without writing either out."""
+        return self._cross(other)[-1].reshape(())
+
+    def _cross(self, other: HTTensor) -> list[Tensor]:
+        """U_t^T V_t for every node t: (r_t of self, r_t of other)."""
+        if self.tree != other.tree or self.shape != other.shape:
+            raise ShapeError(
+                f"An operation on two HT tensors needs one tree and shape; found {self.tree.nested} "
+                f"{self.shape} and {other.tree.nested} {other.shape}."
+            )
+        cross: list[Tensor] = []
+        for node in self.tree.nodes:
+            mine, theirs = self.core(node), other.core(node)
+            if node.children is None:
+                cross.append(mine.T @ theirs)
+            else:
+                left, right = (cross[child] for child in node.children)
+                cross.append(torch.einsum("abc,ad,be,def->cf", mine, left, right, theirs))
+        return cross
+
+    def norm(self) -> Tensor:
+        """The Frobenius norm, accurate also for the small difference of two tensors."""
+        return torch.linalg.vector_norm(self.orthogonalise().core(self.tree.root))
+
+    def __add__(self, other: HTTensor) -> HTTensor:
+        """The sum; its ranks are the sums of the ranks."""
+        if self.tree != other.tree or self.shape != other.shape:
+            raise ShapeError(f"Cannot add HT tensors of shapes {self.shape} and {other.shape} or unlike trees.")
+        if self.tree.order == 1:
+            return HTTensor.from_cores(self.tree, [self.core(self.tree.root) + other.core(self.tree.root)])
+        cores = []
+        for node in self.tree.nodes:
+            a, b = self.core(node), other.core(node)
+            if node.children is None:
+                cores.append(torch.cat([a, b], dim=1))
+                continue
+            rank = 1 if node.parent is None else a.shape[2] + b.shape[2]
+            core = a.new_zeros(a.shape[0] + b.shape[0], a.shape[1] + b.shape[1], rank)
+            core[: a.shape[0], : a.shape[1], : a.shape[2]] = a
+            core[a.shape[0] :, a.shape[1] :, rank - b.shape[2] :] = b
+            cores.append(core)
+        return HTTensor.from_cores(self.tree, cores)
+
+    def __mul__(self, factor: float) -> HTTensor:
+        """The tensor scaled by a number."""
+        cores = list(self.expanded().cores)
+        root = cores[-1]
+        assert root is not None
+        cores[-1] = root * factor
+        return replace(self, cores=tuple(cores))
+
+    __rmul__ = __mul__
+
+    def __sub__(self, other: HTTensor) -> HTTensor:
+        return self + (-1.0) * other
+
+    def orthogonalise(self) -> HTTensor:
+        """The same tensor with orthonormal columns in every frame but the root's."""
+        cores: list[Tensor] = []
+        carry: dict[int, Tensor] = {}
+        for node in self.tree.nodes:
+            core = self.core(node)
+            if node.children is not None:
+                left, right = (carry.pop(child) for child in node.children)
+                core = torch.einsum("lrt,al,br->abt", core, left, right)
+            if node.parent is not None:
+                q, carry[node.index] = torch.linalg.qr(core.reshape(-1, core.shape[-1]))
+                core = q.reshape(*core.shape[:-1], -1)
+            cores.append(core)
+        return HTTensor.from_cores(self.tree, cores)
+
+    def canonical(self) -> tuple[HTTensor, tuple[Float[Tensor, " r"], ...]]:
+        """The tensor in its singular bases, and the singular values at every edge.
+
+        In this form truncation is slicing. Directions without weight (below 1e-14 of the norm) are
+        dropped. The root's entry is its norm. Source: Grasedyck 2010, section 3.4.
+        """
+        orthogonal = self.orthogonalise()
+        nodes = self.tree.nodes
+        gramians: dict[int, Tensor] = {}
+        bases: dict[int, Tensor] = {}
+        spectra: list[Tensor] = [torch.empty(0)] * len(nodes)
+        root = orthogonal.core(self.tree.root)
+        gramians[self.tree.root.index] = root.new_ones(1, 1)
+        spectra[-1] = torch.linalg.vector_norm(root).reshape(1)
+        for node in reversed(self.tree.inner_nodes):
+            assert node.children is not None
+            core, above = orthogonal.core(node), gramians.pop(node.index)
+            weighted = core @ above
+            left, right = node.children
+            gramians[left] = torch.einsum("art,brt->ab", weighted, core)
+            gramians[right] = torch.einsum("lat,lbt->ab", weighted, core)
+            for child in node.children:
+                values, vectors = torch.linalg.eigh(gramians[child].double())
+                values = values.flip(0).clamp_min(0).sqrt()
+                keep = max(1, int((values > 1e-14 * values[0]).sum()))
+                spectra[child] = values[:keep]
+                bases[child] = vectors.flip(1)[:, :keep].to(core.dtype)
+        cores = []
+        for node in nodes:
+            core = orthogonal.core(node)
+            if node.children is not None:
+                core = torch.einsum("lrt,la,rb->abt", core, bases[node.children[0]], bases[node.children[1]])
+            if node.parent is not None:
+                core = core @ bases[node.index]
+            cores.append(core)
+        return HTTensor.from_cores(self.tree, cores), tuple(spectra)
+
+    def sliced(self, ranks: Sequence[int]) -> HTTensor:
+        """The leading `ranks` of every core, with the root fitted anew.
+
+        Meant for a tensor in canonical form: the squared error is then at most the sum over the edges of
+        the squared singular values cut off (the two edges of the root count once).
+        """
+        wanted = [min(a, b) for a, b in zip(ranks, self.ranks, strict=True)]
+        cores = []
+        for node in self.tree.nodes:
+            core = self.core(node)[..., : wanted[node.index]]
+            if node.children is not None:
+                core = core[: wanted[node.children[0]], : wanted[node.children[1]]]
+            cores.append(core)
+        part = HTTensor.from_cores(self.tree, cores).orthogonalise()
+        if part.tree.order == 1:
+            return part
+        cross = part._cross(self)
+        left, right = self.tree.root.children or (0, 0)
+        root = torch.einsum("lrt,al,br->abt", self.core(self.tree.root), cross[left], cross[right])
+        return HTTensor.from_cores(self.tree, [*(part.core(n) for n in self.tree.nodes[:-1]), root])
+
+    def truncate(self, *, ranks: Sequence[int] | None = None, rtol: float | None = None) -> HTTensor:
+        """The nearest tensor (up to sqrt(2d - 3)) of the given ranks, or within a relative error."""
+        form, spectra = self.canonical()
+        if ranks is None:
+            tail = ((rtol or 0.0) * float(spectra[-1])) ** 2
+            ranks = ranks_for_error(self.tree, self.shape, spectra, tail)
+        return form.sliced(ranks)
+
+    # ---- storage -------------------------------------------------------------------------------------
+
+    def compact(self) -> HTTensor:
+        """The same tensor with every core that can be an identity absorbed by its neighbour.
+
+        A full-rank leaf (r = n) and a full-rank inner node (r_t = r_left * r_right) move into their
+        parent, the root moves into its children, half of it to each: r^2 numbers less at each such
+        edge, for nothing. `parameters` then equals `ranks.parameter_count`.
+        """
+        tree = self.tree
+        if tree.order == 1:
+            return self.expanded()
+        cores: list[Tensor | None] = list(self.expanded().cores)
+        for node in tree.nodes[:-1]:
+            core = cores[node.index]
+            assert core is not None
+            if core.numel() != core.shape[-1] ** 2:
+                continue
+            _absorb(cores, tree, node, core.reshape(-1, core.shape[-1]))
+            cores[node.index] = None
+        left, right = tree.root.children or (0, 0)
+        root = cores[-1]
+        assert root is not None
+        ranks = [self.ranks[n.index] for n in tree.nodes]
+        if root.shape[0] == root.shape[1] and not (cores[left] is None and cores[right] is None):
+            a, b = cores[left], cores[right]
+            if a is None and b is not None:
+                cores[right] = b @ root[:, :, 0].T
+            elif b is None and a is not None:
+                cores[left] = a @ root[:, :, 0]
+            elif a is not None and b is not None:
+                u, s, vh = torch.linalg.svd(root[:, :, 0])
+                cores[left], cores[right] = a @ (u * s.sqrt()), b @ (vh.T * s.sqrt())
+            cores[-1] = None
+        compacted = HTTensor(tree, self.shape, tuple(ranks), tuple(cores))
+        assert compacted.parameters == parameter_count(tree, self.shape, ranks)
+        return compacted
+
+    def balance(self) -> HTTensor:
+        """The same tensor with equal Frobenius norms in all stored cores: a good start for training."""
+        stored = [core for core in self.cores if core is not None]
+        norms = [float(torch.linalg.vector_norm(core)) for core in stored]
+        if min(norms) == 0.0:
+            return self
+        mean = prod(n ** (1 / len(norms)) for n in norms)
+        return self.map(lambda core: core * (mean / torch.linalg.vector_norm(core)))
+
+    def relative_error(self, x: Tensor) -> float:
+        """||x - self|| / ||x||, by reconstruction; 0 where both are zero."""
+        scale = float(torch.linalg.vector_norm(x.double()))
+        error = float(torch.linalg.vector_norm(x.double() - self.dense().double()))
+        return error / scale if scale else (0.0 if error == 0.0 else inf)
+
+
+def _absorb(cores: list[Tensor | None], tree: DimensionTree, node: Node, factor: Tensor) -> None:
+    """Multiply `factor` (new rank, old rank) into the parent's slot for `node`."""
+    assert node.parent is not None
+    parent = cores[node.parent]
+    children = tree.nodes[node.parent].children
+    assert parent is not None
+    assert children is not None
+    equation = "ab,bcd->acd" if children[0] == node.index else "ab,cbd->cad"
+    cores[node.parent] = torch.einsum(equation, factor, parent)

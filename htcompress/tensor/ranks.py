@@ -1,0 +1,267 @@
+"""Choosing the ranks of an HT tensor: what they cost, what they lose, and the way from small to full."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import inf
+
+from torch import Tensor
+
+from htcompress.tensor.tree import DimensionTree
+
+
+@dataclass(frozen=True)
+class RankPoint:
+    """One choice of ranks: the numbers it stores and a bound on the squared error it makes."""
+
+    ranks: tuple[int, ...]
+    parameters: int
+    tail: float
+
+
+def parameter_count(tree: DimensionTree, shape: Sequence[int], ranks: Sequence[int]) -> int:
+    """The numbers a compact HT tensor of these ranks stores (identities are free; see `HTTensor.compact`).
+
+    >>> parameter_count(DimensionTree.balanced(2), (256, 3600), (5, 5, 1))  # truncated SVD: r (M + N)
+    19280
+    """
+    if tree.order == 1:
+        return shape[0]
+    total = 0
+    stored = [False] * len(tree.nodes)
+    for node in tree.nodes[:-1]:
+        rank = ranks[node.index]
+        size = shape[node.leaves[0]] if node.children is None else ranks[node.children[0]] * ranks[node.children[1]]
+        if size != rank:
+            stored[node.index] = True
+            total += size * rank
+    left, right = tree.root.children or (0, 0)
+    if ranks[left] != ranks[right] or not (stored[left] or stored[right]):
+        total += ranks[left] * ranks[right]
+    return total
+
+
+class RankModel:
+    """Costs and losses of all ranks of one decomposed tensor, given its singular values at every edge.
+
+    The squared error of a choice of ranks is bounded by the sum of the squared singular values cut off
+    at the edges, plus `offset`, what was lost before; the root's two edges are one. Source: Grasedyck 2010, theorem 3.11.
+    """
+
+    def __init__(
+        self, tree: DimensionTree, shape: Sequence[int], spectra: Sequence[Tensor], *, offset: float = 0.0
+    ) -> None:
+        self.tree = tree
+        self.offset = offset
+        self.shape = tuple(shape)
+        self.full = [len(s) for s in spectra]
+        if tree.order > 1:
+            left, right = tree.root.children or (0, 0)
+            self.full[left] = self.full[right] = min(self.full[left], self.full[right])
+        # tails[t][r]: the squared weight beyond rank r at edge t.
+        self.tails = []
+        for values in spectra:
+            squares = (values.double() ** 2).tolist()
+            self.tails.append(list(accumulate(reversed(squares), initial=0.0))[::-1])
+        skip = {tree.root.index}
+        if tree.order > 1:
+            skip.add((tree.root.children or (0, 0))[1])
+        self.edges = [node.index for node in tree.nodes if node.index not in skip]
+
+    def tail(self, ranks: Sequence[int]) -> float:
+        """The bound on the squared error."""
+        return self.offset + sum(self.tails[t][min(ranks[t], len(self.tails[t]) - 1)] for t in self.edges)
+
+    def parameters(self, ranks: Sequence[int]) -> int:
+        return parameter_count(self.tree, self.shape, ranks)
+
+    def point(self, ranks: Sequence[int]) -> RankPoint:
+        return RankPoint(tuple(ranks), self.parameters(ranks), self.tail(ranks))
+
+    def smallest(self) -> list[int]:
+        return [1] * len(self.tree.nodes)
+
+    def raised(self, ranks: Sequence[int], edge: int, by: int) -> list[int] | None:
+        """The ranks with one edge raised, and whatever else must rise for them to be attainable.
+
+        At every inner node no rank may exceed the product of the other two. None where the edge is full.
+        """
+        if ranks[edge] >= self.full[edge]:
+            return None
+        new = list(ranks)
+        new[edge] = min(self.full[edge], new[edge] + by)
+        return self._repair(new)
+
+    def _repair(self, ranks: list[int]) -> list[int] | None:
+        nodes = self.tree.nodes
+        root = self.tree.root
+        changed = True
+        while changed:
+            changed = False
+            if root.children is not None:
+                left, right = root.children
+                top = max(ranks[left], ranks[right])
+                if ranks[left] != ranks[right]:
+                    ranks[left] = ranks[right] = top
+                    changed = True
+            for node in self.tree.inner_nodes[:-1]:
+                triple = (*(node.children or ()), node.index)
+                for t in triple:
+                    a, b = (u for u in triple if u != t)
+                    if ranks[t] <= ranks[a] * ranks[b]:
+                        continue
+                    # Raise the neighbour that can still rise and recovers more.
+                    open_ = [u for u in (a, b) if ranks[u] < self.full[u]]
+                    if not open_:
+                        return None
+                    gain = {u: self.tails[u][ranks[u]] - self.tails[u][ranks[u] + 1] for u in open_}
+                    ranks[max(open_, key=lambda u: gain[u])] += 1
+                    changed = True
+        assert all(1 <= r <= max(1, self.full[n.index]) for r, n in zip(ranks, nodes, strict=True))
+        return ranks
+
+    def moves(self, ranks: Sequence[int]) -> list[list[int]]:
+        """Next choices worth a look: each edge raised by one, by a few, to full; pairs along the tree."""
+        found: dict[tuple[int, ...], list[int]] = {}
+
+        def add(candidate: list[int] | None) -> None:
+            if candidate is not None:
+                found.setdefault(tuple(candidate), candidate)
+
+        for edge in self.edges:
+            for by in (1, max(2, ranks[edge] // 4)):
+                add(self.raised(ranks, edge, by))
+            if self.full[edge] - ranks[edge] <= 8:
+                add(self.raised(ranks, edge, self.full[edge]))
+        for node in self.tree.inner_nodes:
+            family = [t for t in (*(node.children or ()), node.index) if ranks[t] < self.full[t]]
+            for i, first in enumerate(family):
+                for second in family[i + 1 :]:
+                    pair = list(ranks)
+                    pair[first] += 1
+                    pair[second] += 1
+                    add(self._repair(pair))
+        return list(found.values())
+
+
+def rank_path(model: RankModel, *, max_parameters: float = inf, max_tail: float = 0.0) -> list[RankPoint]:
+    """From rank one upwards, always the move that loses least per number; its Pareto front, ascending.
+
+    Stops where the budget is passed or the bound is small enough. The last point within the budget is
+    the greedy choice for it; a larger budget never gives a larger bound.
+    """
+    current = model.point(model.smallest())
+    path = [current]
+    while current.tail > max_tail:
+        best, best_rate = None, -inf
+        for ranks in model.moves(current.ranks):
+            point = model.point(ranks)
+            if point.parameters > max_parameters:
+                continue
+            gain, cost = current.tail - point.tail, point.parameters - current.parameters
+            rate = gain / cost if cost > 0 else inf
+            if (gain > 0 or cost <= 0) and rate > best_rate:
+                best, best_rate = point, rate
+        if best is None or best.ranks == current.ranks:
+            break
+        current = best
+        path.append(current)
+    return pareto(path)
+
+
+def pareto(points: Sequence[RankPoint]) -> list[RankPoint]:
+    """The points that no other beats in both numbers and bound, by ascending numbers."""
+    front: list[RankPoint] = []
+    for point in sorted(points, key=lambda p: (p.parameters, p.tail)):
+        if not front or point.tail < front[-1].tail:
+            front.append(point)
+    return front
+
+
+def refine(model: RankModel, start: RankPoint, max_parameters: float) -> RankPoint:
+    """Local search from a greedy choice: lower one edge, spend what it frees elsewhere; keep what gains."""
+    best = start
+    improved = True
+    while improved:
+        improved = False
+        for edge in model.edges:
+            lowered = list(best.ranks)
+            if lowered[edge] == 1:
+                continue
+            lowered[edge] -= 1
+            if model.tree.root.children and edge == model.tree.root.children[0]:
+                lowered[model.tree.root.children[1]] -= 1
+            if not _attainable(model, lowered):
+                continue
+            trial = model.point(lowered)
+            while True:
+                steps = [model.point(r) for r in model.moves(trial.ranks)]
+                steps = [p for p in steps if p.parameters <= max_parameters and p.tail < trial.tail]
+                if not steps:
+                    break
+                trial = min(steps, key=lambda p: p.tail)
+            if trial.tail < best.tail and trial.parameters <= max_parameters:
+                best, improved = trial, True
+                break
+    return best
+
+
+def _attainable(model: RankModel, ranks: list[int]) -> bool:
+    for node in model.tree.inner_nodes[:-1]:
+        a, b = node.children or (0, 0)
+        triple = (ranks[a], ranks[b], ranks[node.index])
+        if 2 * max(triple) > 0 and max(triple) ** 2 > triple[0] * triple[1] * triple[2]:
+            return False
+    return True
+
+
+def ranks_for_budget(
+    tree: DimensionTree, shape: Sequence[int], spectra: Sequence[Tensor], max_parameters: int
+) -> tuple[int, ...] | None:
+    """The ranks of least error bound that store at most `max_parameters` numbers; None where none fit."""
+    model = RankModel(tree, shape, spectra)
+    path = [p for p in rank_path(model, max_parameters=max_parameters) if p.parameters <= max_parameters]
+    if not path:
+        return None
+    return refine(model, path[-1], max_parameters).ranks
+
+
+def ranks_for_error(
+    tree: DimensionTree, shape: Sequence[int], spectra: Sequence[Tensor], max_tail: float
+) -> tuple[int, ...]:
+    """The fewest numbers found whose error bound, squared, is at most `max_tail`."""
+    model = RankModel(tree, shape, spectra)
+    full = [max(1, f) for f in model.full]
+    candidates = [model.point(full)]
+    candidates += [p for p in rank_path(model, max_tail=max_tail) if p.tail <= max_tail]
+    # From above as well: each edge cut as far as an equal share of the tolerance allows.
+    share = max_tail / max(1, len(model.edges))
+    even = list(full)
+    for t in model.edges:
+        even[t] = next(r for r in range(1, full[t] + 1) if model.tails[t][r] <= share or r == full[t])
+    repaired = model._repair(even)
+    if repaired is not None and model.tail(repaired) <= max_tail:
+        candidates.append(_trim(model, model.point(repaired), max_tail))
+    return min(candidates, key=lambda p: (p.parameters, p.tail)).ranks
+
+
+def _trim(model: RankModel, start: RankPoint, max_tail: float) -> RankPoint:
+    """Lower edges one by one, the largest saving first, while the bound holds: spends what is left over."""
+    best = start
+    while True:
+        options = []
+        for edge in model.edges:
+            lowered = list(best.ranks)
+            lowered[edge] -= 1
+            if model.tree.root.children and edge == model.tree.root.children[0]:
+                lowered[model.tree.root.children[1]] -= 1
+            if min(lowered) < 1 or not _attainable(model, lowered):
+                continue
+            point = model.point(lowered)
+            if point.tail <= max_tail and point.parameters < best.parameters:
+                options.append(point)
+        if not options:
+            return best
+        best = min(options, key=lambda p: p.parameters)
