@@ -1,1 +1,62 @@
-"""Post-training compression of recurrent networks in Hierarchical Tucker form."""
+"""Post-training compression of recurrent networks in Hierarchical Tucker form.
+
+>>> import torch, htcompress
+>>> result = htcompress.compress(torch.nn.LSTM(64, 32), budget=2000)
+>>> y, (h, c) = result.model(torch.randn(5, 3, 64))
+>>> tuple(y.shape)
+(5, 3, 32)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from htcompress.checkpoint.directory import load
+    from htcompress.errors import HTCompressError
+    from htcompress.finetuning.distill import FineTuning
+    from htcompress.pipeline import Compressed, compress, convert, evaluate, finetune, save
+    from htcompress.planning import Goal, Scope
+    from htcompress.report import Report
+
+# Names are imported when they are used: `import htcompress` costs no torch.
+_HOMES = {
+    "Compressed": "htcompress.pipeline",
+    "FineTuning": "htcompress.finetuning.distill",
+    "Goal": "htcompress.planning",
+    "HTCompressError": "htcompress.errors",
+    "Report": "htcompress.report",
+    "Scope": "htcompress.planning",
+    "compress": "htcompress.pipeline",
+    "convert": "htcompress.pipeline",
+    "evaluate": "htcompress.pipeline",
+    "finetune": "htcompress.pipeline",
+    "load": "htcompress.checkpoint.directory",
+    "save": "htcompress.pipeline",
+}
+
+__all__ = [
+    "Compressed",
+    "FineTuning",
+    "Goal",
+    "HTCompressError",
+    "Report",
+    "Scope",
+    "compress",
+    "convert",
+    "evaluate",
+    "finetune",
+    "load",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'htcompress' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

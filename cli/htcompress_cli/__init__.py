@@ -1,0 +1,1 @@
+"""The command line of htcompress: a thin shell around the library."""

@@ -57,9 +57,7 @@ def inventory_of_model(model: nn.Module, *, source: str = "The model") -> list[D
     return found
 
 
-def _settings(
-    name: str, matches: list[re.Match[str]], tensors: Mapping[str, Tensor], source: str
-) -> RecurrentSettings:
+def _settings(name: str, matches: list[re.Match[str]], tensors: Mapping[str, Tensor], source: str) -> RecurrentSettings:
     cell = all(match["number"] is None for match in matches)
     reverse = any(match["reverse"] for match in matches)
     layers = 1 if cell else max(int(match["number"]) for match in matches if match["number"] is not None) + 1
@@ -121,7 +119,10 @@ def _layer(name: str, settings: RecurrentSettings, tensors: Mapping[str, Tensor]
                 )
         prefix = f"{name}." if name else ""
         slots[suffix.removeprefix("_") or "cell"] = DenseSlot.read(
-            settings, layer, suffix, lambda key, prefix=prefix: tensors[prefix + key]  # type: ignore[misc]
+            settings,
+            layer,
+            suffix,
+            lambda key, prefix=prefix: tensors[prefix + key],  # type: ignore[misc]
         )
     return DenseLayer(name, settings, slots)
 

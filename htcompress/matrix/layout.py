@@ -56,7 +56,10 @@ class Layout:
             )
         if min(self.row_modes + self.col_modes) < 1:
             raise ShapeError(f"Modes are at least 1; found {self.row_modes} and {self.col_modes}.")
-        for what, size, modes in (("rows", self.rows, self.row_modes), ("columns", self.cols, self.col_modes)):
+        for what, size, modes in (
+            ("rows", self.rows, self.row_modes),
+            ("columns", self.cols, self.col_modes),
+        ):
             if prod(modes) < size:
                 raise ShapeError(f"The modes {modes} hold {prod(modes)} {what}; the matrix has {size}.")
 

@@ -178,6 +178,7 @@ class Metric:
             self._moments[key] = (vectors @ vectors.T).double() / count
         return self._moments[key]
 
+
 @dataclass(frozen=True, eq=False)
 class RowRoot:
     """A symmetric square root of the row metric: a matrix, a diagonal (rows,), or None for the identity."""

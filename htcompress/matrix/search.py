@@ -92,7 +92,10 @@ class Search:
     def forms(self) -> list[Form]:
         """The candidates; the truncated SVD first, unless another family was asked for."""
         rows, cols = self.matrix.shape
-        whole_rows, whole_cols = Half.of(self._split, Side.ROWS, (rows,)), Half.of(self._split, Side.COLS, (cols,))
+        whole_rows, whole_cols = (
+            Half.of(self._split, Side.ROWS, (rows,)),
+            Half.of(self._split, Side.COLS, (cols,)),
+        )
         found: list[Form] = []
         if self.kind in (LayoutKind.AUTO, LayoutKind.SVD):
             found.append(SplitForm(self._split, whole_rows, whole_cols))
@@ -251,4 +254,3 @@ def front(choices: list[Choice]) -> list[Choice]:
 def relative(error: float, total: float) -> float:
     """A squared error as a relative one; 0 where there is nothing to lose."""
     return (error / total) ** 0.5 if total > 0 else 0.0
-

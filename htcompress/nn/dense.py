@@ -29,9 +29,7 @@ class DenseSlot:
     hr: Float[Tensor, "proj hidden"] | None
 
     @classmethod
-    def read(
-        cls, settings: RecurrentSettings, layer: int, suffix: str, get: Callable[[str], Tensor]
-    ) -> DenseSlot:
+    def read(cls, settings: RecurrentSettings, layer: int, suffix: str, get: Callable[[str], Tensor]) -> DenseSlot:
         """Take a slot's tensors by torch's names (`weight_ih_l0`, ...), in float32 or float64."""
 
         def tensor(name: str) -> Tensor:

@@ -86,9 +86,9 @@ class HTRecurrent(nn.Module):
         if self.settings.kind is Kind.LSTM:
             if not (isinstance(hx, tuple | list) and len(hx) == 2):
                 raise ShapeError("The initial state of an LSTM is a pair (h_0, c_0).")
-            state, sizes = tuple(hx), (self.settings.state_size, self.settings.hidden_size)
+            state, sizes = tuple(hx), [self.settings.state_size, self.settings.hidden_size]
         else:
-            state, sizes = (hx,), (self.settings.state_size,)
+            state, sizes = (hx,), [self.settings.state_size]
         for name, tensor, size in zip(("h_0", "c_0"), state, sizes, strict=False):
             if tuple(tensor.shape) != (*expected, size):
                 raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; expected {(*expected, size)}.")

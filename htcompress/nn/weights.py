@@ -133,6 +133,8 @@ class GateWeights(nn.Module):
     hh: Weight | None
     joint: HTWeight | None
     hr: Weight | None
+    bias: nn.Parameter | None
+    bias_hn: nn.Parameter | None
 
     def __init__(self, settings: RecurrentSettings, layer: int, matrices: GateMatrices) -> None:
         super().__init__()

@@ -108,6 +108,7 @@ class SlotTarget:
     def _metric(self, name: str, matrix: Tensor, *, biases_apart: bool) -> Metric:
         if self.seen is None or name == "hr":
             return Metric(*matrix.shape)
+        rows, cols = matrix.shape
         inputs, size = self.seen.inputs, self.dense.ih.shape[1]
         gradients = self.seen.gradients_hh if name == "hh" else self.seen.gradients_ih
         if name == "ih":
@@ -116,11 +117,11 @@ class SlotTarget:
             inputs = inputs[:, size:]
         elif not biases_apart:
             ones = inputs.new_ones(len(inputs), self.dense.bias_columns().shape[1])
-            return Metric(*matrix.shape, gradients, torch.cat([inputs, ones], dim=1), None)
+            return Metric(rows, cols, gradients=gradients, inputs=torch.cat([inputs, ones], dim=1))
         if self.dense.bias is None:
-            return Metric(*matrix.shape, gradients, inputs, None)
+            return Metric(rows, cols, gradients=gradients, inputs=inputs)
         mean = inputs.mean(0)
-        return Metric(*matrix.shape, gradients, inputs - mean, mean)
+        return Metric(rows, cols, gradients=gradients, inputs=inputs - mean, mean=mean)
 
     def _weight(self, name: str, search: Search) -> float:
         if self.seen is not None and name != "hr":
@@ -198,7 +199,9 @@ def _add(bias: Tensor | None, change: Tensor | None) -> Tensor | None:
     return bias if bias is None or change is None else (bias.double() + change).to(bias.dtype)
 
 
-def _front(points: list[tuple[int, float, tuple[Choice, ...]]]) -> list[tuple[int, float, tuple[Choice, ...]]]:
+def _front(
+    points: list[tuple[int, float, tuple[Choice, ...]]],
+) -> list[tuple[int, float, tuple[Choice, ...]]]:
     kept: list[tuple[int, float, tuple[Choice, ...]]] = []
     for point in sorted(points, key=lambda p: (p[0], p[1])):
         if not kept or point[1] < kept[-1][1]:

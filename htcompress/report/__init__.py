@@ -1,0 +1,15 @@
+"""The report of a compression and its views."""
+
+from htcompress.report.markdown import model_card, to_markdown
+from htcompress.report.report import LayerReport, MatrixReport, Quality, Report, Timings, Totals
+
+__all__ = [
+    "LayerReport",
+    "MatrixReport",
+    "Quality",
+    "Report",
+    "Timings",
+    "Totals",
+    "model_card",
+    "to_markdown",
+]

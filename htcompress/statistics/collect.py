@@ -7,14 +7,13 @@ projection of the model's output, so that E[delta delta^T] is the second moment 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from math import sqrt
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from htcompress.errors import TaskError
 from htcompress.matrix.metric import EXACT_LIMIT
@@ -166,9 +165,7 @@ def _watched(z: Tensor) -> Tensor:
     return z
 
 
-def _previous(
-    out: Tensor, first: Tensor, batch_sizes: Tensor | None, *, reverse: bool
-) -> tuple[Tensor, Tensor | None]:
+def _previous(out: Tensor, first: Tensor, batch_sizes: Tensor | None, *, reverse: bool) -> tuple[Tensor, Tensor | None]:
     """The state that each time step started from, laid out like `out`."""
     if batch_sizes is None:
         shifted = [out[1:], first.unsqueeze(0)] if reverse else [first.unsqueeze(0), out[:-1]]
@@ -214,7 +211,7 @@ def collect(
     """
     wanted = {n: m for n, m in recurrent_modules(model).items() if names is None or n in set(names)}
     steps: list[tuple[str, _Step]] = []
-    probes: dict[str, nn.Module] = {}
+    probes: dict[str, HTRecurrent] = {}
     for name, module in wanted.items():
         settings = RecurrentSettings.of(module)
         matrices = [slot.matrices() for slot in DenseSlot.read_all(settings, dict(module.named_parameters()))]
@@ -237,9 +234,7 @@ def collect(
                     "The model's output does not depend on its recurrent layers by gradients, so calibration "
                     "cannot weigh them. Return the logits or states from the model, not decoded symbols."
                 )
-            projection = sum(
-                (t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in parts if t.numel()
-            )
+            projection = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in parts if t.numel())
             assert isinstance(projection, Tensor)
             projection.backward()
             count += 1
@@ -248,10 +243,7 @@ def collect(
                 if step.slot not in slots:
                     slots[step.slot] = _Gathered(_Reservoir(generator))
                 if step.z.grad is not None:
-                    settings = probes[name].settings
-                    assert isinstance(settings, RecurrentSettings)
-                    gates = probes[name].gates[step.slot]  # type: ignore[index,union-attr]
-                    slots[step.slot].add(*_flat(settings, gates, step))
+                    slots[step.slot].add(*_flat(probes[name].slots()[step.slot], step))
             if on_batch is not None:
                 on_batch(count)
     if count == 0:
@@ -266,7 +258,8 @@ def collect(
     }
 
 
-def _flat(settings: RecurrentSettings, gates: GateWeights, step: _Step) -> tuple[Tensor, Tensor, Tensor]:
+def _flat(gates: GateWeights, step: _Step) -> tuple[Tensor, Tensor, Tensor]:
+    settings = gates.settings
     x = step.x.detach().reshape(-1, step.x.shape[-1])
     h = step.h.detach().reshape(-1, step.h.shape[-1])
     assert step.z.grad is not None

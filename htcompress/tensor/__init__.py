@@ -6,8 +6,8 @@ from htcompress.tensor.ranks import RankModel, RankPoint, parameter_count, paret
 from htcompress.tensor.tree import DimensionTree, Nested, Node
 
 __all__ = [
-    "DimensionTree",
     "Decomposition",
+    "DimensionTree",
     "HTTensor",
     "Nested",
     "Node",

@@ -139,9 +139,7 @@ def decompose(
     return Decomposition(tensor, spectra, sqrt(squared), discarded)
 
 
-def project(
-    x: Tensor, nodes: Sequence[Node], *, cap: int | None, edge_tail: float
-) -> tuple[list[Tensor], float]:
+def project(x: Tensor, nodes: Sequence[Node], *, cap: int | None, edge_tail: float) -> tuple[list[Tensor], float]:
     """The cores below and at the top of `nodes` for a tensor (modes in increasing order, open rank).
 
     Every edge below the top is cut to `cap` ranks and to a squared tail of at most `edge_tail`, one

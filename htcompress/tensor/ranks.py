@@ -47,7 +47,8 @@ class RankModel:
     """Costs and losses of all ranks of one decomposed tensor, given its singular values at every edge.
 
     The squared error of a choice of ranks is bounded by the sum of the squared singular values cut off
-    at the edges, plus `offset`, what was lost before; the root's two edges are one. Source: Grasedyck 2010, theorem 3.11.
+    at the edges, plus `offset`, what was lost before; the root's two edges are one.
+    Source: Grasedyck 2010, theorem 3.11.
     """
 
     def __init__(
@@ -147,19 +148,27 @@ class RankModel:
 
 
 def rank_path(model: RankModel, *, max_parameters: float = inf, max_tail: float = 0.0) -> list[RankPoint]:
-    """From rank one upwards, always the move that loses least per number; its Pareto front, ascending.
+    """From rank one upwards, always the move that loses least per number.
 
-    Stops where the budget is passed or the bound is small enough. The last point within the budget is
-    the greedy choice for it; a larger budget never gives a larger bound.
+    Returns the Pareto front of all that was looked at on the way, ascending: a move of several ranks may
+    pass over points that are the best of their size. With one edge alone that is every rank. Stops where
+    the budget is passed or the bound is small enough. The last point within a budget is the greedy choice
+    for it; along one path a larger budget never gives a larger bound.
     """
     current = model.point(model.smallest())
-    path = [current]
+    seen = [current]
+    if len(model.edges) == 1:
+        (edge,) = model.edges
+        ranks = (model.raised(current.ranks, edge, by) for by in range(1, model.full[edge]))
+        seen += [model.point(r) for r in ranks if r is not None]
+        return pareto([current, *(p for p in seen if p.parameters <= max_parameters)])
     while current.tail > max_tail:
         best, best_rate = None, -inf
         for ranks in model.moves(current.ranks):
             point = model.point(ranks)
             if point.parameters > max_parameters:
                 continue
+            seen.append(point)
             gain, cost = current.tail - point.tail, point.parameters - current.parameters
             rate = gain / cost if cost > 0 else inf
             if (gain > 0 or cost <= 0) and rate > best_rate:
@@ -167,8 +176,7 @@ def rank_path(model: RankModel, *, max_parameters: float = inf, max_tail: float 
         if best is None or best.ranks == current.ranks:
             break
         current = best
-        path.append(current)
-    return pareto(path)
+    return pareto(seen)
 
 
 def pareto(points: Sequence[RankPoint]) -> list[RankPoint]:
@@ -241,6 +249,9 @@ def ranks_for_error(
     even = list(full)
     for t in model.edges:
         even[t] = next(r for r in range(1, full[t] + 1) if model.tails[t][r] <= share or r == full[t])
+    if tree.root.children is not None:
+        left, right = tree.root.children
+        even[right] = even[left]
     repaired = model._repair(even)
     if repaired is not None and model.tail(repaired) <= max_tail:
         candidates.append(_trim(model, model.point(repaired), max_tail))

@@ -51,9 +51,7 @@ class DimensionTree:
     def __post_init__(self) -> None:
         leaves = sorted(_leaves(self.nested))
         if leaves != list(range(len(leaves))):
-            raise ShapeError(
-                f"A dimension tree needs every mode 0 .. d-1 exactly once as a leaf; found {leaves}."
-            )
+            raise ShapeError(f"A dimension tree needs every mode 0 .. d-1 exactly once as a leaf; found {leaves}.")
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -70,9 +68,7 @@ class DimensionTree:
 
         walk(self.nested)
         parents = {child: t for t, (_, children) in enumerate(found) for child in children or ()}
-        return tuple(
-            Node(t, leaves, children, parents.get(t)) for t, (leaves, children) in enumerate(found)
-        )
+        return tuple(Node(t, leaves, children, parents.get(t)) for t, (leaves, children) in enumerate(found))
 
     @property
     def order(self) -> int:

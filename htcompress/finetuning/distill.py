@@ -53,7 +53,7 @@ class Progress:
 
 def distill(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     batches: Batches,
     *,
     loss: TaskLoss | None = None,
@@ -68,7 +68,7 @@ def distill(
 
     Args:
         student: the compressed model; all of its parameters that require gradients are trained.
-        teacher: the dense model.
+        teacher: the dense model; None: only the task's loss is trained on.
         batches: starts a pass over the data; called again whenever a pass ends.
         loss: of output and target, added where a batch has a target.
 
@@ -92,13 +92,13 @@ class _Run:
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         batches: Batches,
         loss: TaskLoss | None,
         options: FineTuning,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self.student, self.teacher = student, teacher.eval()
+        self.student, self.teacher = student, None if teacher is None else teacher.eval()
         self.loss, self.options, self.on_progress = loss, options, on_progress
         self.batches = batches
         self.held: list[tuple[tuple[Any, ...], Any]] = []
@@ -164,9 +164,20 @@ class _Run:
         return endless()
 
     def _loss(self, arguments: tuple[Any, ...], target: Any) -> Tensor:
+        output = self.student(*arguments)
+        terms = []
+        if self.teacher is not None:
+            terms.append(self._distance(output, arguments))
+        if target is not None and self.loss is not None:
+            terms.append(self.loss(output, target))
+        if not terms:
+            raise TaskError("Without the dense model, fine-tuning needs targets from training() and a loss().")
+        return torch.stack(terms).sum()
+
+    def _distance(self, output: Any, arguments: tuple[Any, ...]) -> Tensor:
+        assert self.teacher is not None
         with torch.no_grad():
             wanted = list(tensors_of(self.teacher(*arguments)))
-        output = self.student(*arguments)
         found = list(tensors_of(output))
         if not wanted or [t.shape for t in wanted] != [t.shape for t in found]:
             raise TaskError(
@@ -176,10 +187,7 @@ class _Run:
         terms = [
             (a - b).square().mean() / b.var(correction=0).clamp_min(1e-12) for a, b in zip(found, wanted, strict=True)
         ]
-        total = torch.stack(terms).mean()
-        if target is not None and self.loss is not None:
-            total = total + self.loss(output, target)
-        return total
+        return torch.stack(terms).mean()
 
     def _held_out_loss(self) -> float:
         self.student.eval()
@@ -199,5 +207,3 @@ def _train_mode(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
             module.eval()
-
-

@@ -1,0 +1,62 @@
+"""What the user sees while work goes on: stages and progress on stderr, bars on a terminal only."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from htcompress.observer import Observer
+
+
+class Screen(Observer):
+    """Draws the stages of a command: a bar for each on a terminal, a line for each elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.quiet = quiet
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Screen:
+        if self.console.is_terminal and not self.quiet:
+            self._progress = Progress(
+                SpinnerColumn(finished_text="[green]✓"),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TimeElapsedColumn(),
+                TextColumn("[dim]{task.fields[detail]}"),
+                console=self.console,
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            if kind is None:
+                self._finish()
+            self._progress.stop()
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        if self._progress is not None:
+            self._finish()
+            self._task = self._progress.add_task(name, total=total, detail="")
+        elif not self.quiet:
+            self.console.print(f"{name} ...", style="dim")
+
+    def advance(self, done: int, detail: str = "") -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, detail=detail)
+
+    def message(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(f"[yellow]note:[/] {text}", soft_wrap=True)
+
+    def _finish(self) -> None:
+        if self._progress is not None and self._task is not None:
+            task = self._progress.tasks[-1]
+            total = task.total if task.total is not None else 1
+            self._progress.update(self._task, total=total, completed=total)

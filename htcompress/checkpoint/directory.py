@@ -1,0 +1,219 @@
+"""The output directory: written whole or not at all, read back into a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from htcompress.errors import CheckpointError, RequestError
+from htcompress.nn.recurrent import HTRecurrent, module_class
+from htcompress.nn.replace import recurrent_modules, replace_modules
+from htcompress.nn.settings import RecurrentSettings
+from htcompress.report import Report, model_card, to_markdown
+
+FORMAT = "htcompress.model/1"
+_STRUCTURE = ("kind", "input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "cell")
+
+
+def config_of(modules: Mapping[str, HTRecurrent]) -> dict[str, Any]:
+    """The contents of `config.json`: each layer's settings and the structure of its weights."""
+    layers = {
+        name: {"settings": module.settings.to_config(), "weights": module.to_config()}
+        for name, module in modules.items()
+    }
+    return {"format": FORMAT, "layers": layers}
+
+
+def check_writable(directory: Path) -> None:
+    """Raise `RequestError` where an output directory could not be written, before any work is done."""
+    if directory.exists() and not directory.is_dir():
+        raise RequestError(f"The output {directory} is a file; give a directory with -o.")
+    if directory.is_dir() and any(directory.iterdir()) and not _is_ours(directory):
+        raise RequestError(
+            f"The output directory {directory} exists and is not one of htcompress, so it is left as it is. Give "
+            f"another with -o."
+        )
+    parent = _existing_parent(directory)
+    if not os.access(parent, os.W_OK):
+        raise RequestError(f"The folder {parent} cannot be written to; give another output directory with -o.")
+
+
+def write_directory(directory: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], report: Report) -> None:
+    """Write an output directory: beside its place first, then renamed. An older one of ours is replaced."""
+    directory = directory.absolute()
+    check_writable(directory)
+    with _signals_deferred():
+        _write(directory, tensors, config, report)
+
+
+def _write(directory: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], report: Report) -> None:
+    from safetensors.torch import save_file
+
+    made = _missing_parents(directory)
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    done = False
+    try:
+        partial.mkdir(parents=True)
+        # safetensors refuses views and shared memory.
+        whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, partial / "model.safetensors", metadata={"format": "pt"})
+        (partial / "model.safetensors").chmod(0o666 & ~_umask())
+        (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        (partial / "report.json").write_text(report.to_json(), encoding="utf-8")
+        (partial / "report.md").write_text(to_markdown(report), encoding="utf-8")
+        (partial / "README.md").write_text(model_card(report), encoding="utf-8")
+        if directory.exists():
+            directory.rename(old)
+        partial.rename(directory)
+        done = True
+    except OSError as error:
+        raise RequestError(f"The output directory {directory} cannot be written: {error.strerror}.") from error
+    finally:
+        if old.exists() and not directory.exists():
+            old.rename(directory)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        if not done:
+            for parent in made:
+                if parent.is_dir() and not any(parent.iterdir()):
+                    parent.rmdir()
+
+
+def _umask() -> int:
+    """The process's umask; safetensors ignores it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the directory stands, then deliver them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: arrived.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The `config.json` of an output directory. Raises `CheckpointError` where there is none."""
+    path = directory / "config.json"
+    if not directory.is_dir() or not path.is_file():
+        raise CheckpointError(f"{directory} is not an output directory of htcompress: it has no config.json.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = config.get("format")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not valid: {error}. Convert the model again.") from error
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has the format {found!r}; this version reads {FORMAT!r}. Convert again.")
+    assert isinstance(config, dict)
+    return config
+
+
+def read_report(directory: Path) -> Report:
+    """The report of an output directory."""
+    path = directory / "report.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory} has no report.json; is it an output directory of htcompress?")
+    return Report.from_json(path.read_text(encoding="utf-8"), source=str(path))
+
+
+def load(directory: str | Path, model: nn.Module) -> nn.Module:
+    """Load an output directory into a dense model: a copy with its recurrent modules replaced.
+
+    What a state_dict cannot tell (`batch_first`, `dropout`) is taken from the instance.
+
+    >>> import htcompress
+    >>> compact = htcompress.load("out", OriginalModel())  # doctest: +SKIP
+
+    Args:
+        directory: as written by `htcompress convert` or `htcompress.save`.
+        model: an instance of the original class; it is not changed.
+
+    Raises:
+        CheckpointError: the directory is not one of htcompress, or does not fit the model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    directory = Path(directory)
+    config = read_config(directory)
+    dense = recurrent_modules(model)
+    built: dict[str, nn.Module] = {}
+    for name, layer in config["layers"].items():
+        saved = RecurrentSettings.from_config(layer["settings"])
+        if name not in dense:
+            raise CheckpointError(
+                f"{directory} has a compressed layer {name!r}; the model has {', '.join(map(repr, dense)) or 'none'}. "
+                f"Give an instance of the class that the checkpoint was trained with."
+            )
+        here = RecurrentSettings.of(dense[name])
+        wrong = [f for f in _STRUCTURE if not _same(f, getattr(saved, f), getattr(here, f))]
+        if wrong:
+            shown = ", ".join(f"{f}: {getattr(saved, f)} in the directory, {getattr(here, f)} here" for f in wrong)
+            raise CheckpointError(f"Layer {name!r} of {directory} does not fit the model: {shown}.")
+        settings = replace(here, cell=saved.cell)
+        built[name] = module_class(settings).from_config(settings, layer["weights"])
+    compact = replace_modules(model, built)
+    path = directory / "model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Convert the model again.") from error
+    for name, parameter in compact.named_parameters():
+        # A float64 checkpoint stays one.
+        if name in tensors and parameter.dtype != tensors[name].dtype:
+            parameter.data = parameter.data.to(tensors[name].dtype)
+    problems = compact.load_state_dict(tensors, strict=False)
+    if problems.missing_keys or problems.unexpected_keys:
+        listed = [
+            *(f"lacks {k}" for k in problems.missing_keys),
+            *(f"has {k}" for k in problems.unexpected_keys),
+        ]
+        raise CheckpointError(f"{path} does not fit the model: it {'; it '.join(listed[:4])}.")
+    return compact
+
+
+def _same(field: str, saved: Any, here: Any) -> bool:
+    # A state_dict does not tell tanh from relu: the instance does.
+    return bool(saved == here or (field == "kind" and {str(saved), str(here)} == {"rnn_tanh", "rnn_relu"}))
+
+
+def _is_ours(directory: Path) -> bool:
+    try:
+        read_config(directory)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _existing_parent(path: Path) -> Path:
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    return parent
+
+
+def _missing_parents(path: Path) -> list[Path]:
+    """The parents that have to be made, the deepest first."""
+    return [parent for parent in path.parents if not parent.exists()]

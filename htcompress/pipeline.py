@@ -1,0 +1,530 @@
+"""The main job: a trained dense model in, a compact model and its report out."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from htcompress.checkpoint.directory import (
+    config_of,
+    load,
+    read_config,
+    read_report,
+    write_directory,
+)
+from htcompress.checkpoint.inventory import inventory, inventory_of_model
+from htcompress.checkpoint.read import Checkpoint, read_checkpoint
+from htcompress.errors import CheckpointError, RequestError, TaskError
+from htcompress.finetuning.distill import Batches, FineTuning, Progress, TaskLoss, distill
+from htcompress.matrix import LayoutKind
+from htcompress.nn.dense import DenseLayer
+from htcompress.nn.recurrent import HTRecurrent
+from htcompress.nn.replace import replace_modules
+from htcompress.observer import Observer
+from htcompress.planning import Goal, LayerPlan, Scope, plan_layers
+from htcompress.report import Quality, Report, Timings
+from htcompress.report.report import layer_reports, request_of, totals_of
+from htcompress.statistics.collect import SlotStatistics, collect
+from htcompress.task import Task, arguments, load_task
+
+Evaluate = Callable[[nn.Module], Mapping[str, float] | float]
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """The result of a compression.
+
+    Attributes:
+        model: the compact model; None where only a state_dict was given.
+        modules: the recurrent modules in HT form, by name.
+        tensors: every tensor of the model by name, HT cores in place of the dense recurrent weights.
+        report: what was asked, what came of it.
+    """
+
+    model: nn.Module | None
+    modules: dict[str, HTRecurrent]
+    tensors: dict[str, Tensor]
+    report: Report
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `config.json` holds."""
+        return config_of(self.modules)
+
+
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """The user's data and metric, from a task or from arguments of `compress`; None where not given."""
+
+    calibration: Callable[[], Iterator[tuple[Any, ...]]] | None = None
+    training: Batches | None = None
+    loss: TaskLoss | None = None
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    higher_is_better: bool = True
+
+    @classmethod
+    def of_task(cls, task: Task) -> _Data:
+        return cls(
+            task.calibration if task.has("calibration") else None,
+            task.training if task.can_train else None,
+            task.loss,
+            task.evaluate if task.has("evaluate") else None,
+            task.higher_is_better,
+        )
+
+    def on(self, device: torch.device) -> _Data:
+        """The same with every batch on a device."""
+        calibration, training = self.calibration, self.training
+        return replace(
+            self,
+            calibration=None if calibration is None else lambda: (to_device(item, device) for item in calibration()),
+            training=None if training is None else lambda: (to_device(item, device) for item in training()),
+        )
+
+
+def compress(
+    model: nn.Module,
+    *,
+    budget: int | None = None,
+    error: float | None = None,
+    ratio: float | None = None,
+    scope: Scope | str = Scope.AUTO,
+    layout: LayoutKind | str = LayoutKind.AUTO,
+    layers: str = "*",
+    calibration: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
+    training: Callable[[], Iterable[Any]] | Iterable[Any] | None = None,
+    loss: TaskLoss | None = None,
+    evaluate: Evaluate | None = None,
+    higher_is_better: bool = True,
+    finetuning: FineTuning | None = None,
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> Compressed:
+    """Compress the recurrent layers of a trained model.
+
+    >>> import torch, htcompress
+    >>> result = htcompress.compress(torch.nn.LSTM(64, 32), budget=2000)
+    >>> result.report.totals.parameters_after <= 2000
+    True
+
+    Args:
+        model: the trained dense model; it is not changed.
+        budget: stored numbers of the recurrent layers, biases included, that are not exceeded.
+        error: instead, the relative error of each weight matrix that is not exceeded.
+        ratio: instead, how many times fewer numbers than now.
+        scope: `auto`, `integrated`, `separate` or `input`.
+        layout: `auto`, `split`, `paired` or `svd`.
+        layers: which recurrent modules, as a glob over their names; others stay dense.
+        calibration: inputs of the model, batch by batch (a tuple is its positional arguments), or a function
+            that yields them: the decomposition is weighed by them.
+        training: `(inputs, target)` batches, or a function that yields a pass of them: fine-tunes.
+        loss: of output and target, in addition to distillation.
+        evaluate: of a model, a metric or a dict of metrics whose first is the headline.
+        higher_is_better: what the metric means.
+        finetuning: how to fine-tune.
+        seed: of everything that is drawn at random.
+
+    Returns:
+        the compact model, its modules and its report.
+
+    Raises:
+        RequestError: the goal or an option makes no sense.
+        CheckpointError: the model has no recurrent layers, or weights that are not finite.
+        UnreachableError: the budget is too small for any form; the message says what is enough.
+    """
+    goal = Goal(budget, error, ratio, Scope(scope), LayoutKind(layout))
+    data = _Data(
+        None if calibration is None else lambda: map(arguments, _restarted(calibration)),
+        None if training is None else lambda: map(_training_item, _restarted(training)),
+        loss,
+        None if evaluate is None else lambda m: _metrics(evaluate(m)),
+        higher_is_better,
+    )
+    run = _Run(goal, layers, data, finetuning or FineTuning(seed=seed), seed, observer or Observer())
+    source = {"file": type(model).__name__, "sha256": None, "path": None}
+    return run.with_model(model.eval() if not model.training else model, source, task=None)
+
+
+def convert(
+    checkpoint: str | Path,
+    *,
+    goal: Goal,
+    task: str | Path | None = None,
+    layers: str = "*",
+    finetuning: FineTuning | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    observer: Observer | None = None,
+) -> Compressed:
+    """Compress the recurrent layers of a checkpoint file; what `htcompress convert` does.
+
+    Args:
+        checkpoint: a state_dict in `.pt`, `.pth`, `.ckpt` or `.safetensors`.
+        goal: the budget, the error or the ratio; the scope and the layout.
+        task: a task file or module; without one the weights alone are worked from.
+        finetuning: how to fine-tune; None: not at all.
+        device: where calibration, fine-tuning and evaluation run.
+
+    Raises:
+        HTCompressError: as `compress`, and `CheckpointError`, `TaskError` for the files.
+    """
+    observer = observer or Observer()
+    where = _device(device)
+    loaded_task = None if task is None else load_task(task)
+    observer.stage("reading the checkpoint")
+    read = read_checkpoint(checkpoint)
+    source = {"file": read.path.name, "sha256": read.sha256, "path": str(checkpoint)}
+    data = _Data() if loaded_task is None else _Data.of_task(loaded_task)
+    if finetuning is None:
+        data = replace(data, training=None)
+    run = _Run(goal, layers, data.on(where), finetuning or FineTuning(), seed, observer)
+    if loaded_task is None:
+        return run.with_tensors(read, source)
+    model = dense_model(loaded_task, read, observer).to(where)
+    return run.with_model(model, source, task=str(task))
+
+
+def save(compressed: Compressed, directory: str | Path) -> None:
+    """Write the output directory: `model.safetensors`, `config.json`, the report, a model card.
+
+    It appears whole or not at all; an older output directory in its place is replaced.
+
+    Raises:
+        RequestError: the place cannot be written, or holds something else.
+    """
+    place = Path(directory)
+    path = compressed.report.source.get("path")
+    relative = None if path is None else os.path.relpath(path, place)
+    report = replace(compressed.report, source={**compressed.report.source, "path": relative})
+    write_directory(place, compressed.tensors, compressed.config, report)
+
+
+def finetune(
+    directory: str | Path,
+    *,
+    task: str | Path,
+    teacher: str | Path | None = None,
+    options: FineTuning | None = None,
+    device: str = "cpu",
+    observer: Observer | None = None,
+) -> Compressed:
+    """Continue fine-tuning of an output directory; the result is not written (see `save`).
+
+    The teacher is the dense checkpoint that the directory was made from, found by the path kept in its
+    report. Without it the task's own loss is all there is to train on.
+
+    Raises:
+        TaskError: the task lacks what fine-tuning needs.
+        CheckpointError: the directory or the teacher cannot be read.
+    """
+    observer = observer or Observer()
+    where = _device(device)
+    place = Path(directory)
+    read_config(place)
+    report = read_report(place)
+    loaded = load_task(task)
+    data = _Data.of_task(loaded).on(where)
+    if data.training is None:
+        loaded.require("training", purpose="fine-tuning")
+    observer.stage("reading the directory")
+    model = load(place, loaded.model()).to(where)
+    dense = _teacher(place, report, teacher, loaded, observer)
+    options = options or FineTuning()
+    modules = {name: m for name, m in model.named_modules() if isinstance(m, HTRecurrent)}
+    run = _Run(Goal(budget=1), "*", data, options, options.seed, observer)
+    quality = report.quality
+    if quality.final is None:
+        quality = run.measured(quality, "decomposed", model)
+    if dense is not None and quality.dense is None:
+        quality = run.measured(quality, "dense", dense.to(where))
+    spent = run.tuned(model, None if dense is None else dense.to(where))
+    quality = run.measured(quality, "finetuned", model)
+    timings = replace(report.timings_s, finetune=round((report.timings_s.finetune or 0.0) + spent, 3))
+    done = replace(report, quality=quality, timings_s=timings)
+    path = report.source.get("path")
+    if path is not None:
+        done = replace(done, source={**done.source, "path": str(place / path)})
+    model = model.cpu()
+    return Compressed(model, modules, dict(model.state_dict()), done)
+
+
+def evaluate(
+    source: str | Path, *, task: str | Path, device: str = "cpu", observer: Observer | None = None
+) -> dict[str, float]:
+    """The task's metrics of an output directory or of a dense checkpoint; the first is the headline."""
+    observer = observer or Observer()
+    where = _device(device)
+    loaded = load_task(task)
+    loaded.require("evaluate", purpose="evaluation")
+    place = Path(source)
+    dense = not place.is_dir()
+    model = dense_model(loaded, read_checkpoint(place), observer) if dense else load(place, loaded.model())
+    observer.stage("evaluating")
+    return loaded.evaluate(model.to(where).eval())
+
+
+def dense_model(task: Task, checkpoint: Checkpoint, observer: Observer) -> nn.Module:
+    """The task's model with the checkpoint's tensors in it.
+
+    Raises `CheckpointError` where the checkpoint lacks a tensor or a shape differs; tensors that the
+    model does not know are named in a message.
+    """
+    model = task.model()
+    own = model.state_dict()
+    tensors = _without_prefix(checkpoint.tensors, own)
+    missing = [name for name in own if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path} lacks {len(missing)} of the {len(own)} tensors of model() in {task.source}: "
+            f"{_listed(missing)}. Give the checkpoint of this model, or correct model()."
+        )
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} has shape {tuple(tensors[name].shape)}; model() in {task.source} has "
+                f"{tuple(tensor.shape)}. Give the checkpoint of this model, or correct model()."
+            )
+    unknown = [name for name in tensors if name not in own]
+    if unknown:
+        observer.message(f"{len(unknown)} tensors of {checkpoint.path} are unknown to model(): {_listed(unknown)}.")
+    for name, parameter in model.named_parameters():
+        if tensors[name].dtype == torch.float64:
+            parameter.data = parameter.data.double()
+    model.load_state_dict({name: tensors[name] for name in own})
+    return model.eval()
+
+
+def selected(layers: list[DenseLayer], pattern: str) -> list[DenseLayer]:
+    """The layers whose names match a glob. Raises `RequestError` where none does."""
+    chosen = [layer for layer in layers if fnmatch.fnmatchcase(layer.name, pattern)]
+    if not chosen:
+        names = ", ".join(repr(layer.name) for layer in layers)
+        raise RequestError(f"--layers {pattern!r} matches none of the recurrent layers: {names}.")
+    return chosen
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Tensors in tuples, lists, dicts and packed sequences moved to a device; anything else as it is."""
+    if device.type == "cpu":
+        return value
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, PackedSequence):
+        return value.to(device)  # type: ignore[arg-type]
+    if isinstance(value, dict):
+        return {key: to_device(part, device) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(to_device(part, device) for part in value)
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One compression: the stages in order, with their times."""
+
+    goal: Goal
+    pattern: str
+    data: _Data
+    finetuning: FineTuning
+    seed: int
+    observer: Observer
+
+    def with_tensors(self, checkpoint: Checkpoint, source: dict[str, Any]) -> Compressed:
+        """Work from the weights alone."""
+        layers = selected(inventory(checkpoint.tensors, source=str(checkpoint.path)), self.pattern)
+        plans, seconds = self._planned(layers, None)
+        modules = {plan.name: plan.build() for plan in plans}
+        tensors = dict(checkpoint.tensors)
+        for layer in layers:
+            for name in list(tensors):
+                if _belongs(name, layer):
+                    del tensors[name]
+        for name, module in modules.items():
+            tensors |= {f"{name}.{key}" if name else key: t for key, t in module.state_dict().items()}
+        report = self._report(plans, modules, checkpoint.tensors, tensors, source, None)
+        report = replace(report, timings_s=Timings(decompose=seconds))
+        return Compressed(None, modules, tensors, report)
+
+    def with_model(self, model: nn.Module, source: dict[str, Any], *, task: str | None) -> Compressed:
+        """Calibrate, decompose, fine-tune, evaluate."""
+        layers = selected(inventory_of_model(model), self.pattern)
+        quality, evaluating = Quality(), time.perf_counter()
+        quality = self.measured(quality, "dense", model)
+        evaluated = time.perf_counter() - evaluating
+        statistics, calibrating = None, None
+        # An error goal is about the weights: data would not change what is asked.
+        if self.data.calibration is not None and self.goal.error is None:
+            began = time.perf_counter()
+            statistics = self._statistics(model, [layer.name for layer in layers])
+            calibrating = time.perf_counter() - began
+        plans, decomposing = self._planned(layers, statistics)
+        device = next(model.parameters()).device
+        modules = {plan.name: plan.build().to(device) for plan in plans}
+        compact = replace_modules(model, modules).eval()
+        began = time.perf_counter()
+        quality = self.measured(quality, "decomposed", compact)
+        evaluated += time.perf_counter() - began
+        tuning = None
+        if self.data.training is not None and self.finetuning.steps > 0:
+            tuning = self.tuned(compact, model)
+            began = time.perf_counter()
+            quality = self.measured(quality, "finetuned", compact)
+            evaluated += time.perf_counter() - began
+        compact = compact.cpu()
+        own = {name: m for name, m in compact.named_modules() if isinstance(m, HTRecurrent)}
+        tensors = dict(compact.state_dict())
+        report = self._report(plans, own, dict(model.state_dict()), tensors, source, task)
+        timings = Timings(calibrating, decomposing, tuning, evaluated if self.data.evaluate is not None else None)
+        rounded = Timings(*(None if t is None else round(t, 3) for t in vars(timings).values()))
+        return Compressed(compact, own, tensors, replace(report, quality=quality, timings_s=rounded))
+
+    def _statistics(self, model: nn.Module, names: list[str]) -> dict[str, dict[str, SlotStatistics]]:
+        assert self.data.calibration is not None
+        self.observer.stage("calibrating")
+        return collect(
+            model,
+            self.data.calibration(),
+            names=names,
+            seed=self.seed,
+            on_batch=self.observer.advance,
+        )
+
+    def _planned(
+        self, layers: list[DenseLayer], statistics: Mapping[str, Mapping[str, SlotStatistics]] | None
+    ) -> tuple[list[LayerPlan], float]:
+        self.observer.stage("decomposing")
+        began = time.perf_counter()
+        with torch.no_grad():
+            plans = plan_layers(layers, self.goal, statistics)
+        return plans, round(time.perf_counter() - began, 3)
+
+    def measured(self, quality: Quality, stage: str, model: nn.Module) -> Quality:
+        """The quality with one more stage, where there is a metric."""
+        if self.data.evaluate is None:
+            return quality
+        self.observer.stage(f"evaluating the {stage} model")
+        metrics = self.data.evaluate(model.eval())
+        return quality.with_stage(stage, metrics, higher_is_better=self.data.higher_is_better)
+
+    def tuned(self, compact: nn.Module, teacher: nn.Module | None) -> float:
+        """Fine-tune in place; the seconds it took."""
+        assert self.data.training is not None
+        began = time.perf_counter()
+        self.observer.stage("fine-tuning", self.finetuning.steps)
+
+        def show(progress: Progress) -> None:
+            self.observer.advance(progress.step, f"loss {progress.loss:.3g}, best {progress.best:.3g}")
+
+        distill(
+            compact,
+            teacher,
+            self.data.training,
+            loss=self.data.loss,
+            options=self.finetuning,
+            on_progress=show,
+        )
+        return round(time.perf_counter() - began, 3)
+
+    def _report(
+        self,
+        plans: list[LayerPlan],
+        modules: dict[str, HTRecurrent],
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        source: dict[str, Any],
+        task: str | None,
+    ) -> Report:
+        replaced = [tensor for name, tensor in before.items() if name not in after]
+        totals = totals_of(
+            modules,
+            bytes_before=sum(t.numel() * t.element_size() for t in replaced),
+            model_before=sum(t.numel() for t in before.values()),
+            model_after=sum(t.numel() for t in after.values()),
+        )
+        assert self.goal.budget is None or totals.parameters_after <= self.goal.budget
+        return Report(
+            version=version("htcompress"),
+            source=source,
+            seed=self.seed,
+            request=request_of(self.goal, task=task, layers=self.pattern),
+            totals=totals,
+            layers=layer_reports(plans, modules),
+            quality=Quality(),
+            timings_s=Timings(),
+        )
+
+
+def _teacher(place: Path, report: Report, given: str | Path | None, task: Task, observer: Observer) -> nn.Module | None:
+    if given is not None:
+        return dense_model(task, read_checkpoint(given), observer)
+    path = report.source.get("path")
+    if path is not None and (place / path).is_file():
+        found = read_checkpoint(place / path)
+        if found.sha256 == report.source["sha256"]:
+            return dense_model(task, found, observer)
+        observer.message(f"{place / path} is no longer the checkpoint that {place} was made from; it is not used.")
+    if not task.has("loss") or not task.has("training"):
+        raise TaskError(
+            f"The dense checkpoint {report.source['file']} that {place} was made from is not found, and {task.source} "
+            f"has no training() and loss() to train on without it. Give the checkpoint with --teacher."
+        )
+    observer.message(f"The dense checkpoint {report.source['file']} is not found: training on the task's loss alone.")
+    return None
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(f"The device {name!r} is not there: {str(error).splitlines()[0]}. Try cpu.") from error
+    return device
+
+
+def _restarted(data: Iterable[Any] | Callable[[], Iterable[Any]]) -> Iterable[Any]:
+    return data() if callable(data) else data
+
+
+def _training_item(item: Any) -> tuple[tuple[Any, ...], Any]:
+    if isinstance(item, tuple) and not isinstance(item, PackedSequence) and len(item) == 2:
+        return arguments(item[0]), item[1]
+    return arguments(item), None
+
+
+def _metrics(result: Mapping[str, float] | float) -> dict[str, float]:
+    return {k: float(v) for k, v in result.items()} if isinstance(result, Mapping) else {"metric": float(result)}
+
+
+def _without_prefix(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without a wrapper's prefix (Lightning's `model.`, say), where that makes them the model's."""
+    if all(name in tensors for name in own):
+        return tensors
+    first = next(iter(own), "")
+    for name in tensors:
+        if first and name.endswith("." + first):
+            prefix = name[: -len(first)]
+            cut = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            if all(n in cut for n in own):
+                return cut
+    return tensors
+
+
+def _belongs(name: str, layer: DenseLayer) -> bool:
+    prefix = f"{layer.name}." if layer.name else ""
+    keys = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
+    suffixes = [suffix for _, _, suffix in layer.settings.slots()]
+    return any(name == prefix + key + suffix for key in keys for suffix in suffixes)
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

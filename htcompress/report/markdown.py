@@ -1,0 +1,73 @@
+"""The report in Markdown, short enough for a pull-request comment."""
+
+from __future__ import annotations
+
+from htcompress.report import words
+from htcompress.report.report import Report
+
+
+def to_markdown(report: Report) -> str:
+    """The report as Markdown text."""
+    t, q = report.totals, report.quality
+    lines = [
+        f"# {report.source['file']}: {words.count(t.parameters_before)} to {words.count(t.parameters_after)} "
+        f"RNN parameters",
+        "",
+        "| | dense | compressed | |",
+        "|---|---:|---:|---:|",
+        _row("RNN parameters", words.count, t.parameters_before, t.parameters_after),
+        _row("RNN size", words.size, t.bytes_before, t.bytes_after),
+        _row("multiplications per step", words.count, t.macs_per_step_before, t.macs_per_step_after),
+        _row("model parameters", words.count, t.model_parameters_before, t.model_parameters_after),
+    ]
+    if q.metric is not None:
+        lines.append(f"| **{q.metric}** | {words.metric(q.dense)} | **{words.metric(q.final)}** | {words.change(q)} |")
+        if q.finetuned is not None and q.decomposed is not None:
+            lines += ["", f"Before fine-tuning: {q.metric} {words.metric(q.decomposed)}."]
+    else:
+        lines += ["", words.NOT_LOOKED_AT]
+    lines += [
+        "",
+        "| matrix | shape | modes (rows \\| columns) | rank | numbers | weights lost | output lost |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for layer in report.layers:
+        for m in layer.matrices:
+            shape = f"{m.shape[0]} x {m.shape[1]}"
+            lines.append(
+                f"| {m.name} | {shape} | {words.form(m).replace('|', chr(92) + '|')} | {words.rank(m)} | "
+                f"{words.count(m.parameters)} | {words.percent(m.error['weights'])} | "
+                f"{words.percent(m.error['outputs'])} |"
+            )
+    lines += ["", f"htcompress {report.version}, seed {report.seed}.", ""]
+    return "\n".join(lines)
+
+
+def _row(name: str, write: object, before: int, after: int) -> str:
+    assert callable(write)
+    return f"| {name} | {write(before)} | {write(after)} | {words.ratio(before, after)} |"
+
+
+def model_card(report: Report) -> str:
+    """The README.md of an output directory: what the model is and how to load it."""
+    t, q = report.totals, report.quality
+    quality = "Its accuracy was not measured."
+    if q.metric is not None:
+        quality = f"{q.metric}: {words.metric(q.final)} (dense model: {words.metric(q.dense)})."
+    return f"""# {report.source["file"]}, compressed
+
+The recurrent layers of this model are stored in Hierarchical Tucker form:
+{words.count(t.parameters_after)} numbers in place of {words.count(t.parameters_before)}
+({words.ratio(t.parameters_before, t.parameters_after)}). {quality}
+
+Load it into an instance of the original class; its recurrent modules are replaced:
+
+    import htcompress
+    model = htcompress.load("path/to/this/directory", OriginalModel())
+
+- `model.safetensors`: every tensor of the model
+- `config.json`: the layers' settings, layouts, trees and ranks
+- `report.json`, `report.md`: what was spent and lost in each layer
+
+Compressed from `{report.source["file"]}` (sha256 `{report.source["sha256"]}`) by htcompress {report.version}.
+"""

@@ -1,0 +1,262 @@
+"""The report of a compression: one object; JSON, Markdown and the terminal's are views of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from htcompress.errors import CheckpointError
+from htcompress.matrix import HTMatrix
+from htcompress.nn.recurrent import HTRecurrent
+from htcompress.nn.settings import RecurrentSettings
+from htcompress.nn.weights import GateWeights, HTWeight
+from htcompress.planning import Goal, LayerPlan
+
+SCHEMA = "htcompress.report/1"
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the recurrent layers that were compressed; `model_*` over the whole model.
+
+    Parameters count stored numbers, biases included (before: as the checkpoint stores them, both biases of
+    each layer). Bytes are those of the same tensors. MACs are multiplications for one time step of one
+    sequence. The ratio is before / after.
+    """
+
+    parameters_before: int
+    parameters_after: int
+    ratio: float
+    bytes_before: int
+    bytes_after: int
+    macs_per_step_before: int
+    macs_per_step_after: int
+    model_parameters_before: int
+    model_parameters_after: int
+
+
+@dataclass(frozen=True)
+class MatrixReport:
+    """One weight matrix: how it is stored, and the relative errors of the decomposition.
+
+    `error` has `weights` (||W - W'|| / ||W||) and `outputs` (the same weighted by data and gradients; None
+    without calibration). Both are 0 where the matrix is kept dense.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    layout: str
+    row_modes: tuple[int, ...]
+    col_modes: tuple[int, ...]
+    tree: Any
+    ranks: dict[str, int]
+    parameters: int
+    error: dict[str, float | None]
+    kept_dense: bool
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One recurrent layer; `scope` is None where all of it is kept dense, `mixed` where slots differ."""
+
+    name: str
+    kind: str
+    settings: dict[str, Any]
+    parameters_before: int
+    parameters_after: int
+    scope: str | None
+    matrices: tuple[MatrixReport, ...]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The task's headline metric at each stage, None where not measured; `metrics` has all of them."""
+
+    metric: str | None = None
+    higher_is_better: bool = True
+    dense: float | None = None
+    decomposed: float | None = None
+    finetuned: float | None = None
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def final(self) -> float | None:
+        """The metric of the model as it was written."""
+        return self.finetuned if self.finetuned is not None else self.decomposed
+
+    def with_stage(self, stage: str, metrics: Mapping[str, float], *, higher_is_better: bool) -> Quality:
+        """The quality with one more stage measured: `dense`, `decomposed` or `finetuned`."""
+        headline = next(iter(metrics))
+        values = {name: getattr(self, name) for name in ("dense", "decomposed", "finetuned")}
+        values[stage] = metrics[headline]
+        return Quality(headline, higher_is_better, **values, metrics={**self.metrics, stage: dict(metrics)})
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of each stage, None where it did not run."""
+
+    statistics: float | None = None
+    decompose: float | None = None
+    finetune: float | None = None
+    evaluate: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was asked, what came of it, and how well it works."""
+
+    version: str
+    source: dict[str, Any]
+    seed: int
+    request: dict[str, Any]
+    totals: Totals
+    layers: tuple[LayerReport, ...]
+    quality: Quality
+    timings_s: Timings
+    schema: str = SCHEMA
+
+    def to_json(self) -> str:
+        """The report as JSON text (schema `htcompress.report/1`)."""
+        return json.dumps({"schema": self.schema, **asdict(self)}, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "report.json") -> Report:
+        """The inverse of `to_json`. Raises `CheckpointError` where the text is no such report."""
+        try:
+            data = json.loads(text)
+            if data.get("schema") != SCHEMA:
+                raise CheckpointError(
+                    f"{source} has the schema {data.get('schema')!r}; expected {SCHEMA!r}. Convert the model again."
+                )
+            layers = tuple(
+                LayerReport(**{**layer, "matrices": tuple(_matrix(m) for m in layer["matrices"])})
+                for layer in data["layers"]
+            )
+            return cls(
+                version=data["version"],
+                source=data["source"],
+                seed=data["seed"],
+                request=data["request"],
+                totals=Totals(**data["totals"]),
+                layers=layers,
+                quality=Quality(**data["quality"]),
+                timings_s=Timings(**data["timings_s"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{source} is not a report of htcompress: {error}. Convert the model again."
+            ) from error
+
+
+def request_of(goal: Goal, *, task: str | None, layers: str) -> dict[str, Any]:
+    """What was asked for, as the report keeps it."""
+    return {
+        "budget": goal.budget,
+        "error": goal.error,
+        "ratio": goal.ratio,
+        "scope": goal.scope.value,
+        "layout": goal.layout.value,
+        "task": task,
+        "layers": layers,
+    }
+
+
+def layer_reports(plans: Sequence[LayerPlan], modules: Mapping[str, HTRecurrent]) -> tuple[LayerReport, ...]:
+    """The layers' part of the report, from what was planned and what was built."""
+    return tuple(_layer(plan, modules[plan.name]) for plan in plans)
+
+
+def totals_of(modules: Mapping[str, HTRecurrent], *, bytes_before: int, model_before: int, model_after: int) -> Totals:
+    """The sums of the report, counted on the modules that will be stored."""
+    before = sum(m.settings.dense_parameters for m in modules.values())
+    after = sum(m.parameter_count for m in modules.values())
+    return Totals(
+        parameters_before=before,
+        parameters_after=after,
+        ratio=round(before / after, 1) if after else 0.0,
+        bytes_before=bytes_before,
+        bytes_after=sum(p.numel() * p.element_size() for m in modules.values() for p in m.parameters()),
+        macs_per_step_before=sum(dense_macs(m.settings) for m in modules.values()),
+        macs_per_step_after=sum(slot_macs(g) for m in modules.values() for g in m.slots().values()),
+        model_parameters_before=model_before,
+        model_parameters_after=model_after,
+    )
+
+
+def dense_macs(settings: RecurrentSettings) -> int:
+    """Multiplications of the weight matrices for one time step of one sequence."""
+    per_layer = (
+        settings.rows * (settings.layer_input(layer) + settings.state_size) + settings.proj_size * settings.hidden_size
+        for layer, _, _ in settings.slots()
+    )
+    return sum(per_layer)
+
+
+def slot_macs(gates: GateWeights) -> int:
+    """The same for compressed weights, as `resolve` hands them to the kernel."""
+    s = gates.settings
+    total = s.rows * s.state_size + s.proj_size * s.hidden_size
+    weight = gates.joint or gates.ih
+    if isinstance(weight, HTWeight) and weight.projects:
+        return total + weight.matrix().rank * (gates.input_size + s.rows)
+    return total + s.rows * gates.input_size
+
+
+def _layer(plan: LayerPlan, module: HTRecurrent) -> LayerReport:
+    matrices = []
+    for slot, planned in plan.slots.items():
+        for matrix in planned.matrices:
+            own = f"{plan.name}.{slot}" if plan.name else slot
+            name = own if matrix.name == "joint" else f"{own}.{matrix.name}"
+            stored = matrix.choice.matrix
+            error = {"weights": _rounded(matrix.weight_error), "outputs": _rounded(matrix.output_error)}
+            matrices.append(_matrix_report(name, matrix.shape, stored, matrix.choice.parameters, error))
+    scopes = {slot.scope for slot in plan.slots.values()}
+    scope = next(iter(scopes)) if len(scopes) == 1 else "mixed"
+    return LayerReport(
+        name=plan.name,
+        kind=plan.settings.kind.value,
+        settings=plan.settings.to_config(),
+        parameters_before=plan.settings.dense_parameters,
+        parameters_after=module.parameter_count,
+        scope=None if scope is None else str(scope),
+        matrices=tuple(matrices),
+    )
+
+
+def _matrix_report(
+    name: str,
+    shape: tuple[int, int],
+    stored: HTMatrix | None,
+    parameters: int,
+    error: dict[str, float | None],
+) -> MatrixReport:
+    if stored is None:
+        return MatrixReport(name, shape, "dense", (), (), [], {}, parameters, error, kept_dense=True)
+    layout = stored.layout
+    config = layout.to_config()
+    ranks = dict(zip((node.name for node in layout.tree.nodes), stored.tensor.ranks, strict=True))
+    return MatrixReport(
+        name,
+        shape,
+        layout.kind.value,
+        layout.row_modes,
+        layout.col_modes,
+        config["tree"],
+        ranks,
+        parameters,
+        error,
+        kept_dense=False,
+    )
+
+
+def _matrix(data: dict[str, Any]) -> MatrixReport:
+    lists = {name: tuple(data[name]) for name in ("shape", "row_modes", "col_modes")}
+    return MatrixReport(**{**data, **lists})
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
