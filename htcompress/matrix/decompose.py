@@ -114,7 +114,8 @@ class Half:
         factor = (split.left if rows else split.right)[:, :rank]
         if len(self.modes) == 1:
             return [_fold(factor, self.modes)]
-        scale = split.values[:rank].clamp_min(1e-8 * float(split.values[0])) if rows else factor.new_ones(rank)
+        floor = 1e-8 * float(split.values[0]) or 1.0  # a zero matrix has nothing to scale by
+        scale = split.values[:rank].clamp_min(floor) if rows else factor.new_ones(rank)
         tree = self._open_tree
         goal = [*ranks[:-1], rank, rank, 1]
         part = decompose(self._whitened(factor * scale), tree, ranks=goal).tensor.sliced(goal)
@@ -171,7 +172,11 @@ class SplitForm:
         cores = self.rows.cores(self.split, rank, ranks[: left + 1])
         cores += self.cols.cores(self.split, rank, ranks[left + 1 : -1])
         cores.append(torch.eye(rank, dtype=torch.float64).unsqueeze(-1))
-        return HTMatrix(self.layout, HTTensor.from_cores(self.layout.tree, cores).compact())
+        tensor = HTTensor.from_cores(self.layout.tree, cores)
+        if self.model.parameters(tensor.ranks) > self.model.parameters(ranks):
+            # Lower ranks than asked for (a matrix without full rank) cost more where an identity is lost.
+            tensor = _padded(tensor, ranks)
+        return HTMatrix(self.layout, tensor.compact())
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +234,17 @@ Form = SplitForm | WholeForm
 def rank_cap(budget: int, rows: int, cols: int) -> int:
     """The largest rank at any edge that so many numbers can pay for (some core holds at least r^2)."""
     return max(1, min(rows, cols, isqrt(max(1, budget)) + 1))
+
+
+def _padded(tensor: HTTensor, ranks: Sequence[int]) -> HTTensor:
+    """The same tensor with zeros up to these ranks."""
+    cores = []
+    for node in tensor.tree.nodes:
+        core = tensor.core(node)
+        wanted = (*(ranks[child] for child in node.children or ()), ranks[node.index])
+        missing = [a - b for a, b in zip(reversed(wanted), reversed(core.shape), strict=False)]
+        cores.append(F.pad(core, [by for after in missing for by in (0, after)]))
+    return HTTensor.from_cores(tensor.tree, cores)
 
 
 def _fold(factor: Tensor, modes: Sequence[int]) -> Tensor:

@@ -77,9 +77,14 @@ class Metric:
         return 1 - amount, max(amount, _FLOOR) * trace / p
 
     @cached_property
+    def _weighing(self) -> Tensor | None:
+        """The gradients; None where they are all zero and tell nothing apart."""
+        return self.gradients if self.gradients is not None and self.gradients.any() else None
+
+    @cached_property
     def row_root(self) -> RowRoot:
         """G^(1/2), exact or by modes."""
-        return RowRoot.of(self.gradients, self.rows)
+        return RowRoot.of(self._weighing, self.rows)
 
     def output_gram(self, matrix: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows rows"]:
         """G^(1/2) W A W^T G^(1/2), in float64."""
@@ -134,10 +139,10 @@ class Metric:
 
     def row_factors(self, modes: Sequence[int]) -> list[Tensor] | None:
         """Square roots of the row metric, one for each mode (Kronecker); None if it is the identity."""
-        if self.gradients is None:
+        if self._weighing is None:
             return None
         pad = prod(modes) - self.rows
-        g = self.gradients.double()
+        g = self._weighing.double()
         mean = float(g.sum() if g.ndim == 1 else g.trace()) / self.rows
         d = len(modes)
         letters = "abcdefghijklm"[:d]

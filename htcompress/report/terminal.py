@@ -54,9 +54,9 @@ def _headline(report: Report) -> RenderableType:
 
 def _matrices(report: Report) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, width=WIDTH - 2)
-    table.add_column("matrix", overflow="fold", ratio=1)
+    table.add_column("matrix", overflow="fold", min_width=14)
     table.add_column("shape", justify="right", no_wrap=True)
-    table.add_column("rows | cols", overflow="fold", max_width=24)
+    table.add_column("rows | cols", overflow="fold", ratio=1)
     table.add_column("rank", justify="right")
     table.add_column("numbers", justify="right")
     table.add_column("lost of\nweights", justify="right")

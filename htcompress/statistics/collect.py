@@ -209,7 +209,8 @@ def collect(
     Raises:
         TaskError: there are no batches, or the output has nothing a gradient could start from.
     """
-    wanted = {n: m for n, m in recurrent_modules(model).items() if names is None or n in set(names)}
+    chosen = None if names is None else set(names)
+    wanted = {n: m for n, m in recurrent_modules(model).items() if chosen is None or n in chosen}
     steps: list[tuple[str, _Step]] = []
     probes: dict[str, HTRecurrent] = {}
     for name, module in wanted.items():

@@ -254,7 +254,7 @@ def _gram(x: Tensor, axis: int) -> Tensor:
 
 def _apply(x: Tensor, axis: int, basis: Tensor) -> Tensor:
     """Multiply the transposed basis (n, r) into one axis."""
-    if basis.shape[0] == basis.shape[1] and torch.equal(basis, torch.eye(len(basis), dtype=x.dtype)):
+    if basis.shape[0] == basis.shape[1] and torch.equal(basis, torch.eye(len(basis), dtype=x.dtype, device=x.device)):
         return x
     shape = list(x.shape)
     shape[axis] = basis.shape[1]

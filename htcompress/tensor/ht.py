@@ -215,7 +215,8 @@ class HTTensor:
         In this form truncation is slicing. Directions without weight (below 1e-14 of the norm) are
         dropped. The root's entry is its norm. Source: Grasedyck 2010, section 3.4.
         """
-        orthogonal = self.orthogonalise()
+        # Gram matrices square the condition: in float32 they would lose all below 1e-3.
+        orthogonal = self.map(lambda core: core.double()).orthogonalise()
         nodes = self.tree.nodes
         gramians: dict[int, Tensor] = {}
         bases: dict[int, Tensor] = {}
@@ -231,11 +232,11 @@ class HTTensor:
             gramians[left] = torch.einsum("art,brt->ab", weighted, core)
             gramians[right] = torch.einsum("lat,lbt->ab", weighted, core)
             for child in node.children:
-                values, vectors = torch.linalg.eigh(gramians[child].double())
+                values, vectors = torch.linalg.eigh(gramians[child])
                 values = values.flip(0).clamp_min(0).sqrt()
                 keep = max(1, int((values > 1e-14 * values[0]).sum()))
                 spectra[child] = values[:keep]
-                bases[child] = vectors.flip(1)[:, :keep].to(core.dtype)
+                bases[child] = vectors.flip(1)[:, :keep]
         cores = []
         for node in nodes:
             core = orthogonal.core(node)
@@ -243,7 +244,7 @@ class HTTensor:
                 core = torch.einsum("lrt,la,rb->abt", core, bases[node.children[0]], bases[node.children[1]])
             if node.parent is not None:
                 core = core @ bases[node.index]
-            cores.append(core)
+            cores.append(core.to(self.dtype))
         return HTTensor.from_cores(self.tree, cores), tuple(spectra)
 
     def sliced(self, ranks: Sequence[int]) -> HTTensor:
