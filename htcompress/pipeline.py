@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +19,17 @@ from torch.nn.utils.rnn import PackedSequence
 
 from htcompress.checkpoint.directory import (
     config_of,
+    fill,
     load,
     read_config,
     read_report,
+    read_tensors,
     write_directory,
 )
-from htcompress.checkpoint.inventory import inventory, inventory_of_model
+from htcompress.checkpoint.inventory import inventory, inventory_of_model, names_of, same_memory, tensor_names
 from htcompress.checkpoint.read import Checkpoint, read_checkpoint
-from htcompress.errors import CheckpointError, RequestError, TaskError
-from htcompress.finetuning.distill import Batches, FineTuning, Progress, TaskLoss, distill
+from htcompress.errors import CheckpointError, HTCompressError, RequestError, TaskError
+from htcompress.finetuning.distill import Batches, FineTuning, Progress, TaskLoss, distill, evaluating
 from htcompress.matrix import LayoutKind
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.recurrent import HTRecurrent
@@ -35,9 +39,10 @@ from htcompress.planning import Goal, LayerPlan, Scope, plan_layers
 from htcompress.report import Quality, Report, Timings
 from htcompress.report.report import layer_reports, request_of, totals_of
 from htcompress.statistics.collect import SlotStatistics, collect
-from htcompress.task import Task, arguments, load_task
+from htcompress.task import Task, arguments, load_task, metrics_of, output_of, training_item
 
 Evaluate = Callable[[nn.Module], Mapping[str, float] | float]
+AnyKind = TypeVar("AnyKind", bound=StrEnum)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,19 +145,21 @@ def compress(
     Raises:
         RequestError: the goal or an option makes no sense.
         CheckpointError: the model has no recurrent layers, or weights that are not finite.
+        TaskError: the data does not fit the model, or cannot be trained on.
         UnreachableError: the budget is too small for any form; the message says what is enough.
     """
-    goal = Goal(budget, error, ratio, Scope(scope), LayoutKind(layout))
+    goal = Goal(budget, error, ratio, one_of(Scope, scope, "scope"), one_of(LayoutKind, layout, "layout"))
     data = _Data(
         None if calibration is None else lambda: map(arguments, _restarted(calibration)),
-        None if training is None else lambda: map(_training_item, _restarted(training)),
+        None if training is None else lambda: map(training_item, _restarted(training)),
         loss,
-        None if evaluate is None else lambda m: _metrics(evaluate(m)),
+        None if evaluate is None else lambda m: metrics_of(evaluate(m), source="compress"),
         higher_is_better,
     )
     run = _Run(goal, layers, data, finetuning or FineTuning(seed=seed), seed, observer or Observer())
     source = {"file": type(model).__name__, "sha256": None, "path": None}
-    return run.with_model(model.eval() if not model.training else model, source, task=None)
+    with evaluating(model):
+        return run.with_model(model, model.state_dict(), source, task=None)
 
 
 def convert(
@@ -191,7 +198,9 @@ def convert(
     if loaded_task is None:
         return run.with_tensors(read, source)
     model = dense_model(loaded_task, read, observer).to(where)
-    return run.with_model(model, source, task=str(task))
+    own = model.state_dict()
+    stored = _without_prefix(read.tensors, own)
+    return run.with_model(model, {name: stored.get(name, own[name]) for name in own}, source, task=str(task))
 
 
 def save(compressed: Compressed, directory: str | Path) -> None:
@@ -237,25 +246,31 @@ def finetune(
     if data.training is None:
         loaded.require("training", purpose="fine-tuning")
     observer.stage("reading the directory")
-    model = load(place, loaded.model()).to(where)
+    model = _opened(place, loaded, observer).to(where)
     dense = _teacher(place, report, teacher, loaded, observer)
+    if dense is not None:
+        dense = dense.to(where)
     options = options or FineTuning()
     modules = {name: m for name, m in model.named_modules() if isinstance(m, HTRecurrent)}
     run = _Run(Goal(budget=1), "*", data, options, options.seed, observer)
     quality = report.quality
-    if quality.final is None:
+    if data.evaluate is None and quality.final is not None:
+        observer.message(f"{loaded.source} has no evaluate(): the fine-tuned model is not measured.")
+        quality = replace(quality, decomposed=None, finetuned=None)
+    elif quality.final is None:
         quality = run.measured(quality, "decomposed", model)
-    if dense is not None and quality.dense is None:
-        quality = run.measured(quality, "dense", dense.to(where))
-    spent = run.tuned(model, None if dense is None else dense.to(where))
+    spent = run.tuned(model, dense)
     quality = run.measured(quality, "finetuned", model)
+    if dense is not None and quality.dense is None:
+        quality = run.measured(quality, "dense", dense)
     timings = replace(report.timings_s, finetune=round((report.timings_s.finetune or 0.0) + spent, 3))
     done = replace(report, quality=quality, timings_s=timings)
     path = report.source.get("path")
     if path is not None:
         done = replace(done, source={**done.source, "path": str(place / path)})
     model = model.cpu()
-    return Compressed(model, modules, dict(model.state_dict()), done)
+    # Tensors that the model does not know stay in the directory.
+    return Compressed(model, modules, read_tensors(place) | dict(model.state_dict()), done)
 
 
 def evaluate(
@@ -267,8 +282,10 @@ def evaluate(
     loaded = load_task(task)
     loaded.require("evaluate", purpose="evaluation")
     place = Path(source)
-    dense = not place.is_dir()
-    model = dense_model(loaded, read_checkpoint(place), observer) if dense else load(place, loaded.model())
+    if place.is_dir():
+        model = _opened(place, loaded, observer)
+    else:
+        model = dense_model(loaded, read_checkpoint(place), observer)
     observer.stage("evaluating")
     return loaded.evaluate(model.to(where).eval())
 
@@ -282,14 +299,16 @@ def dense_model(task: Task, checkpoint: Checkpoint, observer: Observer) -> nn.Mo
     model = task.model()
     own = model.state_dict()
     tensors = _without_prefix(checkpoint.tensors, own)
-    missing = [name for name in own if name not in tensors]
+    # A file may keep a tensor that the model holds twice under one name only.
+    here = [tensor for name, tensor in own.items() if name in tensors]
+    missing = [n for n, t in own.items() if n not in tensors and not any(same_memory(t, other) for other in here)]
     if missing:
         raise CheckpointError(
             f"{checkpoint.path} lacks {len(missing)} of the {len(own)} tensors of model() in {task.source}: "
             f"{_listed(missing)}. Give the checkpoint of this model, or correct model()."
         )
     for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
+        if name in tensors and tensor.shape != tensors[name].shape:
             raise CheckpointError(
                 f"{checkpoint.path}: {name} has shape {tuple(tensors[name].shape)}; model() in {task.source} has "
                 f"{tuple(tensor.shape)}. Give the checkpoint of this model, or correct model()."
@@ -297,11 +316,16 @@ def dense_model(task: Task, checkpoint: Checkpoint, observer: Observer) -> nn.Mo
     unknown = [name for name in tensors if name not in own]
     if unknown:
         observer.message(f"{len(unknown)} tensors of {checkpoint.path} are unknown to model(): {_listed(unknown)}.")
-    for name, parameter in model.named_parameters():
-        if tensors[name].dtype == torch.float64:
-            parameter.data = parameter.data.double()
-    model.load_state_dict({name: tensors[name] for name in own})
+    fill(model, tensors)
     return model.eval()
+
+
+def one_of(kind: type[AnyKind], value: AnyKind | str, name: str) -> AnyKind:
+    """The member of an enumeration that a word stands for. Raises `RequestError` where there is none."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise RequestError(f"{name} is one of {', '.join(kind)}; found {str(value)!r}.") from None
 
 
 def selected(layers: list[DenseLayer], pattern: str) -> list[DenseLayer]:
@@ -324,7 +348,8 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {key: to_device(part, device) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(to_device(part, device) for part in value)
+        parts = [to_device(part, device) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
 
 
@@ -346,17 +371,19 @@ class _Run:
         modules = {plan.name: plan.build() for plan in plans}
         tensors = dict(checkpoint.tensors)
         for layer in layers:
-            for name in list(tensors):
-                if _belongs(name, layer):
-                    del tensors[name]
-        for name, module in modules.items():
-            tensors |= {f"{name}.{key}" if name else key: t for key, t in module.state_dict().items()}
-        report = self._report(plans, modules, checkpoint.tensors, tensors, source, None)
+            for name in names_of(layer, checkpoint.tensors):
+                for dense in tensor_names(layer, name):
+                    del tensors[dense]
+                cores = modules[layer.name].state_dict()
+                tensors |= {f"{name}.{key}" if name else key: core for key, core in cores.items()}
+        report = self._report(layers, plans, modules, checkpoint.tensors, tensors, source, None)
         report = replace(report, timings_s=Timings(decompose=seconds))
         return Compressed(None, modules, tensors, report)
 
-    def with_model(self, model: nn.Module, source: dict[str, Any], *, task: str | None) -> Compressed:
-        """Calibrate, decompose, fine-tune, evaluate."""
+    def with_model(
+        self, model: nn.Module, before: Mapping[str, Tensor], source: dict[str, Any], *, task: str | None
+    ) -> Compressed:
+        """Calibrate, decompose, fine-tune, evaluate; `before` are the model's tensors as they were stored."""
         layers = selected(inventory_of_model(model), self.pattern)
         quality, evaluating = Quality(), time.perf_counter()
         quality = self.measured(quality, "dense", model)
@@ -383,7 +410,7 @@ class _Run:
         compact = compact.cpu()
         own = {name: m for name, m in compact.named_modules() if isinstance(m, HTRecurrent)}
         tensors = dict(compact.state_dict())
-        report = self._report(plans, own, dict(model.state_dict()), tensors, source, task)
+        report = self._report(layers, plans, own, before, tensors, source, task)
         timings = Timings(calibrating, decomposing, tuning, evaluated if self.data.evaluate is not None else None)
         rounded = Timings(*(None if t is None else round(t, 3) for t in vars(timings).values()))
         return Compressed(compact, own, tensors, replace(report, quality=quality, timings_s=rounded))
@@ -391,13 +418,29 @@ class _Run:
     def _statistics(self, model: nn.Module, names: list[str]) -> dict[str, dict[str, SlotStatistics]]:
         assert self.data.calibration is not None
         self.observer.stage("calibrating")
-        return collect(
-            model,
-            self.data.calibration(),
-            names=names,
-            seed=self.seed,
-            on_batch=self.observer.advance,
-        )
+        last: list[tuple[Any, ...]] = []
+
+        def batches(source: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+            for item in source:
+                last[:] = [item]
+                yield item
+
+        try:
+            return collect(
+                model,
+                batches(self.data.calibration()),
+                names=names,
+                seed=self.seed,
+                on_batch=self.observer.advance,
+            )
+        except HTCompressError:
+            raise
+        except Exception:
+            # A batch that the dense model cannot take either is the task's fault, and told in the model's words.
+            if last:
+                with torch.no_grad():
+                    output_of(model, last[0], source="calibration()")
+            raise
 
     def _planned(
         self, layers: list[DenseLayer], statistics: Mapping[str, Mapping[str, SlotStatistics]] | None
@@ -414,6 +457,12 @@ class _Run:
             return quality
         self.observer.stage(f"evaluating the {stage} model")
         metrics = self.data.evaluate(model.eval())
+        broken = [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if broken and stage == "dense":
+            raise TaskError(f"evaluate(model) gave {_listed(broken)} for the dense model; expected finite numbers.")
+        if broken:
+            self.observer.message(f"The {stage} model has {_listed(broken)}: it counts as not measured.")
+            return quality
         return quality.with_stage(stage, metrics, higher_is_better=self.data.higher_is_better)
 
     def tuned(self, compact: nn.Module, teacher: nn.Module | None) -> float:
@@ -437,6 +486,7 @@ class _Run:
 
     def _report(
         self,
+        layers: list[DenseLayer],
         plans: list[LayerPlan],
         modules: dict[str, HTRecurrent],
         before: Mapping[str, Tensor],
@@ -444,7 +494,7 @@ class _Run:
         source: dict[str, Any],
         task: str | None,
     ) -> Report:
-        replaced = [tensor for name, tensor in before.items() if name not in after]
+        replaced = [before[name] for layer in layers for name in tensor_names(layer) if name in before]
         totals = totals_of(
             modules,
             bytes_before=sum(t.numel() * t.element_size() for t in replaced),
@@ -462,6 +512,16 @@ class _Run:
             quality=Quality(),
             timings_s=Timings(),
         )
+
+
+def _opened(place: Path, task: Task, observer: Observer) -> nn.Module:
+    """An output directory in the task's model; tensors that the model does not know are named in a message."""
+    model = load(place, task.model(), strict=False)
+    own = model.state_dict()
+    unknown = [name for name in read_tensors(place) if name not in own]
+    if unknown:
+        observer.message(f"{len(unknown)} tensors of {place} are unknown to model(): {_listed(unknown)}.")
+    return model
 
 
 def _teacher(place: Path, report: Report, given: str | Path | None, task: Task, observer: Observer) -> nn.Module | None:
@@ -495,16 +555,6 @@ def _restarted(data: Iterable[Any] | Callable[[], Iterable[Any]]) -> Iterable[An
     return data() if callable(data) else data
 
 
-def _training_item(item: Any) -> tuple[tuple[Any, ...], Any]:
-    if isinstance(item, tuple) and not isinstance(item, PackedSequence) and len(item) == 2:
-        return arguments(item[0]), item[1]
-    return arguments(item), None
-
-
-def _metrics(result: Mapping[str, float] | float) -> dict[str, float]:
-    return {k: float(v) for k, v in result.items()} if isinstance(result, Mapping) else {"metric": float(result)}
-
-
 def _without_prefix(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names without a wrapper's prefix (Lightning's `model.`, say), where that makes them the model's."""
     if all(name in tensors for name in own):
@@ -517,13 +567,6 @@ def _without_prefix(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> di
             if all(n in cut for n in own):
                 return cut
     return tensors
-
-
-def _belongs(name: str, layer: DenseLayer) -> bool:
-    prefix = f"{layer.name}." if layer.name else ""
-    keys = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
-    suffixes = [suffix for _, _, suffix in layer.settings.slots()]
-    return any(name == prefix + key + suffix for key in keys for suffix in suffixes)
 
 
 def _listed(names: list[str], most: int = 4) -> str:

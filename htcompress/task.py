@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from htcompress.errors import TaskError
+from htcompress.errors import HTCompressError, TaskError
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,8 @@ class Task:
     module: ModuleType
 
     def has(self, name: str) -> bool:
-        """Whether the task defines a name."""
-        return hasattr(self.module, name)
+        """Whether the task defines a name; None stands for not."""
+        return getattr(self.module, name, None) is not None
 
     def model(self) -> nn.Module:
         """A fresh dense model."""
@@ -51,10 +51,7 @@ class Task:
                 yield arguments(item), None
             return
         for item in self._iterate("training"):
-            if isinstance(item, tuple) and not isinstance(item, PackedSequence) and len(item) == 2:
-                yield arguments(item[0]), item[1]
-            else:
-                yield arguments(item), None
+            yield training_item(item)
 
     @property
     def can_train(self) -> bool:
@@ -74,18 +71,7 @@ class Task:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The metrics of a model; the first is the headline."""
-        result = self._call("evaluate", model)
-        if isinstance(result, Mapping):
-            metrics = {str(name): _number(value) for name, value in result.items()}
-        else:
-            metrics = {"metric": _number(result)}
-        wrong = {name: value for name, value in metrics.items() if value is None}
-        if wrong or not metrics:
-            raise TaskError(
-                f"evaluate(model) in {self.source} returned {result!r}; expected a float, or a dict of floats whose "
-                f"first entry is the headline."
-            )
-        return {name: value for name, value in metrics.items() if value is not None}
+        return metrics_of(self._call("evaluate", model), source=self.source)
 
     def require(self, *names: str, purpose: str) -> None:
         """Raise `TaskError` where a name is missing that a purpose needs."""
@@ -102,23 +88,27 @@ class Task:
             return getattr(self.module, name)(*arguments)
         except TaskError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failed(name, error) from error
 
     def _iterate(self, name: str) -> Iterator[Any]:
+        found = self._call(name)
+        if not isinstance(found, Iterable):
+            raise TaskError(
+                f"{name}() in {self.source} returned {type(found).__name__}; expected batches. Yield them, or return a "
+                f"list or a DataLoader."
+            )
         try:
-            yield from self._call(name)
+            yield from found
         except TaskError:
             raise
-        except GeneratorExit:
-            raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failed(name, error) from error
 
-    def _failed(self, name: str, error: Exception) -> TaskError:
+    def _failed(self, name: str, error: BaseException) -> TaskError:
         return TaskError(
-            f"{name}() in {self.source} raised {type(error).__name__}: {error or 'no message'}"
-            f"{_where(error, self.module)}. Correct the task; --debug shows the traceback."
+            f"{name}() in {self.source} raised {_said(error)}{_where(error, str(self.module.__file__))}. Correct the "
+            f"task; --debug shows the traceback."
         )
 
 
@@ -133,7 +123,7 @@ def load_task(source: str | Path) -> Task:
     """
     text = str(source)
     path = Path(text)
-    looks_like_file = path.suffix == ".py" or "/" in text or path.exists()
+    looks_like_file = path.suffix == ".py" or "/" in text or path.is_file()
     if looks_like_file and not path.is_file():
         raise TaskError(f"There is no task file {text}. Give a Python file (task.py) or a module (package.module).")
     try:
@@ -141,15 +131,15 @@ def load_task(source: str | Path) -> Task:
     except TaskError:
         raise
     except SyntaxError as error:
+        line = "" if error.lineno is None else f" in line {error.lineno}"
+        place = "" if error.filename is None or Path(error.filename).name == path.name else f" of {error.filename}"
         raise TaskError(
-            f"The task {text} has a syntax error in line {error.lineno}: {error.msg}. Correct it and try again."
+            f"The task {text} has a syntax error{line}{place}: {error.msg}. Correct it and try again."
         ) from error
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
+    except (Exception, SystemExit) as error:
+        where = _where(error, str(path.resolve()))
         raise TaskError(
-            f"The task {text} failed while it was imported: {type(error).__name__}: {error}{_last_line(error, text)}. "
-            f"Correct it and try again."
+            f"The task {text} failed while it was imported: {_said(error)}{where}. Correct it and try again."
         ) from error
     task = Task(text, module)
     task.require("model", purpose="every command")
@@ -162,6 +152,39 @@ def arguments(item: Any) -> tuple[Any, ...]:
     A tuple is all of them; anything else, a `PackedSequence` too, is the one argument.
     """
     return item if isinstance(item, tuple) and not isinstance(item, PackedSequence) else (item,)
+
+
+def training_item(item: Any) -> tuple[tuple[Any, ...], Any]:
+    """The positional arguments and the target that an item of `training()` stands for; a pair has a target."""
+    if isinstance(item, tuple) and not isinstance(item, PackedSequence) and len(item) == 2:
+        return arguments(item[0]), item[1]
+    return arguments(item), None
+
+
+def metrics_of(result: Any, *, source: str) -> dict[str, float]:
+    """The metrics that a result of `evaluate(model)` stands for. Raises `TaskError` where it is none."""
+    found = result if isinstance(result, Mapping) else {"metric": result}
+    metrics = {str(name): _number(value) for name, value in found.items()}
+    if not metrics or None in metrics.values():
+        raise TaskError(
+            f"evaluate(model) in {source} returned {_shortened(repr(result))}; expected a float, or a dict of floats "
+            f"whose first entry is the headline."
+        )
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def output_of(model: nn.Module, given: tuple[Any, ...], *, source: str) -> Any:
+    """A model's output; what it raises becomes a `TaskError` that names the function the input came from."""
+    try:
+        return model(*given)
+    except HTCompressError:
+        raise
+    except Exception as error:
+        shown = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in given)
+        raise TaskError(
+            f"The model cannot take a batch of {source} ({shown}): {_said(error)}. A tuple is the model's positional "
+            f"arguments, anything else its one argument; correct the task."
+        ) from error
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -207,11 +230,16 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _where(error: BaseException, module: ModuleType) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == module.__file__]
-    return f" (line {frames[-1].lineno})" if frames else ""
+def _where(error: BaseException, file: str) -> str:
+    own = Path(file).resolve()
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == own]
+    return f" (line {lines[-1]})" if lines else ""
 
 
-def _last_line(error: BaseException, source: str) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == Path(source).name]
-    return f" (line {frames[-1].lineno})" if frames else ""
+def _said(error: BaseException) -> str:
+    text = _shortened(" ".join(str(error).split()).rstrip("."))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _shortened(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else text[:most] + " ..."

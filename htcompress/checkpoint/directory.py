@@ -9,10 +9,10 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from htcompress.errors import CheckpointError, RequestError
@@ -44,24 +44,31 @@ def check_writable(directory: Path) -> None:
             f"another with -o."
         )
     parent = _existing_parent(directory)
+    if not parent.is_dir():
+        raise RequestError(f"{parent} is a file, so the output {directory} cannot be in it; give a directory with -o.")
     if not os.access(parent, os.W_OK):
         raise RequestError(f"The folder {parent} cannot be written to; give another output directory with -o.")
 
 
 def write_directory(directory: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], report: Report) -> None:
-    """Write an output directory: beside its place first, then renamed. An older one of ours is replaced."""
-    directory = directory.absolute()
+    """Write an output directory: beside its place first, then renamed.
+
+    An older one of ours is replaced; what its owner has put beside our files stays.
+    """
     check_writable(directory)
+    directory = directory.resolve()
     with _signals_deferred():
         _write(directory, tensors, config, report)
 
 
 def _write(directory: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], report: Report) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     made = _missing_parents(directory)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    moved: list[str] = []
     done = False
     try:
         partial.mkdir(parents=True)
@@ -75,12 +82,21 @@ def _write(directory: Path, tensors: Mapping[str, Tensor], config: Mapping[str, 
         (partial / "README.md").write_text(model_card(report), encoding="utf-8")
         if directory.exists():
             directory.rename(old)
+            for other in list(old.iterdir()):
+                if not (partial / other.name).exists():
+                    other.rename(partial / other.name)
+                    moved.append(other.name)
         partial.rename(directory)
         done = True
-    except OSError as error:
-        raise RequestError(f"The output directory {directory} cannot be written: {error.strerror}.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(
+            f"The output directory {directory} cannot be written: {reason}. Make room, or give another with -o."
+        ) from error
     finally:
         if old.exists() and not directory.exists():
+            for name in moved:
+                (partial / name).rename(old / name)
             old.rename(directory)
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -117,31 +133,56 @@ def _signals_deferred() -> Iterator[None]:
 def read_config(directory: Path) -> dict[str, Any]:
     """The `config.json` of an output directory. Raises `CheckpointError` where there is none."""
     path = directory / "config.json"
-    if not directory.is_dir() or not path.is_file():
-        raise CheckpointError(f"{directory} is not an output directory of htcompress: it has no config.json.")
+    if not directory.exists():
+        raise CheckpointError(f"There is no directory {directory}. Give one that htcompress convert has written.")
+    if not path.is_file():
+        raise CheckpointError(
+            f"{directory} is not an output directory of htcompress: it has no config.json. Give one that htcompress "
+            f"convert has written."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        found = config.get("format")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not valid: {error}. Convert the model again.") from error
+    found = config.get("format") if isinstance(config, dict) else None
     if found != FORMAT:
-        raise CheckpointError(f"{path} has the format {found!r}; this version reads {FORMAT!r}. Convert again.")
-    assert isinstance(config, dict)
-    return config
+        raise CheckpointError(
+            f"{path} has the format {found!r}; this version reads {FORMAT!r}. Convert the model again."
+        )
+    return dict(config)
 
 
 def read_report(directory: Path) -> Report:
-    """The report of an output directory."""
+    """The report of an output directory. Raises `CheckpointError` where there is none."""
     path = directory / "report.json"
     if not path.is_file():
-        raise CheckpointError(f"{directory} has no report.json; is it an output directory of htcompress?")
-    return Report.from_json(path.read_text(encoding="utf-8"), source=str(path))
+        raise CheckpointError(
+            f"{directory} has no report.json. Give an output directory that htcompress convert has written."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Convert the model again.") from error
+    return Report.from_json(text, source=str(path))
 
 
-def load(directory: str | Path, model: nn.Module) -> nn.Module:
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """The tensors of an output directory by name. Raises `CheckpointError` where they cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = directory / "model.safetensors"
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Convert the model again.") from error
+
+
+def load(directory: str | Path, model: nn.Module, *, strict: bool = True) -> nn.Module:
     """Load an output directory into a dense model: a copy with its recurrent modules replaced.
 
-    What a state_dict cannot tell (`batch_first`, `dropout`) is taken from the instance.
+    What a state_dict cannot tell (`batch_first`, `dropout`, the nonlinearity of an RNN) is taken from the
+    instance, and so are its mode, device and dtype; tensors kept in float64 stay so.
 
     >>> import htcompress
     >>> compact = htcompress.load("out", OriginalModel())  # doctest: +SKIP
@@ -149,16 +190,51 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
     Args:
         directory: as written by `htcompress convert` or `htcompress.save`.
         model: an instance of the original class; it is not changed.
+        strict: whether tensors that the model does not know are an error; else they are left out.
 
     Raises:
         CheckpointError: the directory is not one of htcompress, or does not fit the model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     directory = Path(directory)
     config = read_config(directory)
-    dense = recurrent_modules(model)
+    try:
+        built = _modules(config, recurrent_modules(model), directory)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}). Convert the model again."
+        ) from error
+    compact = replace_modules(model, built)
+    tensors = read_tensors(directory)
+    problems = []
+    for name, own in compact.state_dict().items():
+        if name not in tensors:
+            problems.append(f"lacks {name}")
+        elif own.shape != tensors[name].shape:
+            problems.append(f"has {name} of shape {tuple(tensors[name].shape)}, the model {tuple(own.shape)}")
+    if strict:
+        problems += [f"has {name}" for name in tensors if name not in compact.state_dict()]
+    if problems:
+        raise CheckpointError(
+            f"{directory / 'model.safetensors'} does not fit the model: it {'; it '.join(problems[:4])}. Give an "
+            f"instance of the class that the checkpoint was trained with."
+        )
+    fill(compact, tensors)
+    return compact
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load tensors into a model that has their names and shapes; others are left out.
+
+    The model's dtypes stay, but for tensors in float64: what was trained in it is computed in it.
+    """
+    for name, own in [*model.named_parameters(), *model.named_buffers()]:
+        if name in tensors and tensors[name].dtype == torch.float64:
+            own.data = own.data.double()
+    model.load_state_dict({name: tensors[name] for name in model.state_dict() if name in tensors}, strict=False)
+
+
+def _modules(config: Mapping[str, Any], dense: Mapping[str, nn.Module], directory: Path) -> dict[str, nn.Module]:
+    """The compressed modules that a `config.json` describes, still zero, like the model's in all else."""
     built: dict[str, nn.Module] = {}
     for name, layer in config["layers"].items():
         saved = RecurrentSettings.from_config(layer["settings"])
@@ -171,27 +247,13 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
         wrong = [f for f in _STRUCTURE if not _same(f, getattr(saved, f), getattr(here, f))]
         if wrong:
             shown = ", ".join(f"{f}: {getattr(saved, f)} in the directory, {getattr(here, f)} here" for f in wrong)
-            raise CheckpointError(f"Layer {name!r} of {directory} does not fit the model: {shown}.")
-        settings = replace(here, cell=saved.cell)
-        built[name] = module_class(settings).from_config(settings, layer["weights"])
-    compact = replace_modules(model, built)
-    path = directory / "model.safetensors"
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Convert the model again.") from error
-    for name, parameter in compact.named_parameters():
-        # A float64 checkpoint stays one.
-        if name in tensors and parameter.dtype != tensors[name].dtype:
-            parameter.data = parameter.data.to(tensors[name].dtype)
-    problems = compact.load_state_dict(tensors, strict=False)
-    if problems.missing_keys or problems.unexpected_keys:
-        listed = [
-            *(f"lacks {k}" for k in problems.missing_keys),
-            *(f"has {k}" for k in problems.unexpected_keys),
-        ]
-        raise CheckpointError(f"{path} does not fit the model: it {'; it '.join(listed[:4])}.")
-    return compact
+            raise CheckpointError(
+                f"Layer {name!r} of {directory} does not fit the model: {shown}. Give an instance of the class that "
+                f"the checkpoint was trained with."
+            )
+        module = module_class(here).from_config(here, layer["weights"])
+        built[name] = module.to(next(dense[name].parameters())).train(dense[name].training)
+    return built
 
 
 def _same(field: str, saved: Any, here: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -96,24 +97,26 @@ def _read_torch(path: Path) -> Any:
 
 
 def _explained(path: Path, error: Exception) -> CheckpointError:
-    text = str(error)
+    # Torch wraps the unpickler's own words in advice on loading without safety.
+    root = error.__context__ if isinstance(error.__context__, pickle.UnpicklingError) else error
+    text = str(root)
     if "TorchScript" in text:
         return CheckpointError(f"{path} is a TorchScript archive; expected a state_dict. {_MAKE_ONE}")
-    found = re.search(r"(?:Unsupported global: )?GLOBAL ([\w.]+)", text)
-    if found or "Unsupported" in text or "not an allowed global" in text:
-        name = f" ({found[1]})" if found else ""
+    if found := re.search(r"GLOBAL ([A-Za-z_]\w*(?:\.\w+)+) ", text):
         return CheckpointError(
-            f"{path} holds pickled Python objects{name}, perhaps a whole module; loading those could run code, so "
+            f"{path} holds pickled Python objects ({found[1]}), perhaps a whole module; loading those could run code, so "
             f"htcompress takes a plain state_dict only. Where you trust the file, load it in a script of your own "
             f'and save torch.save(model.state_dict(), "model.pt").'
         )
+    # Only torch's own words say anything: an unpickler that stumbles over noise raises whatever it likes.
+    reason = f" ({_first_line(root)})" if type(root) is RuntimeError else ""
     return CheckpointError(
-        f"{path} is not a readable torch checkpoint ({_first_line(error)}). It may be cut short or of another format; "
-        f"expected a state_dict. {_MAKE_ONE}"
+        f"{path} is not a readable torch checkpoint{reason}. It may be cut short or of another format; expected a "
+        f"state_dict. {_MAKE_ONE}"
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     text = " ".join(str(error).split("\n", 1)[0].split())
     # Torch appends advice of its own after the first sentence.
     sentence = re.split(r"(?<=[a-z)])\. ", text)[0].rstrip(".")

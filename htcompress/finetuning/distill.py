@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from htcompress.errors import TaskError
+from htcompress.nn.recurrent import HTRecurrent
 from htcompress.statistics.collect import tensors_of
+from htcompress.task import output_of
 
 Batches = Callable[[], Iterator[tuple[tuple[Any, ...], Any]]]
 """Starts a pass over the training data: pairs of positional arguments and target (None: no target)."""
@@ -68,7 +71,7 @@ def distill(
 
     Args:
         student: the compressed model; all of its parameters that require gradients are trained.
-        teacher: the dense model; None: only the task's loss is trained on.
+        teacher: the dense model, left as it is; None: only the task's loss is trained on.
         batches: starts a pass over the data; called again whenever a pass ends.
         loss: of output and target, added where a batch has a target.
 
@@ -76,16 +79,30 @@ def distill(
         the held-out loss over the steps.
 
     Raises:
-        TaskError: the data has fewer than two batches, or the outputs of both models do not compare.
+        TaskError: the data has fewer than two batches, runs out, or does not fit the models, or the outputs of
+            both models do not compare.
     """
     options = options or FineTuning()
-    state = torch.random.get_rng_state()
-    torch.manual_seed(options.seed)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with evaluating(teacher), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(options.seed)
+        try:
+            return _Run(student, teacher, batches, loss, options, on_progress).go()
+        finally:
+            student.eval()
+
+
+@contextmanager
+def evaluating(model: nn.Module | None) -> Iterator[None]:
+    """A model in evaluation mode; afterwards each of its modules is in the mode it was in."""
+    modes = [] if model is None else [(module, module.training) for module in model.modules()]
+    if model is not None:
+        model.eval()
     try:
-        return _Run(student, teacher, batches, loss, options, on_progress).go()
+        yield
     finally:
-        torch.random.set_rng_state(state)
-        student.eval()
+        for module, training in modes:
+            module.training = training
 
 
 class _Run:
@@ -98,7 +115,7 @@ class _Run:
         options: FineTuning,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self.student, self.teacher = student, None if teacher is None else teacher.eval()
+        self.student, self.teacher = student, teacher
         self.loss, self.options, self.on_progress = loss, options, on_progress
         self.batches = batches
         self.held: list[tuple[tuple[Any, ...], Any]] = []
@@ -140,7 +157,7 @@ class _Run:
 
     def _stream(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
         """Batches without end; the first few of the first pass are held out, and skipped in every later one."""
-        first = self.batches()
+        first = iter(self.batches())
         buffered = []
         for item in first:
             buffered.append(item)
@@ -157,28 +174,44 @@ class _Run:
             yield buffered[-1]
             yield from first
             while True:
-                for index, item in enumerate(self.batches()):
-                    if index >= len(self.held):
+                count = 0
+                for count, item in enumerate(self.batches(), start=1):
+                    if count > len(self.held):
                         yield item
+                if count <= len(self.held):
+                    raise TaskError(
+                        f"Fine-tuning ran out of data: called again, training() yields {count} batches, no more than "
+                        f"are held out. Let every call start a new pass; a generator can be read only once."
+                    )
 
         return endless()
 
     def _loss(self, arguments: tuple[Any, ...], target: Any) -> Tensor:
-        output = self.student(*arguments)
+        if self.teacher is None and (target is None or self.loss is None):
+            raise TaskError("Without the dense model, fine-tuning needs targets from training() and a loss().")
+        wanted = None
+        if self.teacher is not None:
+            # Before the student: a batch that fits neither is told in the words of the user's own model.
+            with torch.no_grad():
+                wanted = output_of(self.teacher, arguments, source="training()")
+        output = output_of(self.student, arguments, source="training()")
         terms = []
         if self.teacher is not None:
-            terms.append(self._distance(output, arguments))
+            terms.append(self._distance(output, wanted))
         if target is not None and self.loss is not None:
-            terms.append(self.loss(output, target))
-        if not terms:
-            raise TaskError("Without the dense model, fine-tuning needs targets from training() and a loss().")
+            terms.append(self._task_loss(output, target))
         return torch.stack(terms).sum()
 
-    def _distance(self, output: Any, arguments: tuple[Any, ...]) -> Tensor:
-        assert self.teacher is not None
-        with torch.no_grad():
-            wanted = list(tensors_of(self.teacher(*arguments)))
-        found = list(tensors_of(output))
+    def _task_loss(self, output: Any, target: Any) -> Tensor:
+        assert self.loss is not None
+        value = self.loss(output, target)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise TaskError(f"loss(output, target) returned {found}; expected a tensor with one number.")
+        return value.reshape(())
+
+    def _distance(self, output: Any, target: Any) -> Tensor:
+        wanted, found = list(tensors_of(target)), list(tensors_of(output))
         if not wanted or [t.shape for t in wanted] != [t.shape for t in found]:
             raise TaskError(
                 f"The dense and the compressed model gave outputs of shapes {[tuple(t.shape) for t in wanted]} and "
@@ -205,5 +238,5 @@ def _train_mode(model: nn.Module) -> None:
     """Training mode, but for layers whose noise or running statistics would only blur what is taught."""
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+        if isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd | HTRecurrent):
             module.eval()

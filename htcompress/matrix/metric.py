@@ -56,7 +56,7 @@ class Metric:
         return self.gradients is None and self.inputs is None
 
     @cached_property
-    def _shrinkage(self) -> tuple[float, float]:
+    def shrinkage(self) -> tuple[float, float]:
         """How much of the input's second moment is kept, and the identity added to it.
 
         Oracle approximating shrinkage (Chen et al. 2010) from the number of samples, by traces only.
@@ -89,7 +89,7 @@ class Metric:
     def output_gram(self, matrix: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows rows"]:
         """G^(1/2) W A W^T G^(1/2), in float64."""
         scaled = self.row_root.apply(matrix.double())
-        keep, ridge = self._shrinkage
+        keep, ridge = self.shrinkage
         gram = ridge * (scaled @ scaled.T)
         if self.inputs is not None and keep > 0:
             out = scaled @ self.inputs.double().T
@@ -99,7 +99,7 @@ class Metric:
     def output_factor(self, matrix: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows k"]:
         """F with F F^T = `output_gram`, for matrices of too many rows for a Gram matrix."""
         scaled = self.row_root.apply(matrix.double())
-        keep, ridge = self._shrinkage
+        keep, ridge = self.shrinkage
         parts = [ridge**0.5 * scaled]
         if self.inputs is not None and keep > 0:
             parts.append((keep / len(self.inputs)) ** 0.5 * (scaled @ self.inputs.double().T))
@@ -108,7 +108,7 @@ class Metric:
     def squared(self, matrix: Float[Tensor, "rows cols"]) -> float:
         """The squared error that a difference of this size makes."""
         scaled = self.row_root.apply(matrix.double())
-        keep, ridge = self._shrinkage
+        keep, ridge = self.shrinkage
         total = ridge * float(scaled.square().sum())
         if self.inputs is not None and keep > 0:
             total += keep / len(self.inputs) * float((scaled @ self.inputs.double().T).square().sum())
@@ -128,7 +128,7 @@ class Metric:
     ) -> float:
         """The squared error of R C^T as a stand-in for a matrix whose `outputs` are known; no large product."""
         assert self.inputs is not None
-        keep, ridge = self._shrinkage
+        keep, ridge = self.shrinkage
         scaled = self.row_root.apply(rows.double())
         lost = self.row_root.apply(matrix.double()) - scaled @ cols.double().T
         total = ridge * float(lost.square().sum())
@@ -162,7 +162,7 @@ class Metric:
         """Square roots of the column metric, one for each mode (Kronecker); None if it is the identity."""
         if self.inputs is None:
             return None
-        keep, ridge = self._shrinkage
+        keep, ridge = self.shrinkage
         moments = []
         for k, mode in enumerate(modes):
             before, after = prod(modes[:k]), prod(modes[k + 1 :])
@@ -199,6 +199,10 @@ class RowRoot:
             return cls((moment + _FLOOR * float(moment.mean())).sqrt())
         ridge = _FLOOR * float(moment.trace()) / rows
         return cls(_root(moment + ridge * torch.eye(rows, dtype=torch.float64)))
+
+    def float(self) -> RowRoot:
+        """The same in float32."""
+        return RowRoot(None if self.root is None else self.root.float())
 
     def apply(self, matrix: Tensor) -> Tensor:
         """G^(1/2) times a matrix."""

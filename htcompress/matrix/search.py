@@ -18,12 +18,15 @@ from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings
 from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.layout import Layout, LayoutKind
 from htcompress.matrix.metric import Metric
+from htcompress.matrix.refine import refine_cores
 from htcompress.tensor import RankPoint, rank_path
-from htcompress.tensor.ranks import ranks_for_error, refine
+from htcompress.tensor.ranks import ranks_for_error, refine_ranks
 
 _LADDER_RATIO = 1.45
 _VERIFIED = 3
+_REFINED = 2
 _KEPT_FOLDINGS = 3
+_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -130,16 +133,28 @@ class Search:
 
         tried = {modes: Half.of(self._split, Side.COLS, modes) for modes in col_foldings(size, extra)}
         scores = {modes: score(half) for modes, half in tried.items()}
-        for _ in range(2):
+        for _ in range(_ROUNDS):
             best = sorted(scores, key=lambda m: scores[m])[:2]
             for modes in best:
-                for split in finer(modes, size, extra) if size >= 64 and len(modes) > 1 else []:
+                for split in self._finer(modes):
                     if split not in tried:
                         tried[split] = Half.of(self._split, Side.COLS, split)
                         scores[split] = score(tried[split])
         chosen = sorted(scores, key=lambda m: scores[m])[:_KEPT_FOLDINGS]
         whole = (size + extra,)
-        return [tried[modes] for modes in dict.fromkeys([*chosen, whole])]
+        kept = dict.fromkeys([*chosen, whole, self._most_compact()])
+        return [tried.get(modes) or Half.of(self._split, Side.COLS, modes) for modes in kept]
+
+    def _finer(self, modes: tuple[int, ...]) -> list[tuple[int, ...]]:
+        size, extra = self.columns.size, self.columns.extra
+        return finer(modes, size, extra) if size >= 64 and len(modes) > 1 else []
+
+    def _most_compact(self) -> tuple[int, ...]:
+        """The column folding of fewest numbers at rank one; always kept, so that `smallest` is one for all budgets."""
+        reached = col_foldings(self.columns.size, self.columns.extra)
+        for _ in range(_ROUNDS):
+            reached += [split for modes in reached for split in self._finer(modes)]
+        return min(reached, key=lambda modes: (sum(modes), len(modes)))
 
     def _paired(self) -> Iterator[Layout]:
         rows, cols = self.matrix.shape
@@ -167,7 +182,7 @@ class Search:
         """The candidate of least error that stores at most so many numbers; None where none does.
 
         The candidates are ranked by their bounds; the first few are decomposed and measured, and so is
-        the truncated SVD. `polish` adds a local search over the ranks.
+        the truncated SVD. `polish` adds a local search over the ranks, and refines the cores of the best.
         """
         options: list[tuple[float, int, RankPoint]] = []
         for index, path in enumerate(self._paths):
@@ -178,11 +193,21 @@ class Search:
         tried = options[:_VERIFIED] + [o for o in options[_VERIFIED:] if self._is_svd(o[1])]
         choices = []
         for _, index, point in tried:
-            start = refine(self.forms[index].model, point, max_parameters) if polish else point
+            start = refine_ranks(self.forms[index].model, point, max_parameters) if polish else point
             choices.append(self._measured(index, start.ranks))
+        if polish:
+            choices += [self._refined(choice) for choice in sorted(choices, key=lambda c: c.error)[:_REFINED]]
         if max_parameters >= self.matrix.numel():
             choices.append(self.dense)
         return min(choices, key=lambda c: (c.error, c.parameters), default=None)
+
+    def _refined(self, choice: Choice) -> Choice:
+        """The choice with its cores refined in the exact metric, where that gains anything."""
+        if choice.matrix is None or choice.matrix.layout.kind is LayoutKind.SVD:
+            return choice
+        matrix = refine_cores(choice.matrix, self.matrix, self.metric)
+        error = self.error_of(matrix)
+        return Choice(choice.parameters, error, matrix) if error < choice.error else choice
 
     def _is_svd(self, index: int) -> bool:
         form = self.forms[index]

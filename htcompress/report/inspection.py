@@ -116,8 +116,8 @@ def inspection_to_terminal(found: Inspection) -> RenderableType:
         table.add_column("shape", justify="right", no_wrap=True)
         table.add_column("numbers", justify="right")
         table.add_column("singular values", no_wrap=True)
-        table.add_column("rank for\n10 %", justify="right")
-        table.add_column("error of\n1 %", justify="right")
+        table.add_column("rank for\n10 % error", justify="right", no_wrap=True)
+        table.add_column("rank for\n1 % error", justify="right", no_wrap=True)
         for m in layer.matrices:
             rows, cols = m.shape
             table.add_row(

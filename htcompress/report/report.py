@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from htcompress.errors import CheckpointError
 from htcompress.matrix import HTMatrix
@@ -15,6 +16,7 @@ from htcompress.nn.weights import GateWeights, HTWeight
 from htcompress.planning import Goal, LayerPlan
 
 SCHEMA = "htcompress.report/1"
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,11 @@ class Quality:
     def with_stage(self, stage: str, metrics: Mapping[str, float], *, higher_is_better: bool) -> Quality:
         """The quality with one more stage measured: `dense`, `decomposed` or `finetuned`."""
         headline = next(iter(metrics))
-        values = {name: getattr(self, name) for name in ("dense", "decomposed", "finetuned")}
+        # Values of another metric do not compare.
+        known = self if self.metric in (None, headline) else Quality()
+        values = {name: getattr(known, name) for name in ("dense", "decomposed", "finetuned")}
         values[stage] = metrics[headline]
-        return Quality(headline, higher_is_better, **values, metrics={**self.metrics, stage: dict(metrics)})
+        return Quality(headline, higher_is_better, **values, metrics={**known.metrics, stage: dict(metrics)})
 
 
 @dataclass(frozen=True)
@@ -132,22 +136,22 @@ class Report:
                     f"{source} has the schema {data.get('schema')!r}; expected {SCHEMA!r}. Convert the model again."
                 )
             layers = tuple(
-                LayerReport(**{**layer, "matrices": tuple(_matrix(m) for m in layer["matrices"])})
+                _typed(LayerReport, {**layer, "matrices": tuple(_matrix(m) for m in layer["matrices"])})
                 for layer in data["layers"]
             )
-            return cls(
-                version=data["version"],
-                source=data["source"],
-                seed=data["seed"],
-                request=data["request"],
-                totals=Totals(**data["totals"]),
-                layers=layers,
-                quality=Quality(**data["quality"]),
-                timings_s=Timings(**data["timings_s"]),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            parts = {
+                "totals": _typed(Totals, data["totals"]),
+                "layers": layers,
+                "quality": _typed(Quality, data["quality"]),
+                "timings_s": _typed(Timings, data["timings_s"]),
+            }
+            report = _typed(cls, {**data, **parts})
+            _ = report.source["file"], report.source["sha256"]
+            return report
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(
-                f"{source} is not a report of htcompress: {error}. Convert the model again."
+                f"{source} is not a report of htcompress: {what}. Convert the model again."
             ) from error
 
 
@@ -255,7 +259,21 @@ def _matrix_report(
 
 def _matrix(data: dict[str, Any]) -> MatrixReport:
     lists = {name: tuple(data[name]) for name in ("shape", "row_modes", "col_modes")}
-    return MatrixReport(**{**data, **lists})
+    return _typed(MatrixReport, {**data, **lists})
+
+
+def _typed(cls: type[Made], data: dict[str, Any]) -> Made:
+    """A dataclass from JSON values. Raises `TypeError` where one is not of its field's type."""
+    made = cls(**data)
+    for name, kind in get_type_hints(cls).items():
+        allowed = tuple(get_origin(k) or k for k in (get_args(kind) if get_origin(kind) is UnionType else (kind,)))
+        value = getattr(made, name)
+        # JSON does not part 1 from 1.0.
+        fits = Any in allowed or isinstance(value, (*allowed, int) if float in allowed else allowed)
+        if not fits or (isinstance(value, bool) and bool not in allowed):
+            expected = " or ".join("null" if k is NoneType else k.__name__ for k in allowed)
+            raise TypeError(f"{name} is {json.dumps(value)}; expected {expected}")
+    return made
 
 
 def _rounded(value: float | None) -> float | None:

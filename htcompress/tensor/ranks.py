@@ -66,6 +66,10 @@ class RankModel:
         for values in spectra:
             squares = (values.double() ** 2).tolist()
             self.tails.append(list(accumulate(reversed(squares), initial=0.0))[::-1])
+        # Plain indices: a search asks for tens of thousands of choices.
+        self._triples = [(*(node.children or ()), node.index) for node in tree.inner_nodes[:-1]]
+        self._root = tree.root.children or (0, 0)
+        self._sizes = [shape[n.leaves[0]] if n.children is None else n.children for n in tree.nodes[:-1]]
         skip = {tree.root.index}
         if tree.order > 1:
             skip.add((tree.root.children or (0, 0))[1])
@@ -73,10 +77,27 @@ class RankModel:
 
     def tail(self, ranks: Sequence[int]) -> float:
         """The bound on the squared error."""
-        return self.offset + sum(self.tails[t][min(ranks[t], len(self.tails[t]) - 1)] for t in self.edges)
+        total = self.offset
+        for t in self.edges:
+            tails = self.tails[t]
+            total += tails[ranks[t]] if ranks[t] < len(tails) else 0.0
+        return total
 
     def parameters(self, ranks: Sequence[int]) -> int:
-        return parameter_count(self.tree, self.shape, ranks)
+        """`parameter_count` of these ranks."""
+        if self.tree.order == 1:
+            return self.shape[0]
+        total, (left, right) = 0, self._root
+        stored_left = stored_right = False
+        for t, below in enumerate(self._sizes):
+            size = below if isinstance(below, int) else ranks[below[0]] * ranks[below[1]]
+            if size != ranks[t]:
+                total += size * ranks[t]
+                stored_left |= t == left
+                stored_right |= t == right
+        if ranks[left] != ranks[right] or not (stored_left or stored_right):
+            total += ranks[left] * ranks[right]
+        return total
 
     def point(self, ranks: Sequence[int]) -> RankPoint:
         return RankPoint(tuple(ranks), self.parameters(ranks), self.tail(ranks))
@@ -96,31 +117,27 @@ class RankModel:
         return self._repair(new)
 
     def _repair(self, ranks: list[int]) -> list[int] | None:
-        nodes = self.tree.nodes
-        root = self.tree.root
+        left, right = self._root
+        full, tails = self.full, self.tails
         changed = True
         while changed:
             changed = False
-            if root.children is not None:
-                left, right = root.children
-                top = max(ranks[left], ranks[right])
-                if ranks[left] != ranks[right]:
-                    ranks[left] = ranks[right] = top
-                    changed = True
-            for node in self.tree.inner_nodes[:-1]:
-                triple = (*(node.children or ()), node.index)
-                for t in triple:
-                    a, b = (u for u in triple if u != t)
-                    if ranks[t] <= ranks[a] * ranks[b]:
+            if ranks[left] != ranks[right]:
+                ranks[left] = ranks[right] = max(ranks[left], ranks[right])
+                changed = True
+            for a, b, t in self._triples:
+                for x, y, z in ((a, b, t), (b, a, t), (t, a, b)):
+                    if ranks[x] <= ranks[y] * ranks[z]:
                         continue
                     # Raise the neighbour that can still rise and recovers more.
-                    open_ = [u for u in (a, b) if ranks[u] < self.full[u]]
-                    if not open_:
+                    best, gain = -1, -1.0
+                    for u in (y, z):
+                        if ranks[u] < full[u] and tails[u][ranks[u]] - tails[u][ranks[u] + 1] > gain:
+                            best, gain = u, tails[u][ranks[u]] - tails[u][ranks[u] + 1]
+                    if best < 0:
                         return None
-                    gain = {u: self.tails[u][ranks[u]] - self.tails[u][ranks[u] + 1] for u in open_}
-                    ranks[max(open_, key=lambda u: gain[u])] += 1
+                    ranks[best] += 1
                     changed = True
-        assert all(1 <= r <= max(1, self.full[n.index]) for r, n in zip(ranks, nodes, strict=True))
         return ranks
 
     def moves(self, ranks: Sequence[int]) -> list[list[int]]:
@@ -159,8 +176,8 @@ def rank_path(model: RankModel, *, max_parameters: float = inf, max_tail: float 
     seen = [current]
     if len(model.edges) == 1:
         (edge,) = model.edges
-        ranks = (model.raised(current.ranks, edge, by) for by in range(1, model.full[edge]))
-        seen += [model.point(r) for r in ranks if r is not None]
+        raised = (model.raised(current.ranks, edge, by) for by in range(1, model.full[edge]))
+        seen += [model.point(ranks) for ranks in raised if ranks is not None]
         return pareto([current, *(p for p in seen if p.parameters <= max_parameters)])
     while current.tail > max_tail:
         best, best_rate = None, -inf
@@ -188,7 +205,7 @@ def pareto(points: Sequence[RankPoint]) -> list[RankPoint]:
     return front
 
 
-def refine(model: RankModel, start: RankPoint, max_parameters: float) -> RankPoint:
+def refine_ranks(model: RankModel, start: RankPoint, max_parameters: float) -> RankPoint:
     """Local search from a greedy choice: lower one edge, spend what it frees elsewhere; keep what gains."""
     best = start
     improved = True
@@ -233,7 +250,7 @@ def ranks_for_budget(
     path = [p for p in rank_path(model, max_parameters=max_parameters) if p.parameters <= max_parameters]
     if not path:
         return None
-    return refine(model, path[-1], max_parameters).ranks
+    return refine_ranks(model, path[-1], max_parameters).ranks
 
 
 def ranks_for_error(

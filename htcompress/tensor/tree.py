@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from htcompress.errors import ShapeError
 
-Nested: TypeAlias = "int | tuple[Nested, Nested]"
+if TYPE_CHECKING:
+    Nested: TypeAlias = "int | tuple[Nested, Nested]"
+else:
+    Nested = Any  # checks at run time cannot resolve a recursive alias; `DimensionTree` checks by itself
 
 
 @dataclass(frozen=True)
