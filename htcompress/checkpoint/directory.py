@@ -212,7 +212,7 @@ def load(directory: str | Path, model: nn.Module, *, strict: bool = True) -> nn.
         elif own.shape != tensors[name].shape:
             problems.append(f"has {name} of shape {tuple(tensors[name].shape)}, the model {tuple(own.shape)}")
     if strict:
-        problems += [f"has {name}" for name in tensors if name not in compact.state_dict()]
+        problems += [f"has {name}, unknown to the model" for name in tensors if name not in compact.state_dict()]
     if problems:
         raise CheckpointError(
             f"{directory / 'model.safetensors'} does not fit the model: it {'; it '.join(problems[:4])}. Give an "

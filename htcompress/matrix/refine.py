@@ -19,7 +19,12 @@ ITERATIONS = 60
 
 
 def refine_cores(
-    start: HTMatrix, matrix: Float[Tensor, "rows cols"], metric: Metric, *, iterations: int = ITERATIONS
+    start: HTMatrix,
+    matrix: Float[Tensor, "rows cols"],
+    metric: Metric,
+    *,
+    iterations: int = ITERATIONS,
+    samples: int | None = None,
 ) -> HTMatrix:
     """Lower ||G^(1/2) (W - W') A^(1/2)|| over the cores of W' at its ranks.
 
@@ -28,11 +33,12 @@ def refine_cores(
         matrix: (rows, cols) W.
         metric: G and A.
         iterations: of L-BFGS, in float32.
+        samples: of the metric's inputs that are looked at (all if None).
 
     Returns:
         the refined matrix in float64, balanced; the caller compares its error with that of `start`.
     """
-    objective = _Objective(start, matrix, metric)
+    objective = _Objective(start, matrix, metric, samples)
     stored = [
         None if core is None else core.float().contiguous().clone().requires_grad_()
         for core in start.tensor.balance().cores
@@ -57,11 +63,11 @@ def refine_cores(
 class _Objective:
     """The squared error divided by that of a zero matrix, up to rounding; no product larger than W itself."""
 
-    def __init__(self, start: HTMatrix, matrix: Tensor, metric: Metric) -> None:
+    def __init__(self, start: HTMatrix, matrix: Tensor, metric: Metric, samples: int | None) -> None:
         self.split = start.layout.is_split
         self.root = metric.row_root.float()
         self.weights = self.root.apply(matrix.float())
-        self.inputs = metric.inputs
+        self.inputs = None if metric.inputs is None else metric.inputs[:samples]
         keep, self.ridge = metric.shrinkage
         self.keep = 0.0 if self.inputs is None else keep / len(self.inputs)
         self.outputs = None if self.inputs is None else self.weights @ self.inputs.T

@@ -18,13 +18,15 @@ from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings
 from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.layout import Layout, LayoutKind
 from htcompress.matrix.metric import Metric
-from htcompress.matrix.refine import refine_cores
+from htcompress.matrix.refine import ITERATIONS, refine_cores
 from htcompress.tensor import RankPoint, rank_path
 from htcompress.tensor.ranks import ranks_for_error, refine_ranks
 
 _LADDER_RATIO = 1.45
 _VERIFIED = 3
 _REFINED = 2
+_GLANCE = 15
+_GLANCE_SAMPLES = 512
 _KEPT_FOLDINGS = 3
 _ROUNDS = 2
 
@@ -201,11 +203,11 @@ class Search:
             choices.append(self.dense)
         return min(choices, key=lambda c: (c.error, c.parameters), default=None)
 
-    def _refined(self, choice: Choice) -> Choice:
+    def _refined(self, choice: Choice, *, iterations: int = ITERATIONS, samples: int | None = None) -> Choice:
         """The choice with its cores refined in the exact metric, where that gains anything."""
         if choice.matrix is None or choice.matrix.layout.kind is LayoutKind.SVD:
             return choice
-        matrix = refine_cores(choice.matrix, self.matrix, self.metric)
+        matrix = refine_cores(choice.matrix, self.matrix, self.metric, iterations=iterations, samples=samples)
         error = self.error_of(matrix)
         return Choice(choice.parameters, error, matrix) if error < choice.error else choice
 
@@ -239,6 +241,9 @@ class Search:
             budget = max(budget + 1, budget * _LADDER_RATIO)
         goals.append(self.max_parameters)
         found = [choice for goal in goals if (choice := self.best(goal)) is not None]
+        if not self.metric.is_plain:
+            # What refinement will gain differs from matrix to matrix: a short one tells the budget's allocation.
+            found += [self._refined(choice, iterations=_GLANCE, samples=_GLANCE_SAMPLES) for choice in found]
         return front([*found, self.dense])
 
     def cheapest(self, rtol: float) -> Choice:

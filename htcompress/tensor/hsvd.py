@@ -16,7 +16,7 @@ from torch import Tensor
 
 from htcompress.errors import RequestError, ShapeError
 from htcompress.tensor.ht import HTTensor
-from htcompress.tensor.ranks import RankModel, ranks_for_budget, ranks_for_error
+from htcompress.tensor.ranks import RankModel, parameter_count, ranks_for_budget, ranks_for_error
 from htcompress.tensor.tree import DimensionTree, Node
 
 _SMALL = 1 << 22  # numbers up to which float64 costs nothing worth saving
@@ -100,8 +100,17 @@ def ht_svd(
     else:
         left_over = max(0.0, ((rtol or 0.0) * found.norm) ** 2 - found.discarded)
         chosen = ranks_for_error(tree, shape, found.spectra, left_over)
+        if max_rank is None and found.model.parameters(chosen) > parameter_count(tree, shape, _full_ranks(tree, shape)):
+            # High ranks can cost more than full ones, whose identities are free.
+            found = decompose(x, tree)
+            chosen = found.tensor.ranks
     dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     return found.truncate(chosen).map(lambda core: core.to(dtype))
+
+
+def _full_ranks(tree: DimensionTree, shape: Sequence[int]) -> list[int]:
+    sizes = [prod(shape[k] for k in node.leaves) for node in tree.nodes]
+    return [min(size, sizes[-1] // size) for size in sizes]
 
 
 def decompose(
@@ -148,7 +157,7 @@ def project(x: Tensor, nodes: Sequence[Node], *, cap: int | None, edge_tail: flo
     """
     top = nodes[-1]
     if top.is_leaf:
-        return [x], 0.0
+        return [x.clone()], 0.0
     axes = [node for node in sorted(nodes, key=lambda n: n.leaves) if node.is_leaf]
     siblings = {a: b for left, right in [top.children or (0, 0)] for a, b in ((left, right), (right, left))}
     cores: dict[int, Tensor] = {}
