@@ -7,7 +7,7 @@ of the gradient at its output. Without data both are identities, and the error i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
@@ -35,6 +35,7 @@ class Metric:
             diagonal, where the matrix has more than `EXACT_LIMIT` rows.
         inputs: (samples, cols) of what enters the matrix; centred where the bias takes up the mean error.
         mean: (cols,) what the inputs were centred by; None where they were not.
+        samples: how many samples the inputs stand for, where they were condensed; None: one for each row.
     """
 
     rows: int
@@ -42,6 +43,7 @@ class Metric:
     gradients: Tensor | None = None
     inputs: Float[Tensor, "samples cols"] | None = None
     mean: Float[Tensor, " cols"] | None = None
+    samples: int | None = None
     _moments: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +51,16 @@ class Metric:
             raise ShapeError(f"Gradients of a matrix of {self.rows} rows; found {tuple(self.gradients.shape)}.")
         if self.inputs is not None and self.inputs.shape[1] != self.cols:
             raise ShapeError(f"Inputs of a matrix of {self.cols} columns; found {tuple(self.inputs.shape)}.")
+
+    def condensed(self) -> Metric:
+        """The same metric from at most `cols` inputs that have the same second moment; cheaper to work with."""
+        if self.inputs is None or len(self.inputs) <= self.cols:
+            return self
+        # The columns' second moment is smaller than the samples: any square root of it serves.
+        values, vectors = torch.linalg.eigh((self.inputs.T @ self.inputs).double())
+        scale = (self.cols / len(self.inputs)) ** 0.5
+        root = scale * values.clamp_min(0).sqrt()[:, None] * vectors.T
+        return replace(self, inputs=root.float(), samples=len(self.inputs))
 
     @property
     def is_plain(self) -> bool:
@@ -72,6 +84,7 @@ class Metric:
         signs = torch.randint(0, 2, (p, _PROBES), generator=generator).to(self.inputs) * 2 - 1
         square = float((self.inputs.T @ (self.inputs @ signs)).square().sum(dtype=torch.float64)) / n**2 / _PROBES
         above = (1 - 2 / p) * square + trace**2
+        n = self.samples or n
         below = (n + 1 - 2 / p) * (square - trace**2 / p)
         amount = 1.0 if below <= 0 else min(1.0, above / below)
         return 1 - amount, max(amount, _FLOOR) * trace / p
@@ -177,7 +190,8 @@ class Metric:
         if key not in self._moments:
             assert self.inputs is not None
             # Each sample holds cols / mode vectors of this mode: a part of the samples is plenty.
-            count = max(1, min(len(self.inputs), _MODE_NUMBERS // self.cols))
+            enough = len(self.inputs) if self.samples is not None else max(1, _MODE_NUMBERS // self.cols)
+            count = min(len(self.inputs), enough)
             padded = F.pad(self.inputs[:count], (0, before * mode * after - self.cols))
             vectors = padded.reshape(count * before, mode, after).movedim(1, 0).reshape(mode, -1)
             self._moments[key] = (vectors @ vectors.T).double() / count

@@ -67,7 +67,9 @@ class _Objective:
         self.split = start.layout.is_split
         self.root = metric.row_root.float()
         self.weights = self.root.apply(matrix.float())
-        self.inputs = None if metric.inputs is None else metric.inputs[:samples]
+        # Condensed inputs are no samples: a part of them would be another metric.
+        some = samples if metric.samples is None else None
+        self.inputs = None if metric.inputs is None else metric.inputs[:some]
         keep, self.ridge = metric.shrinkage
         self.keep = 0.0 if self.inputs is None else keep / len(self.inputs)
         self.outputs = None if self.inputs is None else self.weights @ self.inputs.T

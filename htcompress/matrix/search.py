@@ -72,7 +72,7 @@ class Search:
         kind: LayoutKind = LayoutKind.AUTO,
     ) -> None:
         self.matrix = matrix.detach()
-        self.metric = metric
+        self.metric = metric.condensed()
         self.kind = kind
         self.gates = gates
         self.columns = columns or Columns(matrix.shape[1])
