@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from htcompress.checkpoint.directory import (
     config_of,
-    fill,
     load,
     read_config,
     read_report,
@@ -28,7 +27,7 @@ from htcompress.checkpoint.directory import (
 )
 from htcompress.checkpoint.inventory import inventory, inventory_of_model, names_of, same_memory, tensor_names
 from htcompress.checkpoint.read import Checkpoint, read_checkpoint
-from htcompress.errors import CheckpointError, HTCompressError, RequestError, TaskError
+from htcompress.errors import CheckpointError, RequestError, TaskError
 from htcompress.finetuning.distill import Batches, FineTuning, Progress, TaskLoss, distill, evaluating
 from htcompress.matrix import LayoutKind
 from htcompress.nn.dense import DenseLayer
@@ -316,7 +315,7 @@ def dense_model(task: Task, checkpoint: Checkpoint, observer: Observer) -> nn.Mo
     unknown = [name for name in tensors if name not in own]
     if unknown:
         observer.message(f"{len(unknown)} tensors of {checkpoint.path} are unknown to model(): {_listed(unknown)}.")
-    fill(model, tensors)
+    model.load_state_dict({name: tensors[name] for name in own if name in tensors}, strict=False)
     return model.eval()
 
 
@@ -433,7 +432,7 @@ class _Run:
                 seed=self.seed,
                 on_batch=self.observer.advance,
             )
-        except HTCompressError:
+        except TaskError:
             raise
         except Exception:
             # A batch that the dense model cannot take either is the task's fault, and told in the model's words.

@@ -214,7 +214,8 @@ def _from_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             raise TaskError(
-                f"There is no module {name}. Give a Python file (task.py) or a module that can be imported from here."
+                f"There is no module {name}. Give a Python file (task.py) or a module (package.module) that can be "
+                f"imported from here."
             ) from error
         raise
     finally:
@@ -225,7 +226,7 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool | str):
         return None
     try:
-        return float(value)
+        return float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError):
         return None
 

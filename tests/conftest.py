@@ -3,19 +3,54 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("htcompress", "beartype.beartype")
+# Where shapes stand in signatures; the rank search, which has none, is called too often to be checked.
+CHECKED = ["matrix", "nn", "planning", "statistics", "tensor.hsvd", "tensor.ht"]
+hook = install_import_hook([f"htcompress.{name}" for name in CHECKED], "checking.check")
 hook.__enter__()
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from small import tagger  # noqa: E402
+
+import htcompress  # noqa: E402
+from htcompress import Compressed  # noqa: E402
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="Write the golden files anew from what is shown now.")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with a file in the folder `golden` beside the test; `--update-golden` writes the file."""
+    folder = Path(request.path).parent / "golden"
+
+    def compare(name: str, text: str) -> None:
+        path = folder / name
+        if request.config.getoption("--update-golden"):
+            folder.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"{path} is missing; run pytest --update-golden and look at it"
+        assert text == path.read_text(encoding="utf-8")
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def compressed() -> Compressed:
+    """A small model in tree layouts, without data; for reading only."""
+    torch.manual_seed(0)
+    return htcompress.compress(tagger(), budget=400)

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from contextlib import ExitStack, redirect_stdout
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from htcompress.observer import Observer
 
 
 class Screen(Observer):
-    """Draws the stages of a command: a bar for each on a terminal, a line for each elsewhere."""
+    """Draws the stages of a command: a bar for each on a terminal, a line for each elsewhere.
+
+    What the task's code prints meanwhile goes to stderr as well: stdout is the result's.
+    """
 
     def __init__(self, *, quiet: bool) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self.quiet = quiet
+        self._stack = ExitStack()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> Screen:
-        if self.console.is_terminal and not self.quiet:
+        self._stack.enter_context(redirect_stdout(sys.stderr))
+        if self.quiet:
+            self._stack.enter_context(warnings.catch_warnings(action="ignore"))
+        elif self.console.is_terminal:
             self._progress = Progress(
                 SpinnerColumn(finished_text="[green]✓"),
                 TextColumn("{task.description}"),
@@ -39,6 +50,7 @@ class Screen(Observer):
             if kind is None:
                 self._finish()
             self._progress.stop()
+        self._stack.close()
 
     def stage(self, name: str, total: int | None = None) -> None:
         if self._progress is not None:
@@ -53,7 +65,7 @@ class Screen(Observer):
 
     def message(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(f"[yellow]note:[/] {text}", soft_wrap=True)
+            self.console.print(Text.assemble(("note: ", "yellow"), text), soft_wrap=True)
 
     def _finish(self) -> None:
         if self._progress is not None and self._task is not None:

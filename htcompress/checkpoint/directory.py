@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from htcompress.errors import CheckpointError, RequestError
@@ -182,7 +181,7 @@ def load(directory: str | Path, model: nn.Module, *, strict: bool = True) -> nn.
     """Load an output directory into a dense model: a copy with its recurrent modules replaced.
 
     What a state_dict cannot tell (`batch_first`, `dropout`, the nonlinearity of an RNN) is taken from the
-    instance, and so are its mode, device and dtype; tensors kept in float64 stay so.
+    instance, and so are its mode, device and dtype.
 
     >>> import htcompress
     >>> compact = htcompress.load("out", OriginalModel())  # doctest: +SKIP
@@ -218,19 +217,8 @@ def load(directory: str | Path, model: nn.Module, *, strict: bool = True) -> nn.
             f"{directory / 'model.safetensors'} does not fit the model: it {'; it '.join(problems[:4])}. Give an "
             f"instance of the class that the checkpoint was trained with."
         )
-    fill(compact, tensors)
+    compact.load_state_dict(tensors, strict=False)
     return compact
-
-
-def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load tensors into a model that has their names and shapes; others are left out.
-
-    The model's dtypes stay, but for tensors in float64: what was trained in it is computed in it.
-    """
-    for name, own in [*model.named_parameters(), *model.named_buffers()]:
-        if name in tensors and tensors[name].dtype == torch.float64:
-            own.data = own.data.double()
-    model.load_state_dict({name: tensors[name] for name in model.state_dict() if name in tensors}, strict=False)
 
 
 def _modules(config: Mapping[str, Any], dense: Mapping[str, nn.Module], directory: Path) -> dict[str, nn.Module]:

@@ -104,8 +104,8 @@ def _explained(path: Path, error: Exception) -> CheckpointError:
         return CheckpointError(f"{path} is a TorchScript archive; expected a state_dict. {_MAKE_ONE}")
     if found := re.search(r"GLOBAL ([A-Za-z_]\w*(?:\.\w+)+) ", text):
         return CheckpointError(
-            f"{path} holds pickled Python objects ({found[1]}), perhaps a whole module; loading those could run code, so "
-            f"htcompress takes a plain state_dict only. Where you trust the file, load it in a script of your own "
+            f"{path} holds pickled Python objects ({found[1]}), perhaps a whole module; loading those could run code, "
+            f"so htcompress takes a plain state_dict only. Where you trust the file, load it in a script of your own "
             f'and save torch.save(model.state_dict(), "model.pt").'
         )
     # Only torch's own words say anything: an unpickler that stumbles over noise raises whatever it likes.

@@ -22,7 +22,7 @@ from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import Metric
 from htcompress.tensor import Decomposition, DimensionTree, HTTensor, Nested, RankModel, decompose
-from htcompress.tensor.hsvd import leading_left
+from htcompress.tensor.hsvd import OVERSAMPLE, leading_left
 from htcompress.tensor.tree import balanced
 
 _GRAM_ROWS = 3000
@@ -59,7 +59,8 @@ class RootSplit:
             squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
             total = float(squares.sum())
         else:
-            vectors, squares = leading_left(metric.output_factor(matrix), cap)
+            # A few directions more than wanted: the last of those that are iterated are the least exact.
+            vectors, squares = leading_left(metric.output_factor(matrix), min(cap + OVERSAMPLE, matrix.shape[0]))
             total = metric.squared(matrix)
         squares, basis = squares[:cap], vectors[:, :cap]
         right = metric.row_root.apply(matrix.double()).T @ basis

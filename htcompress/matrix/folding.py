@@ -23,7 +23,7 @@ def pairs(n: int, *, most: int = 10) -> list[tuple[int, int]]:
     >>> pairs(24, most=2)
     [(4, 6), (6, 4)]
     >>> pairs(13)
-    [(4, 4)]
+    [(3, 5)]
     """
     exact = [(d, n // d) for d in divisors(n) if d >= _SMALLEST and n // d >= _SMALLEST]
     if not exact:

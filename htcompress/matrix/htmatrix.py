@@ -20,7 +20,7 @@ class HTMatrix:
     >>> w = torch.outer(torch.arange(6.0), torch.ones(10))
     >>> h = HTMatrix.from_dense(w, Layout.split((2, 3), (5, 2)), rtol=1e-6)
     >>> h.parameters, torch.allclose(h.dense(), w, atol=1e-5)
-    (14, True)
+    (17, True)
     """
 
     layout: Layout

@@ -195,8 +195,11 @@ class Search:
         tried = options[:_VERIFIED] + [o for o in options[_VERIFIED:] if self._is_svd(o[1])]
         choices = []
         for _, index, point in tried:
-            start = refine_ranks(self.forms[index].model, point, max_parameters) if polish else point
-            choices.append(self._measured(index, start.ranks))
+            choices.append(self._measured(index, point.ranks))
+            if polish:
+                # The lower bound is not always the lower error: both are measured.
+                better = refine_ranks(self.forms[index].model, point, max_parameters)
+                choices.append(self._measured(index, better.ranks))
         if polish:
             choices += [self._refined(choice) for choice in sorted(choices, key=lambda c: c.error)[:_REFINED]]
         if max_parameters >= self.matrix.numel():

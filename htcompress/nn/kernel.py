@@ -44,17 +44,19 @@ def run_layer(
         if w.hr is not None:
             flat.append(w.hr)
     two = len(weights) == 2
+    # cuDNN keeps what a backward pass needs in training mode only; without dropout nothing else depends on it.
+    train = torch.is_grad_enabled()
     if kind is Kind.LSTM:
         if batch_sizes is None:
-            out, h, c = torch.lstm(features, state, flat, biased, 1, 0.0, False, two, False)
+            out, h, c = torch.lstm(features, state, flat, biased, 1, 0.0, train, two, False)
         else:
-            out, h, c = torch.lstm(features, batch_sizes, state, flat, biased, 1, 0.0, False, two)
+            out, h, c = torch.lstm(features, batch_sizes, state, flat, biased, 1, 0.0, train, two)
         return out, (h, c)
     kernel = _LAYERS[kind]
     if batch_sizes is None:
-        out, h = kernel(features, state[0], flat, biased, 1, 0.0, False, two, False)
+        out, h = kernel(features, state[0], flat, biased, 1, 0.0, train, two, False)
     else:
-        out, h = kernel(features, batch_sizes, state[0], flat, biased, 1, 0.0, False, two)
+        out, h = kernel(features, batch_sizes, state[0], flat, biased, 1, 0.0, train, two)
     return out, (h,)
 
 

@@ -81,7 +81,8 @@ def plan_layers(
         assert goal.error is not None
         chosen = [_within_error(target, goal.error) for target in targets]
     else:
-        chosen = _within_budget(targets, budget, "ratio" if goal.ratio is not None else "budget")
+        asked = f"budget of {budget}" if goal.ratio is None else f"ratio of {goal.ratio:g}, {budget}"
+        chosen = _within_budget(targets, budget, asked)
     plans, index = [], 0
     for layer in layers:
         slots = {}
@@ -116,11 +117,11 @@ def _dense(target: SlotTarget) -> Chosen:
     return recipe, tuple(part.search.dense for part in recipe.parts)
 
 
-def _within_budget(targets: Sequence[SlotTarget], budget: int, goal: str) -> list[Chosen]:
+def _within_budget(targets: Sequence[SlotTarget], budget: int, asked: str) -> list[Chosen]:
     least = sum(min(recipe.smallest for recipe in target.recipes) for target in targets)
     if least > budget:
         raise UnreachableError(
-            f"The {goal} of {budget} parameters cannot be reached: the most compact form of these "
+            f"The {asked} parameters cannot be reached: the most compact form of these "
             f"{len(targets)} layer(s) and direction(s) stores {least}. Ask for a budget of at least {least}, or "
             f"widen --scope or --layout if you narrowed them."
         )

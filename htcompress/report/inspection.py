@@ -109,8 +109,8 @@ def inspection_to_terminal(found: Inspection) -> RenderableType:
         f"{words.count(found.rnn_parameters)} of {words.count(found.parameters)} parameters",
     )
     tables: list[RenderableType] = []
-    for layer in found.layers:
-        title = Text.assemble((layer.name or "(top level)", "bold"), f"  {_kind(layer)}")
+    for index, layer in enumerate(found.layers):
+        title = Text.assemble((layer.name or "(top level)", "bold"), f"  {words.layer(layer.settings)}")
         table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, width=78)
         table.add_column("matrix", overflow="fold", ratio=1)
         table.add_column("shape", justify="right", no_wrap=True)
@@ -128,7 +128,8 @@ def inspection_to_terminal(found: Inspection) -> RenderableType:
                 str(m.ranks["0.1"]),
                 str(m.ranks["0.01"]),
             )
-        tables += [Padding(title, (1, 1, 0, 1)), Padding(table, (0, 1))]
+        # A table ends with an empty line of its own.
+        tables += [Padding(title, (int(index == 0), 1, 0, 1)), Padding(table, (0, 1))]
     outlook = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     outlook.add_column("--budget", justify="right")
     outlook.add_column("of the RNN", justify="right")
@@ -169,33 +170,20 @@ def _singular_values(matrix: Tensor) -> Tensor:
 
 
 def _svd_error(spectra: Sequence[tuple[tuple[int, int], Tensor]], budget: int) -> float | None:
-    """The relative error of the best truncated SVDs that share a budget: greedy by gain for each number."""
+    """The relative error of the best truncated SVDs that share a budget: rank one, then greedy by gain per number."""
+    total = sum(float(values.square().sum()) for _, values in spectra)
+    used = sum(rows + cols for (rows, cols), _ in spectra)
+    kept = sum(float(values[0]) ** 2 for _, values in spectra)
+    if used > budget:
+        return None
     steps = sorted(
-        ((float(v) ** 2 / (rows + cols), rows + cols, i) for i, ((rows, cols), vs) in enumerate(spectra) for v in vs),
+        ((float(v) ** 2 / (rows + cols), rows + cols) for (rows, cols), values in spectra for v in values[1:]),
         reverse=True,
     )
-    total = sum(float(values.square().sum()) for _, values in spectra)
-    used, kept, ranks = 0, 0.0, [0] * len(spectra)
-    for rate, cost, index in steps:
+    for rate, cost in steps:
         if used + cost <= budget:
             used, kept = used + cost, kept + rate * cost
-            ranks[index] += 1
-    if min(ranks) == 0:
-        return None
     return float((max(0.0, total - kept) / total) ** 0.5) if total else 0.0
-
-
-def _kind(layer: LayerInspection) -> str:
-    s = layer.settings
-    names = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
-    parts = [f"{names[layer.kind]}{' cell' * s['cell']} {s['input_size']} to {s['hidden_size']}"]
-    if s["num_layers"] > 1:
-        parts.append(f"{s['num_layers']} layers")
-    if s["bidirectional"]:
-        parts.append("both directions")
-    if s["proj_size"]:
-        parts.append(f"projected to {s['proj_size']}")
-    return ", ".join(parts)
 
 
 def _sparkline(values: Sequence[float], width: int = 14) -> str:

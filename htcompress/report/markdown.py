@@ -52,8 +52,10 @@ def model_card(report: Report) -> str:
     """The README.md of an output directory: what the model is and how to load it."""
     t, q = report.totals, report.quality
     quality = "Its accuracy was not measured."
-    if q.metric is not None:
+    if q.metric is not None and q.final is not None:
         quality = f"{q.metric}: {words.metric(q.final)} (dense model: {words.metric(q.dense)})."
+    digest = report.source["sha256"]
+    source = f"`{report.source['file']}`" + (f" (sha256 `{digest}`)" if digest else "")
     return f"""# {report.source["file"]}, compressed
 
 The recurrent layers of this model are stored in Hierarchical Tucker form:
@@ -69,5 +71,5 @@ Load it into an instance of the original class; its recurrent modules are replac
 - `config.json`: the layers' settings, layouts, trees and ranks
 - `report.json`, `report.md`: what was spent and lost in each layer
 
-Compressed from `{report.source["file"]}` (sha256 `{report.source["sha256"]}`) by htcompress {report.version}.
+Compressed from {source} by htcompress {report.version}.
 """

@@ -264,16 +264,16 @@ def _matrix(data: dict[str, Any]) -> MatrixReport:
 
 def _typed(cls: type[Made], data: dict[str, Any]) -> Made:
     """A dataclass from JSON values. Raises `TypeError` where one is not of its field's type."""
-    made = cls(**data)
-    for name, kind in get_type_hints(cls).items():
+    hints = get_type_hints(cls)
+    for name, value in data.items():
+        kind = hints.get(name, Any)
         allowed = tuple(get_origin(k) or k for k in (get_args(kind) if get_origin(kind) is UnionType else (kind,)))
-        value = getattr(made, name)
         # JSON does not part 1 from 1.0.
         fits = Any in allowed or isinstance(value, (*allowed, int) if float in allowed else allowed)
         if not fits or (isinstance(value, bool) and bool not in allowed):
             expected = " or ".join("null" if k is NoneType else k.__name__ for k in allowed)
             raise TypeError(f"{name} is {json.dumps(value)}; expected {expected}")
-    return made
+    return cls(**data)
 
 
 def _rounded(value: float | None) -> float | None:

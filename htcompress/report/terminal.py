@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -10,16 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from htcompress.report import words
-from htcompress.report.report import Report
+from htcompress.report.report import MatrixReport, Report
 
 WIDTH = 80
 
 
 def to_terminal(report: Report) -> RenderableType:
     """The report as something rich can print."""
-    parts: list[RenderableType] = [_headline(report), Padding(_matrices(report), (0, 0, 0, 1))]
+    parts: list[RenderableType] = [_headline(report), *_layers(report)]
     if report.quality.metric is None:
-        parts.append(Padding(Text(words.NOT_LOOKED_AT, style="yellow"), (1, 2, 0, 2)))
+        parts.append(Padding(Text(words.NOT_LOOKED_AT, style="yellow"), (0, 2, 1, 2)))
     return Group(*parts)
 
 
@@ -52,25 +54,39 @@ def _headline(report: Report) -> RenderableType:
     return Panel(table, title=title, title_align="left", box=box.ROUNDED, padding=(0, 1), width=WIDTH)
 
 
-def _matrices(report: Report) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, width=WIDTH - 2)
-    table.add_column("matrix", overflow="fold", min_width=14)
-    table.add_column("shape", justify="right", no_wrap=True)
-    table.add_column("rows | cols", overflow="fold", ratio=1)
-    table.add_column("rank", justify="right")
-    table.add_column("numbers", justify="right")
-    table.add_column("lost of\nweights", justify="right")
-    table.add_column("lost of\noutput", justify="right")
-    for layer in report.layers:
-        for m in layer.matrices:
-            table.add_row(
-                m.name,
-                f"{m.shape[0]}×{m.shape[1]}",
-                words.form(m),
-                words.rank(m),
-                words.count(m.parameters),
-                words.percent(m.error["weights"]),
-                words.percent(m.error["outputs"]),
-                style="dim" if m.kept_dense else None,
-            )
-    return table
+def _layers(report: Report) -> list[RenderableType]:
+    """Each layer's name above a table of its matrices; the tables have one header and the same columns."""
+    matrices = [matrix for layer in report.layers for matrix in layer.matrices]
+    names = {id(m): m.name.removeprefix(f"{layer.name}.") for layer in report.layers for m in layer.matrices}
+    columns: list[tuple[str, Callable[[MatrixReport], str]]] = [
+        ("matrix", lambda m: names[id(m)]),
+        ("shape", lambda m: f"{m.shape[0]}×{m.shape[1]}"),
+        ("rows | columns", words.form),
+        ("rank", words.rank),
+        ("numbers", lambda m: words.count(m.parameters)),
+        ("lost of\nweights", lambda m: words.percent(m.error["weights"])),
+        ("lost of\noutput", lambda m: words.percent(m.error["outputs"])),
+    ]
+    widths = [max(map(len, [*head.split("\n"), *map(write, matrices)])) for head, write in columns]
+    shown: list[RenderableType] = []
+    for index, layer in enumerate(report.layers):
+        title = Text.assemble((layer.name or "(top level)", "bold"), f"  {words.layer(layer.settings)}")
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            header_style="dim",
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+            show_header=index == 0,
+            width=WIDTH - 2,
+        )
+        for (head, _), width in zip(columns, widths, strict=True):
+            if head == "rows | columns":
+                table.add_column(head, overflow="fold", ratio=1)
+            else:
+                right = head != "matrix"
+                table.add_column(head, justify="right" if right else "left", width=min(width, 16), overflow="fold")
+        for matrix in layer.matrices:
+            table.add_row(*(write(matrix) for _, write in columns), style="dim" if matrix.kept_dense else None)
+        # A table ends with an empty line of its own.
+        shown += [Padding(title, (int(index == 0), 1, 0, 1)), Padding(table, (0, 0, 0, 1))]
+    return shown

@@ -1,6 +1,9 @@
-"""How the views of a report write numbers."""
+"""How the views of a report write numbers and layers."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from htcompress.report.report import MatrixReport, Quality
 
@@ -13,18 +16,25 @@ def count(number: int) -> str:
 def size(number: int) -> str:
     """Bytes in decimal units: 3.75 MB."""
     value = float(number)
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}" if unit != "bytes" else f"{number} bytes"
+    if number < 1000:
+        return f"{number} bytes"
+    for unit in ("kB", "MB", "GB"):
         value /= 1000
-    return f"{value:.3g} GB"
+        # Below what three digits would round up to a thousand.
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+    return f"{value / 1000:,.3g} TB"
 
 
 def ratio(before: float, after: float) -> str:
     """How many times smaller, or larger: 188x smaller."""
     if before == after or not after:
         return "same"
-    return f"{before / after:,.4g}x smaller" if before > after else f"{after / before:,.3g}x larger"
+    return f"{_times(before / after)} smaller" if before > after else f"{_times(after / before)} larger"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:,.0f}x" if factor >= 1000 else f"{factor:.4g}x"
 
 
 def percent(value: float | None) -> str:
@@ -34,7 +44,9 @@ def percent(value: float | None) -> str:
 
 def metric(value: float | None) -> str:
     """A metric; a dash where it was not measured."""
-    return "-" if value is None else f"{value:.4f}"
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.3g}"
 
 
 def change(quality: Quality) -> str:
@@ -42,6 +54,20 @@ def change(quality: Quality) -> str:
     if quality.final is None or quality.dense is None:
         return ""
     return f"{quality.final - quality.dense:+.4f}"
+
+
+def layer(settings: Mapping[str, Any]) -> str:
+    """What a layer is, from its settings: LSTM 3600 to 64, 2 layers, both directions."""
+    names = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
+    kind = names[settings["kind"]] + (" cell" if settings["cell"] else "")
+    parts = [f"{kind} {settings['input_size']} to {settings['hidden_size']}"]
+    if settings["num_layers"] > 1:
+        parts.append(f"{settings['num_layers']} layers")
+    if settings["bidirectional"]:
+        parts.append("both directions")
+    if settings["proj_size"]:
+        parts.append(f"projected to {settings['proj_size']}")
+    return ", ".join(parts)
 
 
 def form(matrix: MatrixReport) -> str:

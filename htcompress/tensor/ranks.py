@@ -250,7 +250,11 @@ def ranks_for_budget(
     path = [p for p in rank_path(model, max_parameters=max_parameters) if p.parameters <= max_parameters]
     if not path:
         return None
-    return refine_ranks(model, path[-1], max_parameters).ranks
+    found = [refine_ranks(model, path[-1], max_parameters)]
+    full = model.point(model.full)
+    if full.parameters <= max_parameters:
+        found.append(full)
+    return min(found, key=lambda p: (p.tail, p.parameters)).ranks
 
 
 def ranks_for_error(

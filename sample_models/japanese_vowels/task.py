@@ -91,8 +91,7 @@ def augmented_batches(seed: int | np.random.SeedSequence) -> Iterator[tuple[Pack
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
         noisy = [
-            series[index]
-            + JITTER * torch.from_numpy(rng.standard_normal(series[index].shape, dtype=np.float32))
+            series[index] + JITTER * torch.from_numpy(rng.standard_normal(series[index].shape, dtype=np.float32))
             for index in chosen
         ]
         yield pack_sequence(noisy, enforce_sorted=False), speakers[chosen]

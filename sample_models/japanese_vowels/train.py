@@ -56,9 +56,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "model.pt")
-    parser.add_argument(
-        "--refresh-vowels", type=Path, metavar="FOLDER", help="only rebuild vowels.npz from .ts files"
-    )
+    parser.add_argument("--refresh-vowels", type=Path, metavar="FOLDER", help="only rebuild vowels.npz from .ts files")
     args = parser.parse_args()
     if args.refresh_vowels is not None:
         refresh_vowels(args.refresh_vowels)

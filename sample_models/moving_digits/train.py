@@ -19,9 +19,7 @@ def refresh_digits() -> None:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    np.savez_compressed(
-        DIGITS_FILE, images=digits.images.astype(np.uint8), labels=digits.target.astype(np.uint8)
-    )
+    np.savez_compressed(DIGITS_FILE, images=digits.images.astype(np.uint8), labels=digits.target.astype(np.uint8))
 
 
 def train(epochs: int, learning_rate: float, weight_decay: float, seed: int) -> torch.nn.Module:
@@ -58,9 +56,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "model.pt")
-    parser.add_argument(
-        "--refresh-digits", action="store_true", help="only rebuild digits.npz (needs scikit-learn)"
-    )
+    parser.add_argument("--refresh-digits", action="store_true", help="only rebuild digits.npz (needs scikit-learn)")
     args = parser.parse_args()
     if args.refresh_digits:
         refresh_digits()

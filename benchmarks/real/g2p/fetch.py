@@ -30,7 +30,9 @@ def fetch() -> Path:
             weights = {name: torch.from_numpy(file[name]) for name in file}
         state = {f"{part}_embedding.weight": weights[f"{part[:3]}_emb"] for part in ("encoder", "decoder")}
         state |= {
-            f"{part}.{new}": weights[f"{part[:3]}_{old}"] for part in ("encoder", "decoder") for old, new in NAMES.items()
+            f"{part}.{new}": weights[f"{part[:3]}_{old}"]
+            for part in ("encoder", "decoder")
+            for old, new in NAMES.items()
         }
         state |= {"head.weight": weights["fc_w"], "head.bias": weights["fc_b"]}
         torch.save(state, model)

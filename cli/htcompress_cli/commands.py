@@ -1,0 +1,250 @@
+"""The commands: parse, call one library function, show. Heavy imports stand inside the commands."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from htcompress.errors import RequestError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from htcompress.finetuning.distill import FineTuning
+    from htcompress.pipeline import Compressed
+    from htcompress.planning import Goal
+
+app = typer.Typer(
+    name="htcompress",
+    help="Compress trained recurrent networks into Hierarchical Tucker form.",
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CKPT", help="A trained state_dict: .pt, .pth, .ckpt, .safetensors.")
+]
+TaskOption = Annotated[
+    str | None, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
+]
+NeededTask = Annotated[
+    str, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
+]
+Steps = Annotated[str | None, typer.Option(metavar="N", help="Steps of fine-tuning.", show_default="400")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="Where the model runs: cpu, cuda, cuda:1, ...")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(version("htcompress"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def inspect(
+    checkpoint: Checkpoint,
+    layers: Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers.")] = "*",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the recurrent layers found, their sizes and spectra, and what a few budgets would give."""
+    from htcompress.report.inspection import inspect_checkpoint, inspection_to_terminal
+
+    found = inspect_checkpoint(checkpoint, layers=layers)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        _console().print(inspection_to_terminal(found))
+
+
+@app.command()
+def convert(
+    checkpoint: Checkpoint,
+    budget: Annotated[
+        str | None, typer.Option(metavar="N", help="Numbers that the RNN may store: 5000, 5k, 1.5m.")
+    ] = None,
+    error: Annotated[
+        str | None, typer.Option(metavar="E", help="Instead: relative error that each weight matrix keeps to: 0.1.")
+    ] = None,
+    ratio: Annotated[str | None, typer.Option(metavar="R", help="Instead: how many times smaller: 100.")] = None,
+    task: TaskOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="The output directory.", show_default="<name>-ht"),
+    ] = None,
+    scope: Annotated[
+        str, typer.Option(metavar="SCOPE", help="What is put into HT form together: auto, integrated, separate, input.")
+    ] = "auto",
+    layout: Annotated[
+        str, typer.Option(metavar="LAYOUT", help="How matrices are folded: auto, split, paired, svd.")
+    ] = "auto",
+    layers: Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers; the others stay dense.")] = "*",
+    finetune: Annotated[bool, typer.Option("--finetune/--no-finetune", help="Distil from the dense model.")] = True,
+    steps: Steps = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compress a checkpoint: calibrate, decompose, fine-tune, evaluate, write the output directory."""
+    goal = _goal(budget, error, ratio, scope, layout)
+    place = output if output is not None else Path(f"{checkpoint.stem}-ht")
+    options = _finetuning(steps, seed) if finetune else None
+    from htcompress.checkpoint.directory import check_writable
+
+    check_writable(place)
+    from htcompress import pipeline
+
+    with _screen(quiet) as screen:
+        result = pipeline.convert(
+            checkpoint,
+            goal=goal,
+            task=task,
+            layers=layers,
+            finetuning=options,
+            seed=seed,
+            device=device,
+            observer=screen,
+        )
+        screen.stage("writing")
+        pipeline.save(result, place)
+    _show(result, place, as_json)
+
+
+@app.command()
+def finetune(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output directory of convert.")],
+    task: NeededTask,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="CKPT", help="The dense checkpoint; by default the one the directory was made from."),
+    ] = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Continue fine-tuning of an output directory; it is replaced when all is done."""
+    options = _finetuning(steps, seed)
+    from htcompress import pipeline
+    from htcompress.checkpoint.directory import check_writable, read_config
+
+    read_config(directory)
+    check_writable(directory)
+    with _screen(quiet) as screen:
+        result = pipeline.finetune(
+            directory, task=task, teacher=teacher, options=options, device=device, observer=screen
+        )
+        screen.stage("writing")
+        pipeline.save(result, directory)
+    _show(result, directory, as_json)
+
+
+@app.command()
+def evaluate(
+    source: Annotated[Path, typer.Argument(metavar="DIR_OR_CKPT", help="An output directory, or a checkpoint.")],
+    task: NeededTask,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the task's metric of an output directory or of a dense checkpoint."""
+    from htcompress import pipeline
+
+    with _screen(quiet) as screen:
+        metrics = pipeline.evaluate(source, task=task, device=device, observer=screen)
+    if as_json:
+        # JSON has no NaN: null, as everything that is not known.
+        typer.echo(json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}, indent=2))
+        return
+    for name, value in metrics.items():
+        typer.echo(f"{name}  {value:.6g}")
+
+
+def _goal(budget: str | None, error: str | None, ratio: str | None, scope: str, layout: str) -> Goal:
+    from htcompress_cli.numbers import real, whole
+
+    numbers = (
+        None if budget is None else whole(budget, "--budget", "5000, 5k or 1.5m"),
+        None if error is None else real(error, "--error", "0.1"),
+        None if ratio is None else real(ratio, "--ratio", "100"),
+    )
+    if all(number is None for number in numbers):
+        raise RequestError(
+            "convert needs a goal: --budget N (numbers to store, such as 5000 or 5k), --error E (relative error of the "
+            "weights, such as 0.1) or --ratio R (times smaller, such as 100)."
+        )
+    from htcompress.matrix import LayoutKind
+    from htcompress.pipeline import one_of
+    from htcompress.planning.goal import Goal, Scope
+
+    return Goal(*numbers, one_of(Scope, scope, "--scope"), one_of(LayoutKind, layout, "--layout"))
+
+
+def _finetuning(steps: str | None, seed: int) -> FineTuning:
+    from htcompress_cli.numbers import whole
+
+    count = None if steps is None else whole(steps, "--steps", "400 or 1k")
+    if count is not None and count < 0:
+        raise RequestError(f"--steps is a number of steps, at least 0; found {steps}.")
+    from htcompress.finetuning.distill import FineTuning
+
+    return FineTuning(seed=seed) if count is None else FineTuning(steps=count, seed=seed)
+
+
+def _screen(quiet: bool) -> Any:
+    from htcompress_cli.screen import Screen
+
+    return Screen(quiet=quiet)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    class Results(Console):
+        def on_broken_pipe(self) -> None:
+            """Leave it to the entry point: a reader that has seen enough is no failed check."""
+            raise BrokenPipeError
+
+    # No markup: layers, metrics and files bear the names that the user gave them.
+    return Results(width=80 if not sys.stdout.isatty() else None, highlight=False, markup=False, emoji=False)
+
+
+def _show(result: Compressed, place: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(result.report.to_json(), nl=False)
+        return
+    from rich.text import Text
+
+    from htcompress.report.terminal import to_terminal
+
+    console = _console()
+    console.print(to_terminal(result.report))
+    written = Text.assemble(" written to ", (str(place), "bold"), "  (report.md, report.json, model.safetensors)")
+    console.print(written, soft_wrap=True)

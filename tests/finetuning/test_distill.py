@@ -1,0 +1,398 @@
+"""Fine-tuning: towards the teacher, never worse on what is held out, and nothing else is changed."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from small import CLASSES, HIDDEN, INPUTS, Tagger, clips, equal, tagger
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import htcompress
+from htcompress import Compressed, FineTuning
+from htcompress.errors import TaskError
+from htcompress.finetuning.distill import Progress, distill, evaluating
+
+Item = tuple[tuple[Any, ...], Any]
+Batches = Callable[[], Iterator[Item]]
+
+
+def passes(count: int = 10, seed: int = 20, targets: bool = False) -> Batches:
+    """The same batches in every pass, with the teacher's classes as targets if asked for."""
+
+    def start() -> Iterator[Item]:
+        for index in range(count):
+            x = clips(seed + index, batch=8)
+            yield (x,), tagger()(x).argmax(1) if targets else None
+
+    return start
+
+
+def noise() -> Iterator[Item]:
+    """New batches for ever, drawn from torch's own generator."""
+    while True:
+        yield (torch.randn(8, 5, INPUTS),), None
+
+
+def distance(student: nn.Module, teacher: nn.Module, batches: list[Tensor]) -> float:
+    """The mean squared difference of the outputs in units of the teacher's variance, written anew."""
+    with torch.no_grad():
+        parts = []
+        for x in batches:
+            a, b = student(x), teacher(x)
+            parts.append(float(((a - b) ** 2).mean() / ((b - b.mean()) ** 2).mean()))
+    return sum(parts) / len(parts)
+
+
+@pytest.fixture
+def student(compressed: Compressed) -> nn.Module:
+    assert compressed.model is not None
+    return copy.deepcopy(compressed.model)
+
+
+HELD = [clips(20 + index, batch=8) for index in range(4)]
+FRESH = [clips(900 + index, batch=8) for index in range(4)]
+
+
+def test_distillation_alone_recovers_the_teachers_outputs(student: nn.Module) -> None:
+    teacher = tagger()
+    before = distance(student, teacher, FRESH)
+    history = distill(student, teacher, noise, options=FineTuning(steps=200))
+    assert history[-1].best < 0.7 * history[0].loss
+    assert distance(student, teacher, FRESH) < 0.7 * before
+
+
+def test_one_seed_one_result(compressed: Compressed) -> None:
+    def run(seed: int, callers: int) -> tuple[dict[str, Tensor], list[Progress]]:
+        model = copy.deepcopy(compressed.model)
+        assert model is not None
+        torch.manual_seed(callers)
+        history = distill(model, tagger(), noise, options=FineTuning(steps=10, check_every=5, seed=seed))
+        return model.state_dict(), history
+
+    (state, history), (same, again), (other, _) = run(1, 5), run(1, 6), run(2, 5)
+    assert equal(state, same)
+    assert history == again
+    assert not equal(state, other)
+
+
+def test_nothing_but_the_student_is_changed(student: nn.Module) -> None:
+    teacher = tagger().train()
+    teacher.head.eval()
+    state, modes = copy.deepcopy(teacher.state_dict()), [m.training for m in teacher.modules()]
+    torch.manual_seed(77)
+    generator = torch.random.get_rng_state()
+    before = copy.deepcopy(student.state_dict())
+    distill(student, teacher, passes(), options=FineTuning(steps=25))
+    assert equal(teacher.state_dict(), state)
+    assert [m.training for m in teacher.modules()] == modes
+    assert all(p.grad is None for p in teacher.parameters())
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    assert not equal(student.state_dict(), before)
+    assert not any(m.training for m in student.modules())
+
+
+def test_an_error_restores_as_well(student: nn.Module) -> None:
+    teacher = tagger().train()
+    generator = torch.random.get_rng_state()
+    with pytest.raises(TaskError):
+        distill(student, teacher, passes(1))
+    assert all(m.training for m in teacher.modules())
+    assert torch.equal(torch.random.get_rng_state(), generator)
+
+
+def test_evaluation_mode_ends_with_its_block() -> None:
+    model = nn.Sequential(nn.Linear(1, 1).eval(), nn.Dropout())
+    modes = [m.training for m in model.modules()]
+    with evaluating(model):
+        assert not any(m.training for m in model.modules())
+    assert [m.training for m in model.modules()] == modes == [True, False, True]
+    with evaluating(None):
+        pass
+
+
+# ---- the best state -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learning_rate", [10.0, 1e4, 1e30])
+def test_steps_that_diverge_are_not_kept(student: nn.Module, learning_rate: float) -> None:
+    teacher = tagger()
+    before = distance(student, teacher, HELD)
+    options = FineTuning(steps=30, check_every=3, learning_rate=learning_rate, clip=1e9)
+    history = distill(student, teacher, passes(), options=options)
+    assert history[0].loss == pytest.approx(before, rel=1e-4)
+    assert max(p.loss for p in history) > before
+    assert distance(student, teacher, HELD) == pytest.approx(history[-1].best, rel=1e-4)
+    assert history[-1].best <= history[0].loss
+
+
+def test_the_best_state_is_kept_and_not_the_last(student: nn.Module) -> None:
+    teacher = tagger()
+    states: list[dict[str, Tensor]] = []
+
+    def poisoned(output: Tensor, target: Tensor) -> Tensor:
+        # From the middle on, a loss pulls the model away from the teacher while it trains.
+        step = len(states)
+        strength = 1e4 if step >= 3 and torch.is_grad_enabled() else 0.0
+        return strength * (output - 100).square().mean()
+
+    def watch(progress: Progress) -> None:
+        states.append(copy.deepcopy(student.state_dict()))
+
+    options = FineTuning(steps=60, check_every=10, learning_rate=0.02, held_out=4)
+    history = distill(student, teacher, passes(12, targets=True), loss=poisoned, options=options, on_progress=watch)
+    losses = [p.loss for p in history]
+    best = losses.index(min(losses))
+    assert 0 < best < len(losses) - 1
+    assert losses[-1] > losses[best]
+    assert equal(student.state_dict(), states[best])
+
+
+def test_no_steps_no_change(student: nn.Module) -> None:
+    before = copy.deepcopy(student.state_dict())
+    history = distill(student, tagger(), passes(), options=FineTuning(steps=0))
+    assert [p.step for p in history] == [0]
+    assert equal(student.state_dict(), before)
+
+
+def test_progress_is_told(student: nn.Module) -> None:
+    seen: list[Progress] = []
+    options = FineTuning(steps=23, check_every=10)
+    history = distill(student, tagger(), passes(), options=options, on_progress=seen.append)
+    assert seen == history
+    assert [(p.step, p.steps) for p in seen] == [(0, 23), (10, 23), (20, 23), (23, 23)]
+    assert [p.best for p in seen] == list(itertools.accumulate((p.loss for p in seen), min))
+
+
+# ---- the data -----------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A loss that keeps the targets it trained on and those it only looked at."""
+
+    def __init__(self) -> None:
+        self.trained: list[int] = []
+        self.looked: set[int] = set()
+
+    def __call__(self, output: Tensor, target: int) -> Tensor:
+        if torch.is_grad_enabled():
+            self.trained.append(target)
+        else:
+            self.looked.add(target)
+        return output.square().mean() * 0
+
+
+def numbered(start: int, count: int) -> Iterator[Item]:
+    for index in range(start, start + count):
+        yield (clips(index),), index
+
+
+def test_what_is_held_out_is_never_trained_on(student: nn.Module) -> None:
+    record = Recorder()
+    distill(student, tagger(), lambda: numbered(0, 7), loss=record, options=FineTuning(steps=8, check_every=4))
+    assert record.looked == {0, 1, 2, 3}
+    assert record.trained == [4, 5, 6, 4, 5, 6, 4, 5]
+
+
+@pytest.mark.parametrize(("count", "held"), [(2, 1), (3, 2), (4, 3), (5, 4)])
+def test_few_batches(student: nn.Module, count: int, held: int) -> None:
+    record = Recorder()
+    distill(student, tagger(), lambda: numbered(0, count), loss=record, options=FineTuning(steps=3))
+    assert record.looked == set(range(held))
+    assert record.trained == [held] * 3
+
+
+def test_data_without_end_is_read_as_needed(student: nn.Module) -> None:
+    record, drawn = Recorder(), itertools.count()
+
+    def endless() -> Iterator[Item]:
+        while True:
+            index = next(drawn)
+            yield (clips(index),), index
+
+    distill(student, tagger(), endless, loss=record, options=FineTuning(steps=12))
+    assert record.trained == list(range(4, 16))
+    assert next(drawn) == 16
+
+
+def test_a_generator_that_ends_is_told_and_not_waited_for(student: nn.Module) -> None:
+    once = numbered(0, 8)
+    distill(student, tagger(), lambda: once, options=FineTuning(steps=4))
+    once = numbered(0, 8)
+    with pytest.raises(TaskError, match=r"ran out of data: called again, training\(\) yields 0 batches"):
+        distill(student, tagger(), lambda: once, options=FineTuning(steps=5))
+
+
+def test_a_later_pass_may_be_longer_but_not_too_short(student: nn.Module) -> None:
+    lengths = iter([6, 9, 4])
+    record = Recorder()
+    with pytest.raises(TaskError, match="yields 4 batches, no more than are held out"):
+        distill(student, tagger(), lambda: numbered(0, next(lengths)), loss=record, options=FineTuning(steps=30))
+    assert record.trained == [4, 5, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_batches(student: nn.Module, count: int) -> None:
+    with pytest.raises(TaskError, match=f"at least two batches, one of them held out; training.. yields {count}"):
+        distill(student, tagger(), lambda: numbered(0, count))
+
+
+# ---- losses -------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_and_targets_train_without_a_teacher(student: nn.Module) -> None:
+    def accuracy() -> float:
+        with torch.no_grad():
+            return float(
+                torch.stack([(student(x).argmax(1) == tagger()(x).argmax(1)).float().mean() for x in FRESH]).mean()
+            )
+
+    before = accuracy()
+    batches = passes(40, targets=True)
+    distill(student, None, batches, loss=functional.cross_entropy, options=FineTuning(steps=150))
+    assert accuracy() > max(before, 0.7)
+
+
+@pytest.mark.parametrize(("targets", "loss"), [(False, functional.cross_entropy), (True, None), (False, None)])
+def test_without_a_teacher_there_must_be_something_to_train_on(
+    student: nn.Module, targets: bool, loss: Callable[..., Tensor] | None
+) -> None:
+    with pytest.raises(TaskError, match=r"needs targets from training\(\) and a loss\(\)"):
+        distill(student, None, passes(targets=targets), loss=loss)
+
+
+def test_the_loss_is_added_to_the_distance(student: nn.Module) -> None:
+    plain = distill(student, tagger(), passes(targets=True), options=FineTuning(steps=0))[0].loss
+    added = distill(
+        student, tagger(), passes(targets=True), loss=lambda o, t: torch.tensor([2.5]), options=FineTuning(steps=0)
+    )[0].loss
+    assert added == pytest.approx(plain + 2.5, rel=1e-5)
+    without = distill(student, tagger(), passes(), loss=functional.cross_entropy, options=FineTuning(steps=0))[0].loss
+    assert without == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0.5, "float"), (None, "NoneType"), (torch.zeros(2), r"a tensor of shape \(2,\)")]
+)
+def test_a_loss_that_is_no_number(student: nn.Module, value: Any, words: str) -> None:
+    with pytest.raises(TaskError, match=f"returned {words}; expected a tensor with one number"):
+        distill(student, tagger(), passes(targets=True), loss=lambda output, target: value)
+
+
+def test_batches_that_fit_no_model_are_told_in_the_teachers_words(student: nn.Module) -> None:
+    def narrow() -> Iterator[Item]:
+        for _ in range(3):
+            yield (torch.zeros(2, 5, 23),), None
+
+    with pytest.raises(TaskError, match=r"batch of training\(\) .*Expected 24, got 23"):
+        distill(student, tagger(), narrow)
+
+
+def test_outputs_that_do_not_compare(student: nn.Module) -> None:
+    class Pooled(Tagger):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mean(0)
+
+    with pytest.raises(TaskError, match=r"of shapes \[\(3,\)\] and \[\(8, 3\)\]; distillation needs equal ones"):
+        distill(student, Pooled(), passes())
+
+
+# ---- models of other kinds ----------------------------------------------------------------------------------
+
+
+class Many(Tagger):
+    """Gives its output in a form of its own."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, x: Any) -> Any:
+        states, (h, c) = self.rnn(x["x"] if isinstance(x, dict) else x)
+        if isinstance(states, PackedSequence):
+            return states, self.head(h[0])
+        logits = self.head(states[:, -1])
+        return {
+            "tuple": (logits, h),
+            "dict": {"logits": logits, "states": [states, c], "steps": torch.arange(3), "note": "text", "none": None},
+            "nested": ([{"a": (logits,)}], h.bool()),
+        }[self.form]
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict", "nested", "packed"])
+def test_outputs_and_inputs_in_any_form(form: str) -> None:
+    torch.manual_seed(0)
+    model = Many(form).eval()
+    made = htcompress.compress(model, budget=400, layout="svd").model
+    assert made is not None
+
+    def batches() -> Iterator[Item]:
+        for index in range(10):
+            x: Any = clips(index, batch=8)
+            if form == "packed":
+                x = pack_sequence([x[0], x[1][:3], x[2][:1]], enforce_sorted=False)
+            yield ({"x": x} if form == "dict" else x,), None
+
+    history = distill(made, model, batches, options=FineTuning(steps=40, check_every=10))
+    assert history[-1].best < 0.97 * history[0].loss
+
+
+class Noisy(nn.Module):
+    """Every kind of noise and running statistics around a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.BatchNorm1d(INPUTS)
+        self.rnn = nn.LSTM(INPUTS, HIDDEN, num_layers=2, dropout=0.5, batch_first=True)
+        self.instance = nn.InstanceNorm1d(HIDDEN, track_running_stats=True)
+        self.dropout = nn.Sequential(nn.Dropout(0.5), nn.Dropout1d(0.5))
+        self.head = nn.Linear(HIDDEN, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x.transpose(1, 2)).transpose(1, 2)
+        x = self.instance(self.rnn(x)[0].transpose(1, 2)).transpose(1, 2)
+        return self.head(self.dropout(x)[:, -1])
+
+
+def test_noise_is_off_and_running_statistics_stay() -> None:
+    torch.manual_seed(0)
+    model = Noisy()
+    for x in FRESH:
+        model(x)
+    model.eval()
+    student = htcompress.compress(model, budget=900, layout="svd").model
+    assert student is not None
+    buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    outputs: list[Tensor] = []
+
+    def keep(output: Tensor, target: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            outputs.append(output.detach())
+        return output.sum() * 0
+
+    def same() -> Iterator[Item]:
+        while True:
+            yield (FRESH[0],), 0
+
+    still = FineTuning(steps=3, learning_rate=0.0)
+    distill(student, model, same, loss=keep, options=still)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], student(FRESH[0]))
+    distill(student, model, passes(), options=FineTuning(steps=10))
+    assert len(buffers) == 6
+    assert equal(dict(student.named_buffers()), buffers)
+
+
+def test_frozen_parameters_stay(student: nn.Module) -> None:
+    assert isinstance(student, Tagger)
+    student.head.requires_grad_(False)
+    before = copy.deepcopy(student.state_dict())
+    distill(student, tagger(), passes(), options=FineTuning(steps=25))
+    assert torch.equal(student.head.weight, before["head.weight"])
+    assert not equal(student.state_dict(), before)

@@ -1,0 +1,205 @@
+"""The metric's errors are those of its definition, with the square roots written out."""
+
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+import torch
+from oracles import distance, observed, roots_of, square_root, weighted_error
+from torch import Tensor
+
+from htcompress.errors import ShapeError
+from htcompress.matrix import Metric
+from htcompress.matrix.metric import RowRoot
+
+ROWS, COLS = 12, 15
+
+
+def metrics() -> dict[str, Metric]:
+    full = observed(ROWS, COLS)
+    return {
+        "plain": Metric(ROWS, COLS),
+        "gradients": Metric(ROWS, COLS, gradients=full.gradients),
+        "diagonal": Metric(ROWS, COLS, gradients=full.gradients.diagonal().clone(), inputs=full.inputs),
+        "inputs": Metric(ROWS, COLS, inputs=full.inputs),
+        "both": full,
+        "few samples": observed(ROWS, COLS, samples=4),
+        "one sample": observed(ROWS, COLS, samples=1),
+        "condensed": full.condensed(),
+    }
+
+
+NAMES = list(metrics())
+
+
+@pytest.fixture(params=NAMES)
+def metric(request: pytest.FixtureRequest) -> Metric:
+    return metrics()[request.param]
+
+
+def test_squared_is_the_definition(metric: Metric) -> None:
+    for seed in range(3):
+        difference = torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(seed))
+        assert metric.squared(difference) == pytest.approx(weighted_error(metric, difference), rel=1e-9)
+    assert metric.squared(torch.zeros(ROWS, COLS)) == 0.0
+
+
+def test_output_gram_and_factor_are_the_definition(metric: Metric) -> None:
+    matrix = torch.randn(ROWS, COLS, dtype=torch.float64)
+    g, a = roots_of(metric)
+    expected = g @ matrix @ a @ a @ matrix.T @ g
+    assert distance(metric.output_gram(matrix), expected) < 1e-9
+    factor = metric.output_factor(matrix)
+    assert distance(factor @ factor.T, expected) < 1e-9
+
+
+def test_without_data_the_error_is_the_plain_one() -> None:
+    difference = torch.randn(ROWS, COLS, dtype=torch.float64)
+    plain = Metric(ROWS, COLS)
+    assert plain.is_plain
+    assert plain.squared(difference) == pytest.approx(float(difference.square().sum()), rel=1e-14)
+    assert plain.shrinkage == (0.0, 1.0)
+    assert plain.row_factors((3, 4)) is None
+    assert plain.col_factors((3, 5)) is None
+    assert not observed(ROWS, COLS).is_plain
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if metrics()[name].inputs is not None])
+def test_the_error_from_factors_is_the_same(name: str) -> None:
+    """Without the product of the factors; in float32 as far as the samples go."""
+    metric = metrics()[name]
+    matrix = torch.randn(ROWS, COLS)
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    for rank in (1, 5, 11):
+        rows, cols = u[:, :rank] * s[:rank], vh[:rank].T
+        found = metric.squared_from_factors(matrix, metric.outputs(matrix), rows, cols)
+        assert found == pytest.approx(weighted_error(metric, matrix.double() - rows @ cols.T), rel=1e-5)
+
+
+# ---- shrinkage ------------------------------------------------------------------------------------------
+
+
+def shrinkage_by_definition(inputs: Tensor) -> float:
+    """The amount of oracle approximating shrinkage, Chen et al. 2010, equation 23, traces exact."""
+    n, p = inputs.shape
+    moment = inputs.double().T @ inputs.double() / n
+    trace, square = float(moment.trace()), float(moment.square().sum())
+    return min(1.0, ((1 - 2 / p) * square + trace**2) / ((n + 1 - 2 / p) * (square - trace**2 / p)))
+
+
+@pytest.mark.parametrize("samples", [2, 5, 30, 300, 3000])
+def test_shrinkage_follows_its_formula_and_keeps_the_trace(samples: int) -> None:
+    """Up to the probes that estimate the trace of the square: 128 of them, so some 10 %."""
+    metric = observed(ROWS, 40, samples=samples)
+    keep, ridge = metric.shrinkage
+    assert 1 - keep == pytest.approx(shrinkage_by_definition(metric.inputs), rel=0.25)
+    trace = float(metric.inputs.double().square().sum()) / samples
+    assert keep * trace + ridge * 40 == pytest.approx(trace, rel=1e-5)
+
+
+def test_shrinkage_brings_the_moment_nearer_to_the_true_one() -> None:
+    """The point of it: 20 samples of 40 numbers, many times."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.diag(torch.linspace(0.5, 2, 40, dtype=torch.float64))
+    for _ in range(10):
+        x = torch.randn(20, 40, generator=generator, dtype=torch.float64) @ truth.sqrt()
+        metric = Metric(3, 40, inputs=x.float())
+        _, root = roots_of(metric)
+        assert distance(root @ root, truth) < 0.6 * distance(x.T @ x / 20, truth)
+
+
+def test_condensed_inputs_are_the_same_metric_in_fewer_rows() -> None:
+    metric = observed(ROWS, COLS, samples=400, mean=torch.ones(COLS))
+    small = metric.condensed()
+    assert small.inputs.shape == (COLS, COLS)
+    assert small.mean is metric.mean
+    for a, b in zip(roots_of(small), roots_of(metric), strict=True):
+        assert distance(a @ a, b @ b) < 0.02  # the probes see other rows
+    assert distance(small.inputs.T @ small.inputs / COLS, metric.inputs.T @ metric.inputs / 400) < 1e-5
+    few = observed(ROWS, COLS, samples=10)
+    assert few.condensed() is few
+    plain = Metric(ROWS, COLS)
+    assert plain.condensed() is plain
+
+
+# ---- roots ----------------------------------------------------------------------------------------------
+
+
+def test_the_row_root_is_applied_and_removed() -> None:
+    for name in ("plain", "diagonal", "both"):
+        metric = metrics()[name]
+        g, _ = roots_of(metric)
+        matrix = torch.randn(ROWS, 7, dtype=torch.float64)
+        assert distance(metric.row_root.apply(matrix), g @ matrix) < 1e-9
+        assert distance(metric.row_root.remove(metric.row_root.apply(matrix)), matrix) < 1e-10
+
+
+def test_a_singular_row_metric_can_be_removed() -> None:
+    delta = torch.randn(3, ROWS)
+    root = RowRoot.of(delta.T @ delta, ROWS)
+    matrix = torch.randn(ROWS, 7, dtype=torch.float64)
+    assert distance(root.apply(matrix), square_root(delta.T @ delta) @ matrix) < 1e-2
+    assert distance(root.remove(root.apply(matrix)), matrix) < 1e-6
+
+
+@pytest.mark.parametrize("gradients", [torch.zeros(ROWS, ROWS), torch.zeros(ROWS)])
+def test_gradients_of_zero_weigh_nothing(gradients: Tensor) -> None:
+    """Of a layer that the output does not depend on: as if there were none."""
+    inputs = torch.randn(30, COLS)
+    matrix = torch.randn(ROWS, COLS)
+    metric = Metric(ROWS, COLS, gradients=gradients, inputs=inputs)
+    assert metric.squared(matrix) == Metric(ROWS, COLS, inputs=inputs).squared(matrix) > 0
+    assert metric.row_factors((3, 4)) is None
+
+
+def test_inputs_of_zero_weigh_nothing() -> None:
+    matrix = torch.randn(ROWS, COLS, dtype=torch.float64)
+    metric = Metric(ROWS, COLS, inputs=torch.zeros(30, COLS))
+    assert metric.squared(matrix) == pytest.approx(float(matrix.square().sum()))
+
+
+def test_factors_of_a_kronecker_metric_are_exact() -> None:
+    """G = G_1 x G_2 and A = A_1 x A_2: the Kronecker product of the modes' roots is the root."""
+    generator = torch.Generator().manual_seed(0)
+
+    def moment(size: int) -> Tensor:
+        x = torch.randn(5 * size, size, generator=generator, dtype=torch.float64)
+        return x.T @ x / len(x)
+
+    g = torch.kron(moment(3), moment(4))
+    rows = Metric(12, 4, gradients=g).row_factors((3, 4))
+    assert distance(torch.kron(*rows), square_root(g)) < 1e-3
+    # Inputs whose second moment is exactly that of the modes: the rows of its root, many samples for no shrinkage.
+    a = torch.kron(moment(2), torch.kron(moment(3), moment(2)))
+    metric = Metric(4, 12, inputs=(square_root(a) * 12**0.5).float(), samples=10**9)
+    cols = metric.col_factors((2, 3, 2))
+    assert distance(torch.kron(cols[0], torch.kron(cols[1], cols[2])), square_root(a)) < 1e-3
+
+
+@pytest.mark.parametrize("modes", [(ROWS,), (3, 4), (4, 2, 2), (5, 3)])
+def test_row_factors_are_the_mean_moments_of_the_modes(modes: tuple[int, ...]) -> None:
+    """Up to a scale, mode k's moment is G summed over all other modes; the diagonal of G gives its diagonal."""
+    metric = observed(ROWS, COLS)
+    padded = torch.zeros(prod(modes), prod(modes), dtype=torch.float64)
+    padded[:ROWS, :ROWS] = metric.gradients
+    grid = torch.arange(prod(modes)).reshape(modes)
+    for k, root in enumerate(metric.row_factors(modes)):
+        expected = torch.zeros(modes[k], modes[k], dtype=torch.float64)
+        lines = grid.movedim(k, 0).reshape(modes[k], -1)
+        for line in lines.T:
+            expected += padded[line][:, line]
+        found = root @ root
+        assert distance(found / found.trace(), expected / expected.trace()) < 1e-3
+    diagonal = Metric(ROWS, COLS, gradients=metric.gradients.diagonal().clone()).row_factors(modes)
+    written_out = Metric(ROWS, COLS, gradients=torch.diag(metric.gradients.diagonal())).row_factors(modes)
+    for a, b in zip(diagonal, written_out, strict=True):
+        assert distance(a, b) < 1e-6
+
+
+def test_misfits_are_named() -> None:
+    for gradients in (torch.zeros(3, 3), torch.zeros(3), torch.zeros(ROWS, COLS)):
+        with pytest.raises(ShapeError, match="12 rows"):
+            Metric(ROWS, COLS, gradients=gradients)
+    with pytest.raises(ShapeError, match="15 columns"):
+        Metric(ROWS, COLS, inputs=torch.zeros(5, ROWS))
