@@ -78,7 +78,8 @@ def run_case(name: str, budget: int, seed: int, steps: int) -> None:
         tuned = time.perf_counter() - began
         after = headline(task, model)
         print(
-            f"{label:34} {numbers:8,} {decomposed:10.4f} {after:10.4f} {after / reference:9.3f} {planned:6.1f} {tuned:6.1f}",
+            f"{label:34} {numbers:8,} {decomposed:10.4f} {after:10.4f} {after / reference:9.3f} "
+            f"{planned:6.1f} {tuned:6.1f}",
             flush=True,
         )
 

@@ -53,7 +53,9 @@ class RootSplit:
         cap = min(*matrix.shape, cap or min(matrix.shape))
         if metric.is_plain and matrix.shape[1] < matrix.shape[0]:
             flipped = cls.of(matrix.T, Metric(matrix.shape[1], matrix.shape[0]), cap=cap)
-            return replace(flipped, metric=metric, left=flipped.right, right=flipped.left)
+            # The singular values go with the columns, as they do below.
+            scale = flipped.values.clamp_min(1e-8 * float(flipped.values[0]) or 1.0)
+            return replace(flipped, metric=metric, left=flipped.right / scale, right=flipped.left * scale)
         if matrix.shape[0] <= _GRAM_ROWS:
             squares, vectors = torch.linalg.eigh(metric.output_gram(matrix))
             squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)

@@ -71,13 +71,14 @@ def finer(modes: tuple[int, ...], size: int, extra: int = 0) -> list[tuple[int, 
     """The foldings that split one mode of an input folding in two.
 
     >>> finer((8, 16), 128)
-    [(8, 4, 4), (2, 4, 16), (4, 2, 16)]
+    [(2, 4, 16), (4, 2, 16), (8, 4, 4), (8, 2, 8)]
     """
     slab = prod(modes[1:])
     inner = ((size // slab if size % slab == 0 else modes[0]), *modes[1:])
     found = []
     for k, mode in enumerate(inner):
-        halves = pairs(mode, most=2) or [(d, mode // d) for d in (2, mode // 2) if 1 < d < mode and mode % d == 0]
+        # A mode is not padded again: it is split where it divides.
+        halves = sorted(((d, mode // d) for d in divisors(mode)[1:-1]), key=lambda p: abs(p[0] - p[1]))[:2]
         found += [(*inner[:k], *half, *inner[k + 1 :]) for half in halves]
     return _with_slabs(found, size, extra)
 

@@ -66,7 +66,8 @@ class HTTensor:
         ]
         identity = [size == rank for size, rank in zip(sizes, ranks, strict=True)]
         left, right = tree.root.children or (0, 0)
-        identity[-1] = tree.order > 1 and ranks[left] == ranks[right] and not (identity[left] and identity[right])
+        somewhere = not (identity[left] and identity[right]) or (ranks[left] == 1 and not all(identity[:-1]))
+        identity[-1] = tree.order > 1 and ranks[left] == ranks[right] and somewhere
         cores: list[Tensor | None] = []
         for node in tree.nodes:
             below = [shape[node.leaves[0]]] if node.children is None else [ranks[c] for c in node.children]
@@ -282,8 +283,8 @@ class HTTensor:
         """The same tensor with every core that can be an identity absorbed by its neighbour.
 
         A full-rank leaf (r = n) and a full-rank inner node (r_t = r_left * r_right) move into their
-        parent, the root moves into its children, half of it to each: r^2 numbers less at each such
-        edge, for nothing. `parameters` then equals `ranks.parameter_count`.
+        parent, the root moves into its children, half of it to each (a root of one number into any core):
+        r^2 numbers less at each such edge, for nothing. `parameters` then equals `ranks.parameter_count`.
         """
         tree = self.tree
         if tree.order == 1:
@@ -310,6 +311,12 @@ class HTTensor:
                 u, s, vh = torch.linalg.svd(root[:, :, 0])
                 cores[left], cores[right] = a @ (u * s.sqrt()), b @ (vh.T * s.sqrt())
             cores[-1] = None
+        elif root.numel() == 1:
+            stored = next((t for t, core in enumerate(cores[:-1]) if core is not None), None)
+            if stored is not None:
+                core = cores[stored]
+                assert core is not None
+                cores[stored], cores[-1] = core * root.reshape(()), None
         compacted = HTTensor(tree, self.shape, tuple(ranks), tuple(cores))
         assert compacted.parameters == parameter_count(tree, self.shape, ranks)
         return compacted

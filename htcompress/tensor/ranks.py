@@ -11,6 +11,9 @@ from torch import Tensor
 
 from htcompress.tensor.tree import DimensionTree
 
+_SHORT = 20_000  # numbers at full ranks up to which the way down is gone in full
+_STRIDE = 200  # one cut saves at least this part of the numbers, so that large tensors take no more steps
+
 
 @dataclass(frozen=True)
 class RankPoint:
@@ -38,7 +41,7 @@ def parameter_count(tree: DimensionTree, shape: Sequence[int], ranks: Sequence[i
             stored[node.index] = True
             total += size * rank
     left, right = tree.root.children or (0, 0)
-    if ranks[left] != ranks[right] or not (stored[left] or stored[right]):
+    if ranks[left] != ranks[right] or not (stored[left] or stored[right] or (ranks[left] == 1 and total)):
         total += ranks[left] * ranks[right]
     return total
 
@@ -95,7 +98,7 @@ class RankModel:
                 total += size * ranks[t]
                 stored_left |= t == left
                 stored_right |= t == right
-        if ranks[left] != ranks[right] or not (stored_left or stored_right):
+        if ranks[left] != ranks[right] or not (stored_left or stored_right or (ranks[left] == 1 and total)):
             total += ranks[left] * ranks[right]
         return total
 
@@ -140,6 +143,34 @@ class RankModel:
                     changed = True
         return ranks
 
+    def lowered(self, ranks: Sequence[int], edge: int, by: int) -> list[int] | None:
+        """The ranks with one edge lowered, and whatever else must fall for them to be attainable."""
+        if ranks[edge] <= by:
+            return None
+        new = list(ranks)
+        new[edge] -= by
+        left, right = self._root
+        changed = True
+        while changed:
+            changed = new[left] != new[right]
+            new[left] = new[right] = min(new[left], new[right])
+            for a, b, t in self._triples:
+                for x, y, z in ((a, b, t), (b, a, t), (t, a, b)):
+                    if new[x] > new[y] * new[z]:
+                        new[x] = new[y] * new[z]
+                        changed = True
+        return new
+
+    def cuts(self, ranks: Sequence[int]) -> list[list[int]]:
+        """Smaller choices worth a look: each edge lowered by one, by a few, by half."""
+        found = {}
+        for edge in self.edges:
+            for by in {1, 2, ranks[edge] // 4, ranks[edge] // 2} - {0}:
+                new = self.lowered(ranks, edge, by)
+                if new is not None:
+                    found[tuple(new)] = new
+        return list(found.values())
+
     def moves(self, ranks: Sequence[int]) -> list[list[int]]:
         """Next choices worth a look: each edge raised by one, by a few, to full; pairs along the tree."""
         found: dict[tuple[int, ...], list[int]] = {}
@@ -164,21 +195,27 @@ class RankModel:
         return list(found.values())
 
 
-def rank_path(model: RankModel, *, max_parameters: float = inf, max_tail: float = 0.0) -> list[RankPoint]:
-    """From rank one upwards, always the move that loses least per number.
+def rank_path(model: RankModel, *, max_parameters: float = inf) -> list[RankPoint]:
+    """The Pareto front of two greedy ways, ascending: upwards from rank one, and downwards from full ranks.
 
-    Returns the Pareto front of all that was looked at on the way, ascending: a move of several ranks may
-    pass over points that are the best of their size. With one edge alone that is every rank. Stops where
-    the budget is passed or the bound is small enough. The last point within a budget is the greedy choice
-    for it; along one path a larger budget never gives a larger bound.
+    All that was looked at on the way counts: a move of several ranks may pass over points that are the best
+    of their size. With one edge alone that is every rank. The first point is rank one; the last within a
+    budget is the choice for it; along one path a larger budget never gives a larger bound.
     """
+    seen = _upwards(model, max_parameters=max_parameters)
+    # The way down pays where it is short; far above the budget it says nothing about choices within it.
+    if model.parameters(model.full) <= min(_SHORT, 4 * max_parameters):
+        seen += _downwards(model)
+    return pareto([seen[0], *(p for p in seen if p.parameters <= max_parameters)])
+
+
+def _upwards(model: RankModel, *, max_parameters: float = inf, max_tail: float = 0.0) -> list[RankPoint]:
+    """From rank one, always the move that gains most per number, until the bound is small enough; all points seen."""
     current = model.point(model.smallest())
     seen = [current]
     if len(model.edges) == 1:
-        (edge,) = model.edges
-        raised = (model.raised(current.ranks, edge, by) for by in range(1, model.full[edge]))
-        seen += [model.point(ranks) for ranks in raised if ranks is not None]
-        return pareto([current, *(p for p in seen if p.parameters <= max_parameters)])
+        raised = (model.raised(current.ranks, model.edges[0], by) for by in range(1, model.full[model.edges[0]]))
+        return seen + [model.point(ranks) for ranks in raised if ranks is not None]
     while current.tail > max_tail:
         best, best_rate = None, -inf
         for ranks in model.moves(current.ranks):
@@ -193,7 +230,26 @@ def rank_path(model: RankModel, *, max_parameters: float = inf, max_tail: float 
         if best is None or best.ranks == current.ranks:
             break
         current = best
-    return pareto(seen)
+    return seen
+
+
+def _downwards(model: RankModel, *, max_tail: float = inf) -> list[RankPoint]:
+    """From full ranks, always the cut that loses least per number saved, while the bound holds; all points seen."""
+    current = model.point(model.full)
+    seen = [current]
+    while True:
+        best, best_rate = None, inf
+        for ranks in model.cuts(current.ranks):
+            point = model.point(ranks)
+            if point.tail > max_tail:
+                continue
+            seen.append(point)
+            saved = current.parameters - point.parameters
+            if saved > current.parameters // _STRIDE and (point.tail - current.tail) / saved < best_rate:
+                best, best_rate = point, (point.tail - current.tail) / saved
+        if best is None:
+            return seen
+        current = best
 
 
 def pareto(points: Sequence[RankPoint]) -> list[RankPoint]:
@@ -262,38 +318,6 @@ def ranks_for_error(
 ) -> tuple[int, ...]:
     """The fewest numbers found whose error bound, squared, is at most `max_tail`."""
     model = RankModel(tree, shape, spectra)
-    full = [max(1, f) for f in model.full]
-    candidates = [model.point(full)]
-    candidates += [p for p in rank_path(model, max_tail=max_tail) if p.tail <= max_tail]
-    # From above as well: each edge cut as far as an equal share of the tolerance allows.
-    share = max_tail / max(1, len(model.edges))
-    even = list(full)
-    for t in model.edges:
-        even[t] = next(r for r in range(1, full[t] + 1) if model.tails[t][r] <= share or r == full[t])
-    if tree.root.children is not None:
-        left, right = tree.root.children
-        even[right] = even[left]
-    repaired = model._repair(even)
-    if repaired is not None and model.tail(repaired) <= max_tail:
-        candidates.append(_trim(model, model.point(repaired), max_tail))
-    return min(candidates, key=lambda p: (p.parameters, p.tail)).ranks
-
-
-def _trim(model: RankModel, start: RankPoint, max_tail: float) -> RankPoint:
-    """Lower edges one by one, the largest saving first, while the bound holds: spends what is left over."""
-    best = start
-    while True:
-        options = []
-        for edge in model.edges:
-            lowered = list(best.ranks)
-            lowered[edge] -= 1
-            if model.tree.root.children and edge == model.tree.root.children[0]:
-                lowered[model.tree.root.children[1]] -= 1
-            if min(lowered) < 1 or not _attainable(model, lowered):
-                continue
-            point = model.point(lowered)
-            if point.tail <= max_tail and point.parameters < best.parameters:
-                options.append(point)
-        if not options:
-            return best
-        best = min(options, key=lambda p: p.parameters)
+    full = model.point(model.full)
+    seen = [*_upwards(model, max_tail=max_tail), *_downwards(model, max_tail=max_tail)]
+    return min((p for p in seen if p.tail <= max_tail), key=lambda p: (p.parameters, p.tail), default=full).ranks

@@ -196,8 +196,8 @@ def test_ranks_that_a_matrix_does_not_have_cost_what_was_counted(kind: str, name
         "kronecker": torch.kron(draw(3, 6), draw(4, 3)),
     }[kind]
     form = split_form(matrix, metrics()[name], (3, 4), (6, 3))
-    for ranks in (form.model.full, (2, 3, 4, 4, 3, 4, 1), (3, 4, 5, 6, 3, 5, 1), (1,) * 7):
-        ranks = [min(rank, full) for rank, full in zip(ranks, form.model.full, strict=True)]
+    for wanted in (form.model.full, (2, 3, 4, 4, 3, 4, 1), (3, 4, 5, 6, 3, 5, 1), (1,) * 7):
+        ranks = [min(rank, full) for rank, full in zip(wanted, form.model.full, strict=True)]
         stored = form.truncate(ranks)
         assert stored.parameters <= form.model.parameters(ranks)
         assert stored.dense().isfinite().all()

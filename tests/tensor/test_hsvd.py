@@ -25,7 +25,7 @@ from oracles import (
 from torch import Tensor
 
 from htcompress.errors import RequestError, ShapeError
-from htcompress.tensor import DimensionTree, decompose, ht_svd, hsvd, parameter_count
+from htcompress.tensor import DimensionTree, decompose, hsvd, ht_svd, parameter_count
 
 many = examples(40)
 TOLERANCES = (0.5, 0.1, 1e-2, 1e-4, 1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf, prod, sqrt
 from statistics import mean
 
@@ -20,13 +21,14 @@ from htcompress.tensor.ranks import ranks_for_budget, ranks_for_error, refine_ra
 
 def numbers_stored(tree: DimensionTree, shape: tuple[int, ...], ranks: tuple[int, ...]) -> int:
     """By hand: every core but the identities, which are a square core below the root, and a square root
-    beside which a child is stored."""
+    beside which a child is stored, or, if it is one number, anything."""
     stored = {}
     for node in tree.nodes[:-1]:
         below = shape[node.leaves[0]] if node.children is None else prod(ranks[c] for c in node.children)
         stored[node.index] = 0 if below == ranks[node.index] else below * ranks[node.index]
     left, right = tree.root.children
-    absorbed = ranks[left] == ranks[right] and (stored[left] or stored[right])
+    below = stored.values() if ranks[left] == 1 else (stored[left], stored[right])
+    absorbed = ranks[left] == ranks[right] and any(below)
     return sum(stored.values()) + (0 if absorbed else ranks[left] * ranks[right])
 
 
@@ -132,7 +134,7 @@ def test_the_path_rises_and_its_bounds_fall(problems: list[Problem]) -> None:
         for point in path:
             assert point.parameters == known[point.ranks].parameters
             assert point.tail == pytest.approx(known[point.ranks].tail, abs=1e-12)
-        for a, b in zip(path, path[1:], strict=False):
+        for a, b in pairwise(path):
             assert a.parameters < b.parameters
             assert a.tail > b.tail
         assert path[-1].tail <= 1e-12 * float(problem.x.square().sum())
@@ -162,7 +164,7 @@ def test_pareto_keeps_what_nothing_beats(pairs: list[tuple[int, int]]) -> None:
 
 
 def test_ranks_for_a_budget_are_close_to_the_best(problems: list[Problem]) -> None:
-    """Relative errors against trying all ranks: 4 % above on average, none beyond 2.5 times."""
+    """Relative errors against trying all ranks: 1 % above on average."""
     ratios = []
     for problem in problems:
         scale = float(problem.x.square().sum())
@@ -173,9 +175,9 @@ def test_ranks_for_a_budget_are_close_to_the_best(problems: list[Problem]) -> No
             assert tail >= best - 1e-12 * scale
             ratios.append(1.0 if tail <= 1e-12 * scale else sqrt(tail / best))
     assert len(ratios) > 300
-    assert mean(ratios) < 1.05
-    assert sorted(ratios)[int(0.95 * len(ratios))] < 1.25
-    assert max(ratios) < 2.5
+    assert mean(ratios) < 1.015
+    assert sorted(ratios)[int(0.95 * len(ratios))] < 1.05
+    assert max(ratios) < 1.8
 
 
 def test_ranks_for_an_error_are_close_to_the_fewest(problems: list[Problem]) -> None:
@@ -189,8 +191,8 @@ def test_ranks_for_an_error_are_close_to_the_fewest(problems: list[Problem]) -> 
             numbers = numbers_stored(problem.model.tree, problem.model.shape, ranks)
             ratios.append(numbers / problem.fewest(rtol**2 * scale))
     assert min(ratios) >= 1
-    assert mean(ratios) < 1.03
-    assert sorted(ratios)[int(0.95 * len(ratios))] < 1.15
+    assert mean(ratios) < 1.01
+    assert sorted(ratios)[int(0.95 * len(ratios))] < 1.05
 
 
 def test_every_rank_of_an_svd_is_the_fewest_for_its_error() -> None:
@@ -213,8 +215,7 @@ def test_no_budget_too_small_has_ranks() -> None:
 def test_local_search_never_loses(problems: list[Problem]) -> None:
     gained = 0
     for problem in problems:
-        path = rank_path(problem.model)
-        for start in path[:: max(1, len(path) // 5)]:
+        for start in problem.points[:: max(1, len(problem.points) // 5)]:
             after = refine_ranks(problem.model, start, start.parameters)
             assert after.parameters <= start.parameters
             assert after.tail <= start.tail
