@@ -148,8 +148,8 @@ def squared_tail(spectra: Sequence[Tensor], tree: DimensionTree, ranks: Sequence
 
 def distance(a: Tensor, b: Tensor) -> float:
     """||a - b|| / ||b||, or ||a|| where b is zero."""
-    scale = float(torch.linalg.vector_norm(b.double()))
-    return float(torch.linalg.vector_norm(a.double() - b.double())) / (scale or 1.0)
+    a, b = a.detach().double(), b.detach().double()
+    return float(torch.linalg.vector_norm(a - b)) / (float(torch.linalg.vector_norm(b)) or 1.0)
 
 
 # ---- matrices -------------------------------------------------------------------------------------------

@@ -124,10 +124,12 @@ def test_a_paired_form_is_exact_at_full_rank(name: str, foldings: tuple[tuple[in
     assert stored.parameters == form.model.parameters(form.model.full)
 
 
-def test_without_data_a_split_form_keeps_its_bound() -> None:
+@pytest.mark.parametrize(("rows", "cols"), [((3, 4), (6, 3)), ((6, 3), (4, 3))], ids=["wide", "tall"])
+def test_without_data_a_split_form_keeps_its_bound(rows: tuple[int, ...], cols: tuple[int, ...]) -> None:
     """The plain error of every choice of ranks is at most the sum of the squared tails."""
-    matrix = matrix_of()
-    form = split_form(matrix, Metric(ROWS, COLS), (3, 4), (6, 3))
+    shape = rows[0] * rows[1], cols[0] * cols[1]
+    matrix = matrix_of(*shape)
+    form = split_form(matrix, Metric(*shape), rows, cols)
     tree, shape = form.layout.tree, form.layout.shape
     choices = [ranks for ranks in attainable_ranks(tree, shape) if max(ranks) <= 12][::19]
     assert len(choices) > 20
