@@ -28,7 +28,8 @@ from htcompress.checkpoint.directory import (
 from htcompress.checkpoint.inventory import inventory, inventory_of_model, names_of, same_memory, tensor_names
 from htcompress.checkpoint.read import Checkpoint, read_checkpoint
 from htcompress.errors import CheckpointError, RequestError, TaskError
-from htcompress.finetuning.distill import Batches, FineTuning, Progress, TaskLoss, distill, evaluating
+from htcompress.finetuning.distill import Batches, FineTuning, Progress, distill, evaluating
+from htcompress.finetuning.objective import TaskLoss
 from htcompress.matrix import LayoutKind
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.recurrent import HTRecurrent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,9 @@ NeededTask = Annotated[
     str, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
 ]
 Steps = Annotated[str | None, typer.Option(metavar="N", help="Steps of fine-tuning.", show_default="400")]
+TimeLimit = Annotated[
+    str | None, typer.Option(metavar="SECONDS", help="Of fine-tuning; its schedule shortens with it.")
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Where the model runs: cpu, cuda, cuda:1, ...")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else there.")]
@@ -103,6 +107,7 @@ def convert(
     layers: Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers; the others stay dense.")] = "*",
     finetune: Annotated[bool, typer.Option("--finetune/--no-finetune", help="Distil from the dense model.")] = True,
     steps: Steps = None,
+    time_limit: TimeLimit = None,
     seed: Seed = 0,
     device: Device = "cpu",
     as_json: Json = False,
@@ -112,7 +117,7 @@ def convert(
     """Compress a checkpoint: calibrate, decompose, fine-tune, evaluate, write the output directory."""
     goal = _goal(budget, error, ratio, scope, layout)
     place = output if output is not None else Path(f"{checkpoint.stem}-ht")
-    options = _finetuning(steps, seed) if finetune else None
+    options = _finetuning(steps, time_limit, seed) if finetune else None
     from htcompress.checkpoint.directory import check_writable
 
     check_writable(place)
@@ -143,6 +148,7 @@ def finetune(
         typer.Option(metavar="CKPT", help="The dense checkpoint; by default the one the directory was made from."),
     ] = None,
     steps: Steps = None,
+    time_limit: TimeLimit = None,
     seed: Seed = 0,
     device: Device = "cpu",
     as_json: Json = False,
@@ -150,7 +156,7 @@ def finetune(
     debug: Debug = False,
 ) -> None:
     """Continue fine-tuning of an output directory; it is replaced when all is done."""
-    options = _finetuning(steps, seed)
+    options = _finetuning(steps, time_limit, seed)
     from htcompress import pipeline
     from htcompress.checkpoint.directory import check_writable, read_config
 
@@ -207,15 +213,19 @@ def _goal(budget: str | None, error: str | None, ratio: str | None, scope: str, 
     return Goal(*numbers, one_of(Scope, scope, "--scope"), one_of(LayoutKind, layout, "--layout"))
 
 
-def _finetuning(steps: str | None, seed: int) -> FineTuning:
-    from htcompress_cli.numbers import whole
+def _finetuning(steps: str | None, time_limit: str | None, seed: int) -> FineTuning:
+    from htcompress_cli.numbers import real, whole
 
     count = None if steps is None else whole(steps, "--steps", "400 or 1k")
     if count is not None and count < 0:
         raise RequestError(f"--steps is a number of steps, at least 0; found {steps}.")
+    seconds = None if time_limit is None else real(time_limit, "--time-limit", "60")
+    if seconds is not None and seconds <= 0:
+        raise RequestError(f"--time-limit is a number of seconds, above 0; found {time_limit}.")
     from htcompress.finetuning.distill import FineTuning
 
-    return FineTuning(seed=seed) if count is None else FineTuning(steps=count, seed=seed)
+    options = FineTuning(seed=seed, time_limit=seconds)
+    return options if count is None else replace(options, steps=count)
 
 
 def _screen(quiet: bool) -> Any:

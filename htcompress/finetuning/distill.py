@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from htcompress.errors import TaskError
+from htcompress.finetuning.objective import Objective, TaskLoss
 from htcompress.nn.recurrent import HTRecurrent
-from htcompress.statistics.collect import tensors_of
-from htcompress.task import output_of
 
 Batches = Callable[[], Iterator[tuple[tuple[Any, ...], Any]]]
 """Starts a pass over the training data: pairs of positional arguments and target (None: no target)."""
 
-TaskLoss = Callable[[Any, Any], Tensor]
+_PEAK = 2e-2
+_WARM = 0.05
+_LEAST_SIZE = 1e-2
+_BACKTRACK, _BACKTRACKS = 1 / 3, 3
+_ASTRAY = 2.0
 
 
 @dataclass(frozen=True)
@@ -28,18 +32,27 @@ class FineTuning:
     """How to fine-tune.
 
     Args:
-        steps: optimiser steps.
-        learning_rate: the peak of a schedule that warms up and then falls along a cosine.
+        steps: optimiser steps, at most.
+        time_limit: seconds after which it ends; the schedule shortens with it.
+        learning_rate: the peak of a schedule that warms up and then falls along a cosine; the length of a
+            step as a part of the root mean square of each parameter tensor. None: 0.02 times the relative
+            distance of the two models' outputs at the start, so that a model near its teacher stays near.
+        hidden: what the states of the compressed layers count beside the model's output.
         clip: the largest norm of a gradient step.
         check_every: steps between two looks at the held-out batches.
+        patience: looks without a new best, after which it goes back to the best state with shorter steps, and
+            in the end stops.
         held_out: batches kept apart to choose the best state by.
         seed: of torch's generator during fine-tuning; the caller's is restored afterwards.
     """
 
     steps: int = 400
-    learning_rate: float = 5e-3
+    time_limit: float | None = None
+    learning_rate: float | None = None
+    hidden: float = 0.5
     clip: float = 1.0
     check_every: int = 25
+    patience: int = 10
     held_out: int = 4
     seed: int = 0
 
@@ -115,43 +128,52 @@ class _Run:
         options: FineTuning,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self.student, self.teacher = student, teacher
-        self.loss, self.options, self.on_progress = loss, options, on_progress
+        self.student = student
+        self.objective = Objective(student, teacher, loss, hidden=options.hidden)
+        self.options, self.on_progress = options, on_progress
         self.batches = batches
         self.held: list[tuple[tuple[Any, ...], Any]] = []
 
     def go(self) -> list[Progress]:
         o = self.options
         parameters = [p for p in self.student.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=o.learning_rate, weight_decay=0.0)
-        warm = max(1, o.steps // 20)
-
-        def factor(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm
-            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, o.steps - warm))) + 1e-3
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        began, backtracks, since = time.monotonic(), 0, 0
         stream = self._stream()
+        learning_rate = self._learning_rate()
+        optimizer = _optimizer(parameters, learning_rate)
+        peaks = [group["lr"] for group in optimizer.param_groups]
         best = self._held_out_loss()
         best_state = copy.deepcopy(self.student.state_dict())
         history = [Progress(0, o.steps, best, best)]
         self._report(history[-1])
         for step in range(1, o.steps + 1):
+            done = (step - 1) / o.steps
+            if o.time_limit is not None:
+                done = max(done, (time.monotonic() - began) / o.time_limit)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * _schedule(done) * _BACKTRACK**backtracks
             arguments, target = next(stream)
             _train_mode(self.student)
             optimizer.zero_grad(set_to_none=True)
-            value = self._loss(arguments, target)
-            value.backward()
+            self.objective(arguments, target).backward()
             torch.nn.utils.clip_grad_norm_(parameters, o.clip)
             optimizer.step()
-            schedule.step()
-            if step % o.check_every == 0 or step == o.steps:
+            if step % o.check_every == 0 or step == o.steps or done >= 1:
                 now = self._held_out_loss()
+                since += 1
                 if now < best:
-                    best, best_state = now, copy.deepcopy(self.student.state_dict())
+                    best, best_state, since = now, copy.deepcopy(self.student.state_dict()), 0
                 history.append(Progress(step, o.steps, now, best))
                 self._report(history[-1])
+                if done >= 1:
+                    break
+                if since == o.patience or now > _ASTRAY * best:
+                    if backtracks == _BACKTRACKS:
+                        break
+                    # The steps were too long, or there is nothing left to gain: shorter ones will tell.
+                    self.student.load_state_dict(best_state)
+                    optimizer = _optimizer(parameters, learning_rate)
+                    backtracks, since = backtracks + 1, 0
         self.student.load_state_dict(best_state)
         return history
 
@@ -186,52 +208,44 @@ class _Run:
 
         return endless()
 
-    def _loss(self, arguments: tuple[Any, ...], target: Any) -> Tensor:
-        if self.teacher is None and (target is None or self.loss is None):
-            raise TaskError("Without the dense model, fine-tuning needs targets from training() and a loss().")
-        wanted = None
-        if self.teacher is not None:
-            # Before the student: a batch that fits neither is told in the words of the user's own model.
-            with torch.no_grad():
-                wanted = output_of(self.teacher, arguments, source="training()")
-        output = output_of(self.student, arguments, source="training()")
-        terms = []
-        if self.teacher is not None:
-            terms.append(self._distance(output, wanted))
-        if target is not None and self.loss is not None:
-            terms.append(self._task_loss(output, target))
-        return torch.stack(terms).sum()
-
-    def _task_loss(self, output: Any, target: Any) -> Tensor:
-        assert self.loss is not None
-        value = self.loss(output, target)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise TaskError(f"loss(output, target) returned {found}; expected a tensor with one number.")
-        return value.reshape(())
-
-    def _distance(self, output: Any, target: Any) -> Tensor:
-        wanted, found = list(tensors_of(target)), list(tensors_of(output))
-        if not wanted or [t.shape for t in wanted] != [t.shape for t in found]:
-            raise TaskError(
-                f"The dense and the compressed model gave outputs of shapes {[tuple(t.shape) for t in wanted]} and "
-                f"{[tuple(t.shape) for t in found]}; distillation needs equal ones."
-            )
-        terms = [
-            (a - b).square().mean() / b.var(correction=0).clamp_min(1e-12) for a, b in zip(found, wanted, strict=True)
-        ]
-        return torch.stack(terms).mean()
+    def _learning_rate(self) -> float:
+        if self.options.learning_rate is not None:
+            return self.options.learning_rate
+        self.student.eval()
+        with torch.no_grad():
+            apart = [self.objective.distance(arguments) for arguments, _ in self.held]
+        mean = sum(apart) / len(apart)
+        return _PEAK * math.sqrt(min(1.0, mean) if math.isfinite(mean) else 1.0)
 
     def _held_out_loss(self) -> float:
         self.student.eval()
         with torch.no_grad():
-            losses = [float(self._loss(*item)) for item in self.held]
+            losses = [float(self.objective(*item, hidden=False)) for item in self.held]
         mean = sum(losses) / len(losses)
         return mean if math.isfinite(mean) else math.inf
 
     def _report(self, progress: Progress) -> None:
         if self.on_progress is not None:
             self.on_progress(progress)
+
+
+def _optimizer(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW whose steps are relative to the size of the numbers in each tensor.
+
+    Cores differ in size by orders of magnitude: one step for all would stand still in some and wreck others.
+    """
+    groups = []
+    for parameter in parameters:
+        size = float(parameter.detach().double().square().mean().sqrt()) if parameter.numel() else 0.0
+        groups.append({"params": [parameter], "lr": learning_rate * max(size, _LEAST_SIZE)})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
+
+
+def _schedule(done: float) -> float:
+    """The learning rate as a part of its peak, by the part of the way that is done: a short rise, then a cosine."""
+    if done < _WARM:
+        return (done + 0.1 * _WARM) / (1.1 * _WARM)
+    return 0.5 * (1 + math.cos(math.pi * (min(done, 1.0) - _WARM) / (1 - _WARM))) + 1e-3
 
 
 def _train_mode(model: nn.Module) -> None:

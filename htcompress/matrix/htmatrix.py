@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -60,6 +60,10 @@ class HTMatrix:
             rows, cols = self.factors()
             return rows @ cols.T
         return self.layout.unfold(self.tensor.dense())
+
+    def balance(self) -> HTMatrix:
+        """The same matrix from well-scaled cores; see `HTTensor.balance`."""
+        return replace(self, tensor=self.tensor.balance())
 
     def factors(self) -> tuple[Float[Tensor, "rows r"], Float[Tensor, "cols r"]]:
         """R and C with W = R C^T; split layouts only. Padding is cut off."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -194,6 +194,7 @@ def _spend(chosen: list[Chosen], budget: int) -> list[Chosen]:
 
 def _slot_plan(target: SlotTarget, recipe: Recipe, choices: tuple[Choice, ...]) -> SlotPlan:
     matrices = []
+    choices = tuple(_balanced(choice) for choice in choices)
     for part, choice in zip(recipe.parts, choices, strict=True):
         weights = part.search.matrix.double()
         lost = 0.0 if choice.matrix is None else float((weights - choice.matrix.dense().double()).square().sum())
@@ -209,3 +210,7 @@ def _slot_plan(target: SlotTarget, recipe: Recipe, choices: tuple[Choice, ...]) 
         )
     scope = None if all(choice.matrix is None for choice in choices) else recipe.scope
     return SlotPlan(scope, target.matrices(recipe, choices), tuple(matrices))
+
+
+def _balanced(choice: Choice) -> Choice:
+    return choice if choice.matrix is None else replace(choice, matrix=choice.matrix.balance())

@@ -14,6 +14,8 @@ from htcompress.errors import ShapeError
 from htcompress.tensor.ranks import parameter_count, ranks_for_error
 from htcompress.tensor.tree import DimensionTree, Node
 
+_LEAST_SHARE = 1e-8  # of an edge's largest singular value: below it a direction is not worth a division
+
 
 @dataclass(frozen=True, eq=False)
 class HTTensor:
@@ -322,13 +324,29 @@ class HTTensor:
         return compacted
 
     def balance(self) -> HTTensor:
-        """The same tensor with equal Frobenius norms in all stored cores: a good start for training."""
-        stored = [core for core in self.cores if core is not None]
-        norms = [float(torch.linalg.vector_norm(core)) for core in stored]
-        if min(norms) == 0.0:
-            return self
-        mean = prod(n ** (1 / len(norms)) for n in norms)
-        return self.map(lambda core: core * (mean / torch.linalg.vector_norm(core)))
+        """The same tensor, compact, with its weight spread evenly: a good start for training.
+
+        At every edge both sides share the singular values, half of each on either side, so that no core is
+        ill-conditioned for its neighbours' sake; then all stored cores get the same Frobenius norm.
+        """
+        form, spectra = self.map(lambda core: core.double()).canonical()
+        balanced = self.expanded()
+        if form.ranks == self.ranks and float(spectra[-1]) > 0:
+            roots = [(values / values[0]).clamp_min(_LEAST_SHARE).sqrt() for values in spectra]
+            cores = []
+            for node in self.tree.nodes:
+                core = form.core(node)
+                if node.children is not None:
+                    left, right = (roots[child] for child in node.children)
+                    core = core / left[:, None, None] / right[None, :, None]
+                cores.append(core if node.parent is None else core * roots[node.index])
+            balanced = HTTensor.from_cores(self.tree, cores)
+        balanced = balanced.compact()
+        norms = [float(torch.linalg.vector_norm(core)) for core in balanced.cores if core is not None]
+        if min(norms) > 0:
+            mean = prod(n ** (1 / len(norms)) for n in norms)
+            balanced = balanced.map(lambda core: core * (mean / torch.linalg.vector_norm(core)))
+        return balanced.map(lambda core: core.to(self.dtype))
 
     def relative_error(self, x: Tensor) -> float:
         """||x - self|| / ||x||, by reconstruction; 0 where both are zero."""

@@ -151,6 +151,8 @@ OPTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("--budget", "400", "--layers", "lstm*"): ("--layers 'lstm*' matches none of the recurrent layers: 'rnn'",),
     ("--budget", "400", "--layers", ""): ("--layers '' matches none of the recurrent layers",),
     ("--budget", "400", "--steps", "many"): ("--steps is a whole number such as 400 or 1k; found 'many'",),
+    ("--budget", "400", "--time-limit", "soon"): ("--time-limit is a number such as 60; found 'soon'",),
+    ("--budget", "400", "--time-limit", "0"): ("--time-limit is a number of seconds, above 0; found 0",),
     ("--budget", "400", "--steps", "-1"): ("--steps is a number of steps, at least 0; found -1",),
     ("--budget", "400", "--seed", "x"): ("Invalid value for '--seed'", "See htcompress convert --help"),
     ("--budget", "400", "--device", "gpu0"): ("The device 'gpu0' is not there", "Try cpu"),

@@ -154,6 +154,69 @@ def test_the_best_state_is_kept_and_not_the_last(student: nn.Module) -> None:
     assert equal(student.state_dict(), states[best])
 
 
+def test_steps_are_relative_to_the_size_of_each_tensor(student: nn.Module) -> None:
+    sizes = {name: float(p.detach().square().mean().sqrt()) for name, p in student.named_parameters()}
+    before = copy.deepcopy(student.state_dict())
+    options = FineTuning(steps=1, learning_rate=1e-3, check_every=1)
+    # One step of Adam moves every number by the learning rate; a model it improved is kept.
+    distill(student, tagger(), passes(), options=options)
+    for name, parameter in student.named_parameters():
+        moved = float((parameter.detach() - before[name]).abs().max())
+        assert moved <= 1.01e-3 * max(sizes[name], 1e-2), name
+    assert not equal(student.state_dict(), before)
+
+
+def test_a_model_near_its_teacher_takes_short_steps(student: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *args: Any) -> Any:
+        # By the name of the head, which both models have in the same size.
+        rates.append(self.param_groups[-1]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    near = htcompress.compress(tagger(), budget=900, layout="svd").model
+    assert near is not None
+    apart = [distance(model, tagger(), HELD) for model in (near, student)]
+    assert apart[0] < 0.3 * apart[1]
+    for model in (near, student):
+        distill(model, tagger(), passes(), options=FineTuning(steps=1))
+    assert rates[0] / rates[1] == pytest.approx((apart[0] / apart[1]) ** 0.5, rel=1e-3)
+
+
+def test_going_astray_leads_back_to_the_best_state_with_shorter_steps(student: nn.Module) -> None:
+    options = FineTuning(steps=200, check_every=5, learning_rate=10.0)
+    history = distill(student, tagger(), passes(), options=options)
+    assert any(p.loss > 2 * p.best for p in history)
+    assert history[-1].best < 0.8 * history[0].loss
+
+
+def test_nothing_left_to_gain_ends_it() -> None:
+    same = htcompress.compress(tagger(), error=0.0).model
+    assert same is not None
+    options = FineTuning(steps=1000, check_every=2, patience=2, learning_rate=1e-2)
+    assert distill(same, tagger(), passes(), options=options)[-1].step < 100
+
+
+def test_a_time_limit_ends_it_in_time_and_at_the_end_of_its_schedule(
+    student: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("htcompress.finetuning.distill.time.monotonic", lambda: float(next(clock)))
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *args: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    history = distill(student, tagger(), passes(), options=FineTuning(steps=1000, time_limit=20, check_every=100))
+    assert history[-1].step == len(rates) == 20
+    assert rates[-1] < 0.01 * max(rates)
+
+
 def test_no_steps_no_change(student: nn.Module) -> None:
     before = copy.deepcopy(student.state_dict())
     history = distill(student, tagger(), passes(), options=FineTuning(steps=0))

@@ -295,6 +295,20 @@ def test_balanced_cores_have_one_norm(case: Drawn) -> None:
     assert not nothing.balance().dense().any()
 
 
+def test_balance_shares_the_singular_values_of_every_edge() -> None:
+    tree, shape, ranks = DimensionTree.balanced(4), (9, 8, 7, 9), (3, 3, 4, 3, 3, 4, 1)
+    h = turned(decaying(tree, shape, ranks))
+    even = h.balance()
+    assert distance(dense_of(even), dense_of(h)) < 1e-12
+    for node in tree.nodes[:-1]:
+        inside = torch.linalg.svdvals(even.frame(node))
+        across = torch.linalg.svdvals(unfolding(dense_of(h), node.leaves))[: even.ranks[node.index]]
+        # The frame below an edge has the square roots, whatever the scale of the frame.
+        shares = inside / inside[0], (across / across[0]).sqrt()
+        torch.testing.assert_close(*shares, rtol=1e-6, atol=1e-9)
+        assert float(across[-1] / across[0]) < 0.5
+
+
 def test_map_touches_stored_cores_only_and_leaves_the_original() -> None:
     h = random_ht(DimensionTree.balanced(4), (2, 3, 2, 3), (2, 3, 4, 2, 3, 4, 1)).compact()
     before = dense_of(h)

@@ -1,0 +1,107 @@
+"""What fine-tuning minimises: the distance from the dense model's answers and states, and the task's own loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from htcompress.errors import TaskError
+from htcompress.nn.recurrent import HTRecurrent
+from htcompress.statistics.collect import tensors_of
+from htcompress.task import output_of
+
+TaskLoss = Callable[[Any, Any], Tensor]
+
+
+class Objective:
+    """The loss of a student on one batch.
+
+    The sum of three terms, each left out where there is nothing to compute it from: the squared difference
+    of the outputs in units of the teacher's variance; `hidden` times the same of the states that the
+    compressed layers put out, step by step; and the task's loss of output and target.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, loss: TaskLoss | None, *, hidden: float) -> None:
+        self.student, self.teacher, self.loss, self.hidden = student, teacher, loss, hidden
+        self.names = [name for name, module in student.named_modules() if isinstance(module, HTRecurrent)]
+
+    def __call__(self, arguments: tuple[Any, ...], target: Any, *, hidden: bool = True) -> Tensor:
+        """The loss of a batch; `hidden=False` leaves the states out."""
+        if self.teacher is None and (target is None or self.loss is None):
+            raise TaskError("Without the dense model, fine-tuning needs targets from training() and a loss().")
+        wanted, wanted_states = None, dict[str, list[Tensor]]()
+        names = self.names if hidden and self.hidden > 0 and self.teacher is not None else []
+        if self.teacher is not None:
+            # Before the student: a batch that fits neither is told in the words of the user's own model.
+            with torch.no_grad(), _states(self.teacher, names) as wanted_states:
+                wanted = output_of(self.teacher, arguments, source="training()")
+        with _states(self.student, names) as states:
+            output = output_of(self.student, arguments, source="training()")
+        terms = []
+        if self.teacher is not None:
+            terms.append(_distance(output, wanted))
+            terms += [self.hidden / len(names) * _trajectory(states[n], wanted_states[n]) for n in names]
+        if target is not None and self.loss is not None:
+            terms.append(_task_loss(self.loss, output, target))
+        return torch.stack(terms).sum()
+
+    def distance(self, arguments: tuple[Any, ...]) -> float:
+        """The squared difference of the outputs, relative to the teacher's variance; 0.1 without a teacher."""
+        if self.teacher is None:
+            return 0.1
+        with torch.no_grad():
+            wanted = output_of(self.teacher, arguments, source="training()")
+            return float(_distance(output_of(self.student, arguments, source="training()"), wanted))
+
+
+@contextmanager
+def _states(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """What the named recurrent modules put out while the context is open, call by call."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) and not isinstance(output, PackedSequence) else output
+            seen[name].append(first.data if isinstance(first, PackedSequence) else first)
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _trajectory(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    """The relative squared difference of two trajectories; a model that decodes freely may give unlike ones."""
+    pairs = [(a, b) for a, b in zip(found, wanted, strict=False) if a.shape == b.shape]
+    if not pairs:
+        return torch.zeros(())
+    scale = sum(b.numel() for _, b in pairs) * torch.cat([b.flatten() for _, b in pairs]).var(correction=0)
+    return torch.stack([(a - b).square().sum() for a, b in pairs]).sum() / scale.clamp_min(1e-12)
+
+
+def _distance(output: Any, target: Any) -> Tensor:
+    wanted, found = list(tensors_of(target)), list(tensors_of(output))
+    if not wanted or [t.shape for t in wanted] != [t.shape for t in found]:
+        raise TaskError(
+            f"The dense and the compressed model gave outputs of shapes {[tuple(t.shape) for t in wanted]} and "
+            f"{[tuple(t.shape) for t in found]}; distillation needs equal ones."
+        )
+    terms = [(a - b).square().mean() / b.var(correction=0).clamp_min(1e-12) for a, b in zip(found, wanted, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def _task_loss(loss: TaskLoss, output: Any, target: Any) -> Tensor:
+    value = loss(output, target)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TaskError(f"loss(output, target) returned {found}; expected a tensor with one number.")
+    return value.reshape(())
