@@ -6,7 +6,7 @@ import fnmatch
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import version
@@ -36,6 +36,7 @@ from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.replace import replace_modules
 from htcompress.observer import Observer
 from htcompress.planning import Goal, LayerPlan, Scope, plan_layers
+from htcompress.planning.units import arrange_units
 from htcompress.report import Quality, Report, Timings
 from htcompress.report.report import layer_reports, request_of, totals_of
 from htcompress.statistics.collect import SlotStatistics, collect
@@ -251,6 +252,9 @@ def finetune(
     if dense is not None:
         dense = dense.to(where)
     options = options or FineTuning()
+    if any(layer.units_reordered for layer in report.layers):
+        # The states stand in another order than those of the dense checkpoint.
+        options = replace(options, hidden=0.0)
     modules = {name: m for name, m in model.named_modules() if isinstance(m, HTRecurrent)}
     run = _Run(Goal(budget=1), "*", data, options, options.seed, observer)
     quality = report.quality
@@ -389,10 +393,14 @@ class _Run:
         quality = self.measured(quality, "dense", model)
         evaluated = time.perf_counter() - evaluating
         statistics, calibrating = None, None
+        reordered: tuple[str, ...] = ()
         # An error goal is about the weights: data would not change what is asked.
         if self.data.calibration is not None and self.goal.error is None:
             began = time.perf_counter()
-            statistics = self._statistics(model, [layer.name for layer in layers])
+            statistics, batch = self._statistics(model, [layer.name for layer in layers])
+            arranged = arrange_units(model, statistics, batch)
+            model, statistics, reordered = arranged.model, arranged.statistics, arranged.layers
+            layers = selected(inventory_of_model(model), self.pattern)
             calibrating = time.perf_counter() - began
         plans, decomposing = self._planned(layers, statistics)
         device = next(model.parameters()).device
@@ -410,12 +418,15 @@ class _Run:
         compact = compact.cpu()
         own = {name: m for name, m in compact.named_modules() if isinstance(m, HTRecurrent)}
         tensors = dict(compact.state_dict())
-        report = self._report(layers, plans, own, before, tensors, source, task)
+        report = self._report(layers, plans, own, before, tensors, source, task, reordered)
         timings = Timings(calibrating, decomposing, tuning, evaluated if self.data.evaluate is not None else None)
         rounded = Timings(*(None if t is None else round(t, 3) for t in vars(timings).values()))
         return Compressed(compact, own, tensors, replace(report, quality=quality, timings_s=rounded))
 
-    def _statistics(self, model: nn.Module, names: list[str]) -> dict[str, dict[str, SlotStatistics]]:
+    def _statistics(
+        self, model: nn.Module, names: list[str]
+    ) -> tuple[dict[str, dict[str, SlotStatistics]], tuple[Any, ...]]:
+        """What was seen of the layers, and the last batch it was seen on."""
         assert self.data.calibration is not None
         self.observer.stage("calibrating")
         last: list[tuple[Any, ...]] = []
@@ -426,13 +437,14 @@ class _Run:
                 yield item
 
         try:
-            return collect(
+            seen = collect(
                 model,
                 batches(self.data.calibration()),
                 names=names,
                 seed=self.seed,
                 on_batch=self.observer.advance,
             )
+            return seen, last[0]
         except TaskError:
             raise
         except Exception:
@@ -493,6 +505,7 @@ class _Run:
         after: Mapping[str, Tensor],
         source: dict[str, Any],
         task: str | None,
+        reordered: Collection[str] = (),
     ) -> Report:
         replaced = [before[name] for layer in layers for name in tensor_names(layer) if name in before]
         totals = totals_of(
@@ -508,7 +521,7 @@ class _Run:
             seed=self.seed,
             request=request_of(self.goal, task=task, layers=self.pattern),
             totals=totals,
-            layers=layer_reports(plans, modules),
+            layers=layer_reports(plans, modules, reordered),
             quality=Quality(),
             timings_s=Timings(),
         )

@@ -29,6 +29,7 @@ LAYER: dict[str, Any] = {
     "parameters_after": int,
     "scope": (str, NoneType),
     "matrices": [MATRIX],
+    "units_reordered": bool,
 }
 REPORT: dict[str, Any] = {
     "schema": str,

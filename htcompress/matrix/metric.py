@@ -22,6 +22,7 @@ EXACT_LIMIT = 2048
 """The largest number of rows whose second moment is formed; beyond it, its diagonal."""
 
 _FLOOR = 1e-6
+_DOUBLED = 1 << 22
 _PROBES = 128
 _MODE_NUMBERS = 1 << 21
 
@@ -127,28 +128,36 @@ class Metric:
             total += keep / len(self.inputs) * float((scaled @ self.inputs.double().T).square().sum())
         return total
 
-    def outputs(self, matrix: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows samples"]:
-        """G^(1/2) W x for every sample, in float32."""
-        assert self.inputs is not None
-        return self.row_root.apply(matrix.double()).float() @ self.inputs.T
-
-    def squared_from_factors(
-        self,
-        matrix: Float[Tensor, "rows cols"],
-        outputs: Float[Tensor, "rows samples"],
-        rows: Float[Tensor, "rows r"],
-        cols: Float[Tensor, "cols r"],
-    ) -> float:
-        """The squared error of R C^T as a stand-in for a matrix whose `outputs` are known; no large product."""
-        assert self.inputs is not None
+    def weigh(self, matrix: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+        """G W A, half the gradient of the squared error; in float32 where the matrix is large."""
+        matrix = matrix.double() if matrix.numel() <= _DOUBLED else matrix.float()
+        root = self.row_root if matrix.dtype == torch.float64 else self.row_root.float()
         keep, ridge = self.shrinkage
-        scaled = self.row_root.apply(rows.double())
-        lost = self.row_root.apply(matrix.double()) - scaled @ cols.double().T
-        total = ridge * float(lost.square().sum())
-        if keep > 0:
-            seen = outputs - scaled.float() @ (cols.float().T @ self.inputs.T)
-            total += keep / len(self.inputs) * float(seen.square().sum(dtype=torch.float64))
+        total = ridge * root.apply(root.apply(matrix))
+        if self.inputs is not None and keep > 0:
+            inputs = self._precise_inputs.to(matrix.dtype)
+            total += root.apply(root.apply(keep / len(inputs) * (matrix @ inputs.T))) @ inputs
         return total
+
+    @cached_property
+    def _precise_inputs(self) -> Tensor:
+        assert self.inputs is not None
+        return self.inputs.double() if self.inputs.numel() <= _DOUBLED else self.inputs
+
+    def row_gram(self, factor: Float[Tensor, "rows r"]) -> Float[Tensor, "r r"]:
+        """R^T G R, in the factor's precision."""
+        scaled = self.row_root.apply(factor)
+        return scaled.T @ scaled
+
+    def col_gram(self, factor: Float[Tensor, "cols r"]) -> Float[Tensor, "r r"]:
+        """C^T A C; in float32 where the inputs are many."""
+        keep, ridge = self.shrinkage
+        gram = ridge * (factor.T @ factor)
+        if self.inputs is not None and keep > 0:
+            inputs = self._precise_inputs
+            seen = (inputs @ factor.to(inputs.dtype)).to(factor.dtype)
+            gram = gram + keep / len(self.inputs) * (seen.T @ seen)
+        return gram
 
     def row_factors(self, modes: Sequence[int]) -> list[Tensor] | None:
         """Square roots of the row metric, one for each mode (Kronecker); None if it is the identity."""

@@ -9,43 +9,41 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from htcompress.matrix.htmatrix import HTMatrix
-from htcompress.matrix.metric import Metric
+from htcompress.matrix.target import COARSE, Target, along
 
 ITERATIONS = 60
 
 
-def refine_cores(
-    start: HTMatrix,
-    matrix: Float[Tensor, "rows cols"],
-    metric: Metric,
-    *,
-    iterations: int = ITERATIONS,
-    samples: int | None = None,
-) -> HTMatrix:
+def refine_cores(start: HTMatrix, target: Target, *, iterations: int = ITERATIONS) -> HTMatrix:
     """Lower ||G^(1/2) (W - W') A^(1/2)|| over the cores of W' at its ranks.
 
     Args:
         start: where to begin; its structure is kept.
-        matrix: (rows, cols) W.
-        metric: G and A.
-        iterations: of L-BFGS, in float32.
-        samples: of the metric's inputs that are looked at (all if None).
+        target: W and its metric.
+        iterations: of L-BFGS.
 
     Returns:
-        the refined matrix in float64, balanced; the caller compares its error with that of `start`.
+        the refined matrix in float64; the caller compares its error with that of `start`.
     """
-    objective = _Objective(start, matrix, metric, samples)
+    if target.total <= 0:
+        return start
+    objective = (_OfFactors if start.layout.is_split else _OfMatrix)(start, target)
+    # Their bases suit the metric; well-scaled ones for training are another matter.
     stored = [
-        None if core is None else core.float().contiguous().clone().requires_grad_()
-        for core in start.tensor.balance().cores
+        None if core is None else core.double().contiguous().clone().requires_grad_()
+        for core in start.tensor.equalise().cores
     ]
     free = [core for core in stored if core is not None]
     optimizer = torch.optim.LBFGS(
-        free, max_iter=iterations, history_size=20, line_search_fn="strong_wolfe", tolerance_change=1e-10
+        free,
+        max_iter=iterations,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-12,
+        tolerance_change=1e-12,
     )
 
     def closure() -> float:
@@ -56,39 +54,52 @@ def refine_cores(
         return float(value.detach())
 
     optimizer.step(closure)
-    cores = tuple(None if core is None else core.detach().double() for core in stored)
-    return replace(start, tensor=replace(start.tensor, cores=cores))
+    return replace(start, tensor=replace(start.tensor, cores=tuple(c if c is None else c.detach() for c in stored)))
 
 
-class _Objective:
-    """The squared error divided by that of a zero matrix, up to rounding; no product larger than W itself."""
+class _OfFactors:
+    """The squared error of R C^T, relative to that of zero, without a product of the size of W beside P C.
 
-    def __init__(self, start: HTMatrix, matrix: Tensor, metric: Metric, samples: int | None) -> None:
-        self.split = start.layout.is_split
-        self.root = metric.row_root.float()
-        self.weights = self.root.apply(matrix.float())
-        # Condensed inputs are no samples: a part of them would be another metric.
-        some = samples if metric.samples is None else None
-        self.inputs = None if metric.inputs is None else metric.inputs[:some]
-        keep, self.ridge = metric.shrinkage
-        self.keep = 0.0 if self.inputs is None else keep / len(self.inputs)
-        self.outputs = None if self.inputs is None else self.weights @ self.inputs.T
-        total = self.ridge * self.weights.square().sum()
-        if self.outputs is not None:
-            total = total + self.keep * self.outputs.square().sum()
-        self.scale = float(total) or 1.0
+    With E an error and D the way on from it, ||E - D||^2 = ||E||^2 - 2 <G E A, D> + ||D||^2, where the large
+    matrix P = G E A is formed once and the rest are Gram matrices of factors. E is W itself, or the error of
+    the start where that is small beside W and would drown in the rounding of P.
+    """
+
+    def __init__(self, start: HTMatrix, target: Target) -> None:
+        self.target = target
+        rows, cols = (factor.detach().double() for factor in start.factors())
+        self.error, self.weighed = target.total, target.weighed
+        self.start = rows[:, :0], cols[:, :0]
+        if target.error_of(start) < COARSE * target.total:
+            lost = target.matrix.double() - rows @ cols.T
+            self.error, self.weighed = target.metric.squared(lost), target.metric.weigh(lost)
+            self.start = rows, cols
+        self.along = along(self.weighed, *self.start)
 
     def at(self, stand_in: HTMatrix) -> Tensor:
-        """The error of a matrix with float32 cores."""
-        if not self.split:
-            lost = self.weights - self.root.apply(stand_in.dense())
-            error = self.ridge * lost.square().sum()
-            if self.inputs is not None:
-                error = error + self.keep * (lost @ self.inputs.T).square().sum()
-            return error / self.scale
+        """The error of a matrix."""
         rows, cols = stand_in.factors()
-        scaled = self.root.apply(rows)
-        error = self.ridge * (self.weights - scaled @ cols.T).square().sum()
-        if self.inputs is not None and self.outputs is not None:
-            error = error + self.keep * (self.outputs - scaled @ (cols.T @ self.inputs.T)).square().sum()
+        sides = torch.cat([rows, -self.start[0]], 1), torch.cat([cols, self.start[1]], 1)
+        change = self.target.squared(*sides) - 2 * (along(self.weighed, rows, cols) - self.along)
+        return (self.error + change) / self.target.total
+
+
+class _OfMatrix:
+    """The squared error of any W', relative to that of zero; W' is written out."""
+
+    def __init__(self, start: HTMatrix, target: Target) -> None:
+        metric = target.metric
+        self.root = metric.row_root.float()
+        self.weights = self.root.apply(target.matrix.float())
+        self.inputs = metric.inputs
+        keep, self.ridge = metric.shrinkage
+        self.keep = 0.0 if self.inputs is None else keep / len(self.inputs)
+        self.scale = target.total
+
+    def at(self, stand_in: HTMatrix) -> Tensor:
+        """The error of a matrix."""
+        lost = self.weights - self.root.apply(stand_in.dense().float())
+        error = self.ridge * lost.square().sum()
+        if self.inputs is not None:
+            error = error + self.keep * (lost @ self.inputs.T).square().sum()
         return error / self.scale

@@ -20,6 +20,7 @@ from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.layout import Layout, LayoutKind
 from htcompress.matrix.metric import Metric
 from htcompress.matrix.refine import ITERATIONS, refine_cores
+from htcompress.matrix.target import Target
 from htcompress.tensor import RankPoint, rank_path
 from htcompress.tensor.ranks import ranks_for_error, refine_ranks
 
@@ -27,7 +28,6 @@ _LADDER_RATIO = 1.45
 _VERIFIED = 3
 _REFINED = 2
 _GLANCE = 15
-_GLANCE_SAMPLES = 512
 _KEPT_FOLDINGS = 3
 _ROUNDS = 2
 _TRIALS = 4
@@ -73,8 +73,7 @@ class Search:
         columns: Columns | None = None,
         kind: LayoutKind = LayoutKind.AUTO,
     ) -> None:
-        self.matrix = matrix.detach()
-        self.metric = metric.condensed()
+        self.target = Target(matrix.detach(), metric.condensed())
         self.kind = kind
         self.gates = gates
         self.columns = columns or Columns(matrix.shape[1])
@@ -82,14 +81,24 @@ class Search:
         self._known: dict[tuple[int, tuple[int, ...]], Choice] = {}
 
     @property
+    def matrix(self) -> Tensor:
+        """W."""
+        return self.target.matrix
+
+    @property
+    def metric(self) -> Metric:
+        """What an error counts."""
+        return self.target.metric
+
+    @property
     def dense(self) -> Choice:
         """The matrix as it is."""
         return Choice(self.matrix.numel(), 0.0, None)
 
-    @cached_property
+    @property
     def total(self) -> float:
         """The squared error of a zero matrix: the scale of all errors."""
-        return self.metric.squared(self.matrix)
+        return self.target.total
 
     @cached_property
     def _split(self) -> RootSplit:
@@ -208,12 +217,12 @@ class Search:
             choices.append(self.dense)
         return min(choices, key=lambda c: (c.error, c.parameters), default=None)
 
-    def _refined(self, choice: Choice, *, iterations: int = ITERATIONS, samples: int | None = None) -> Choice:
+    def _refined(self, choice: Choice, *, iterations: int = ITERATIONS) -> Choice:
         """The choice with its cores refined in the exact metric, where that gains anything."""
         if choice.matrix is None or choice.matrix.layout.kind is LayoutKind.SVD:
             return choice
-        matrix = refine_cores(choice.matrix, self.matrix, self.metric, iterations=iterations, samples=samples)
-        error = self.error_of(matrix)
+        matrix = refine_cores(choice.matrix, self.target, iterations=iterations)
+        error = self.target.error_of(matrix)
         return Choice(choice.parameters, error, matrix) if error < choice.error else choice
 
     def _is_svd(self, index: int) -> bool:
@@ -224,18 +233,8 @@ class Search:
         key = index, ranks
         if key not in self._known:
             matrix = self.forms[index].truncate(ranks)
-            self._known[key] = Choice(matrix.parameters, self.error_of(matrix), matrix)
+            self._known[key] = Choice(matrix.parameters, self.target.error_of(matrix), matrix)
         return self._known[key]
-
-    def error_of(self, stand_in: HTMatrix) -> float:
-        """The squared error of a stand-in, in the metric."""
-        if self.metric.inputs is None or not stand_in.layout.is_split:
-            return self.metric.squared(self.matrix.double() - stand_in.dense())
-        return self.metric.squared_from_factors(self.matrix, self._outputs, *stand_in.factors())
-
-    @cached_property
-    def _outputs(self) -> Tensor:
-        return self.metric.outputs(self.matrix)
 
     def ladder(self) -> list[Choice]:
         """The best choices for a rising series of budgets, the dense matrix at its end; a Pareto front."""
@@ -248,7 +247,7 @@ class Search:
         found = [choice for goal in goals if (choice := self.best(goal)) is not None]
         if not self.metric.is_plain:
             # What refinement will gain differs from matrix to matrix: a short one tells the budget's allocation.
-            found += [self._refined(choice, iterations=_GLANCE, samples=_GLANCE_SAMPLES) for choice in found]
+            found += [self._refined(choice, iterations=_GLANCE) for choice in found]
         return front([*found, self.dense])
 
     def cheapest(self, rtol: float) -> Choice:
@@ -288,7 +287,7 @@ class Search:
     def _stored_error(self, choice: Choice) -> float:
         assert choice.matrix is not None
         stored = choice.matrix.tensor.map(lambda core: core.float().double())
-        return self.error_of(HTMatrix(choice.matrix.layout, stored))
+        return self.target.error_of(HTMatrix(choice.matrix.layout, stored))
 
 
 def front(choices: list[Choice]) -> list[Choice]:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from htcompress.nn.settings import Kind
+from htcompress.nn.stepwise import State, pays, run_stepwise
 from htcompress.nn.weights import KernelWeights
-
-State = tuple[Tensor, ...]
 
 _LAYERS = {Kind.GRU: torch.gru, Kind.RNN_TANH: torch.rnn_tanh, Kind.RNN_RELU: torch.rnn_relu}
 _CELLS = {Kind.GRU: torch.gru_cell, Kind.RNN_TANH: torch.rnn_tanh_cell, Kind.RNN_RELU: torch.rnn_relu_cell}
@@ -34,6 +33,8 @@ def run_layer(
     Two directions that reduce the input differently run in one kernel call: their reduced inputs stand
     side by side, and each direction's matrix is zero on the other's part.
     """
+    if pays(x, batch_sizes, weights):
+        return run_stepwise(kind, x, state, weights)
     features, matrices = _reduced(x, weights)
     biased = weights[0].bias_ih is not None
     flat: list[Tensor] = []

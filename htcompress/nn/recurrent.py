@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from htcompress.errors import ShapeError
-from htcompress.nn.kernel import State, run_cell, run_layer
+from htcompress.nn.kernel import run_cell, run_layer
 from htcompress.nn.settings import Kind, RecurrentSettings
+from htcompress.nn.stepwise import State
 from htcompress.nn.weights import GateMatrices, GateWeights
 
 

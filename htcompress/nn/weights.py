@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,6 +56,10 @@ class HTWeight(nn.Module):
     def dense(self) -> Float[Tensor, "rows cols"]:
         return self.matrix().dense()
 
+    def factors(self) -> tuple[Float[Tensor, "rows r"], Float[Tensor, "cols r"]]:
+        """R and C with W = R C^T; split layouts only."""
+        return self.matrix().factors()
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.layout.rows, self.layout.cols
@@ -94,15 +99,28 @@ class KernelWeights:
     """What torch's native kernels take for one layer and direction.
 
     `reduce` (r, input) turns the input into the r numbers that `ih` (rows, r) reads; None: `ih` reads the
-    input itself.
+    input itself. The recurrent matrix is given whole, (rows, state), or as factors R (rows, r) and C (state, r).
     """
 
     reduce: Tensor | None
     ih: Tensor
-    hh: Tensor
+    recurrent: Tensor | tuple[Tensor, Tensor]
     bias_ih: Tensor | None
     bias_hh: Tensor | None
     hr: Tensor | None
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """R and C; None where the recurrent matrix is given whole."""
+        return self.recurrent if isinstance(self.recurrent, tuple) else None
+
+    @cached_property
+    def hh(self) -> Tensor:
+        """The recurrent matrix, written out once."""
+        if isinstance(self.recurrent, tuple):
+            rows, cols = self.recurrent
+            return rows @ cols.T
+        return self.recurrent
 
 
 @dataclass(frozen=True)
@@ -173,29 +191,30 @@ class GateWeights(nn.Module):
         assert self.ih is not None
         assert self.hh is not None
         bias_ih, bias_hh = self._biases(self.bias)
+        recurrent = self.hh.factors() if isinstance(self.hh, HTWeight) and self.hh.projects else self.hh.dense()
         if isinstance(self.ih, HTWeight) and self.ih.projects:
-            rows, cols = self.ih.matrix().factors()
-            return KernelWeights(cols.T, rows, self.hh.dense(), bias_ih, bias_hh, hr)
-        return KernelWeights(None, self.ih.dense(), self.hh.dense(), bias_ih, bias_hh, hr)
+            rows, cols = self.ih.factors()
+            return KernelWeights(cols.T, rows, recurrent, bias_ih, bias_hh, hr)
+        return KernelWeights(None, self.ih.dense(), recurrent, bias_ih, bias_hh, hr)
 
     def _resolve_joint(self, joint: HTWeight, hr: Tensor | None) -> KernelWeights:
         n, s = self.input_size, self.settings.state_size
         reduce = None
+        recurrent: Tensor | tuple[Tensor, Tensor]
         if joint.projects:
-            rows, cols = joint.matrix().factors()
-            reduce, ih = cols[:n].T, rows
-            beside = rows @ cols[n:].T
+            rows, cols = joint.factors()
+            reduce, ih, recurrent = cols[:n].T, rows, (rows, cols[n : n + s])
+            columns = rows @ cols[n + s :].T
         else:
             dense = joint.dense()
-            ih, beside = dense[:, :n], dense[:, n:]
-        hh, columns = beside[:, :s], beside[:, s:]
+            ih, recurrent, columns = dense[:, :n], dense[:, n : n + s], dense[:, n + s :]
         if columns.shape[1] == 0:
             bias_ih, bias_hh = self._biases(self.bias)
         elif columns.shape[1] == 1:
             bias_ih, bias_hh = self._biases(columns[:, 0])
         else:
             bias_ih, bias_hh = columns[:, 0], columns[:, 1]
-        return KernelWeights(reduce, ih, hh, bias_ih, bias_hh, hr)
+        return KernelWeights(reduce, ih, recurrent, bias_ih, bias_hh, hr)
 
     def _biases(self, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if bias is None:

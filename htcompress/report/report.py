@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -61,7 +61,11 @@ class MatrixReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One recurrent layer; `scope` is None where all of it is kept dense, `mixed` where slots differ."""
+    """One recurrent layer; `scope` is None where all of it is kept dense, `mixed` where slots differ.
+
+    `units_reordered`: its hidden units stand in another order than in the checkpoint, and the modules that read
+    them are stored accordingly.
+    """
 
     name: str
     kind: str
@@ -70,6 +74,7 @@ class LayerReport:
     parameters_after: int
     scope: str | None
     matrices: tuple[MatrixReport, ...]
+    units_reordered: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,9 +173,11 @@ def request_of(goal: Goal, *, task: str | None, layers: str) -> dict[str, Any]:
     }
 
 
-def layer_reports(plans: Sequence[LayerPlan], modules: Mapping[str, HTRecurrent]) -> tuple[LayerReport, ...]:
-    """The layers' part of the report, from what was planned and what was built."""
-    return tuple(_layer(plan, modules[plan.name]) for plan in plans)
+def layer_reports(
+    plans: Sequence[LayerPlan], modules: Mapping[str, HTRecurrent], reordered: Collection[str] = ()
+) -> tuple[LayerReport, ...]:
+    """The layers' part of the report, from what was planned and what was built, and whose units were moved."""
+    return tuple(replace(_layer(plan, modules[plan.name]), units_reordered=plan.name in reordered) for plan in plans)
 
 
 def totals_of(modules: Mapping[str, HTRecurrent], *, bytes_before: int, model_before: int, model_after: int) -> Totals:

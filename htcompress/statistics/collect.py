@@ -18,10 +18,11 @@ from torch.nn.utils.rnn import PackedSequence
 from htcompress.errors import TaskError
 from htcompress.matrix.metric import EXACT_LIMIT
 from htcompress.nn.dense import DenseSlot
-from htcompress.nn.kernel import State, run_layer
+from htcompress.nn.kernel import run_layer
 from htcompress.nn.recurrent import HTCell, HTLayers, HTRecurrent, module_class
 from htcompress.nn.replace import recurrent_modules, replace_modules
 from htcompress.nn.settings import Kind, RecurrentSettings
+from htcompress.nn.stepwise import State
 from htcompress.nn.weights import GateWeights, KernelWeights
 
 SAMPLE_NUMBERS = 1 << 24

@@ -341,12 +341,15 @@ class HTTensor:
                     core = core / left[:, None, None] / right[None, :, None]
                 cores.append(core if node.parent is None else core * roots[node.index])
             balanced = HTTensor.from_cores(self.tree, cores)
-        balanced = balanced.compact()
-        norms = [float(torch.linalg.vector_norm(core)) for core in balanced.cores if core is not None]
-        if min(norms) > 0:
-            mean = prod(n ** (1 / len(norms)) for n in norms)
-            balanced = balanced.map(lambda core: core * (mean / torch.linalg.vector_norm(core)))
-        return balanced.map(lambda core: core.to(self.dtype))
+        return balanced.compact().equalise().map(lambda core: core.to(self.dtype))
+
+    def equalise(self) -> HTTensor:
+        """The same tensor with equal Frobenius norms in all stored cores; the bases stay what they are."""
+        norms = [float(torch.linalg.vector_norm(core)) for core in self.cores if core is not None]
+        if min(norms) == 0.0:
+            return self
+        mean = prod(n ** (1 / len(norms)) for n in norms)
+        return self.map(lambda core: core * (mean / torch.linalg.vector_norm(core)))
 
     def relative_error(self, x: Tensor) -> float:
         """||x - self|| / ||x||, by reconstruction; 0 where both are zero."""

@@ -70,8 +70,10 @@ def test_states_of_cells_and_packed_sequences() -> None:
     made = compress(student, error=0.0).model
     assert made is not None
     xs = [torch.randn(length, INPUTS) for length in (4, 7, 2)]
-    read = [relative(a.data, b.data) for a, b in [(m(pack_sequence(xs, enforce_sorted=False))[0] for m in
-            (student.reader, teacher.reader))]]
+    read = [
+        relative(a.data, b.data)
+        for a, b in [(m(pack_sequence(xs, enforce_sorted=False))[0] for m in (student.reader, teacher.reader))]
+    ]
 
     def written(model: Unrolled) -> Tensor:
         _, (state, _) = model.reader(pack_sequence(xs, enforce_sorted=False))

@@ -18,6 +18,7 @@ from torch import Tensor
 from htcompress.matrix import HTMatrix, Layout, Metric, RootSplit, SplitForm, WholeForm, decompose
 from htcompress.matrix.decompose import Half, Side, rank_cap
 from htcompress.matrix.refine import refine_cores
+from htcompress.matrix.target import Target
 from htcompress.tensor import hsvd, parameter_count
 
 ROWS, COLS = 12, 18
@@ -239,7 +240,7 @@ def test_refinement_lowers_the_error_in_the_metric(name: str, kind: str) -> None
         form = WholeForm.of(matrix, Layout.paired((3, 4), (6, 3)), metric, cap=None)
         start = form.truncate((5, 5, 1))
     before = start.dense().clone()
-    after = refine_cores(start, matrix, metric)
+    after = refine_cores(start, Target(matrix, metric))
     assert (after.layout, after.tensor.ranks, after.parameters) == (start.layout, start.tensor.ranks, start.parameters)
     errors = [weighted_error(metric, matrix - m.dense()) for m in (start, after)]
     assert errors[1] <= errors[0] * (1 + 1e-6)
@@ -251,7 +252,7 @@ def test_refinement_lowers_the_error_in_the_metric(name: str, kind: str) -> None
 def test_refinement_of_the_optimum_stays_there() -> None:
     metric, matrix = metrics()["both"], matrix_of()
     start = split_form(matrix, metric, (ROWS,), (COLS,)).truncate((4, 4, 1))
-    after = refine_cores(start, matrix, metric)
+    after = refine_cores(start, Target(matrix, metric))
     g, a = roots_of(metric)
     assert weighted_error(metric, matrix - after.dense()) == pytest.approx(svd_error(g @ matrix @ a, 4), rel=1e-4)
 
