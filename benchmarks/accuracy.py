@@ -1,9 +1,11 @@
-"""Accuracy of the sample models at a number of parameters: HT beside truncated SVD and HT from random cores.
+"""Accuracy at a number of parameters: HT beside truncated SVD and HT from random cores, in one run.
 
-Every row of a case stores at most the same numbers and, where it is fine-tuned, is fine-tuned alike.
+Every row of a case stores at most the same numbers and is fine-tuned alike, from the same dense model.
 
-    python benchmarks/accuracy.py                                  # all cases
+    python benchmarks/accuracy.py                                     # the samples
     python benchmarks/accuracy.py --case moving_digits:5000 --seed 1
+    python benchmarks/real/g2p/fetch.py; python benchmarks/accuracy.py --case g2p:25% --steps 1200
+    python benchmarks/paper_scale/train.py video; python benchmarks/accuracy.py --case video:8808 --steps 800
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,12 +27,31 @@ from htcompress.matrix import LayoutKind
 from htcompress.nn import HTRecurrent, HTWeight, replace_modules
 from htcompress.observer import Observer
 from htcompress.pipeline import dense_model
-from htcompress.planning import Goal, plan_layers
+from htcompress.planning import Goal, LayerPlan, plan_layers
+from htcompress.planning.units import Arranged, arrange_units
 from htcompress.statistics.collect import collect
 from htcompress.task import Task, load_task
 
-SAMPLES = Path(__file__).parent.parent / "sample_models"
-CASES = ("moving_digits:5000", "moving_digits:2000", "japanese_vowels:10444")
+HERE = Path(__file__).parent
+SAMPLES, CACHE = HERE.parent / "sample_models", HERE / ".cache"
+MODELS = {
+    "moving_digits": (SAMPLES / "moving_digits" / "task.py", SAMPLES / "moving_digits" / "model.pt"),
+    "japanese_vowels": (SAMPLES / "japanese_vowels" / "task.py", SAMPLES / "japanese_vowels" / "model.pt"),
+    "g2p": (HERE / "real" / "g2p" / "task.py", CACHE / "g2p" / "model.pt"),
+    "video": (HERE / "paper_scale" / "video.py", CACHE / "paper_scale" / "video.pt"),
+    "gray": (HERE / "paper_scale" / "gray.py", CACHE / "paper_scale" / "gray.pt"),
+}
+CASES = ("moving_digits:5000", "moving_digits:2000", "japanese_vowels:10%")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to compress: the layouts, with data or without, and what is done to the cores before training."""
+
+    label: str
+    layout: LayoutKind
+    weighted: bool
+    change: Callable[[nn.Module, int], nn.Module] = lambda model, seed: model
 
 
 def randomised(model: nn.Module, seed: int) -> nn.Module:
@@ -44,41 +66,58 @@ def randomised(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def run_case(name: str, budget: int, seed: int, steps: int) -> None:
+ROWS = {
+    "ht": Row("HT, weighted", LayoutKind.AUTO, True),
+    "ht-plain": Row("HT, plain", LayoutKind.AUTO, False),
+    "svd": Row("truncated SVD, weighted", LayoutKind.SVD, True),
+    "svd-plain": Row("truncated SVD, plain", LayoutKind.SVD, False),
+    "random": Row("the first row's HT, random cores", LayoutKind.AUTO, True, randomised),
+}
+
+
+def run_case(name: str, size: str, rows: list[str], seed: int, steps: int) -> None:
     """Print the rows of one case."""
-    task = load_task(SAMPLES / name / "task.py")
-    dense = dense_model(task, read_checkpoint(SAMPLES / name / "model.pt"), Observer())
-    layers = inventory_of_model(dense)
-    before = sum(layer.settings.dense_parameters for layer in layers)
+    place, checkpoint = MODELS[name]
+    task = load_task(place)
+    dense = dense_model(task, read_checkpoint(checkpoint), Observer())
+    before = sum(layer.settings.dense_parameters for layer in inventory_of_model(dense))
+    budget = int(float(size.removesuffix("%")) / 100 * before) if size.endswith("%") else int(size)
     (metric, reference), *_ = task.evaluate(dense).items()
-    print(f"\n{name}: {before:,} RNN parameters, {metric} {reference:.4f}; budget {budget:,}, seed {seed}")
+    print(
+        f"\n{name}: {before:,} RNN parameters, {metric} {reference:.4f}; at most {budget:,}, seed {seed}, {steps} steps"
+    )
     print(f"{'':34} {'numbers':>8} {'decomposed':>10} {'fine-tuned':>10} {'of dense':>9} {'s':>6} {'s':>6}")
-    seen = collect(dense, task.calibration(), seed=seed)
-    goals: list[tuple[str, LayoutKind, bool, Callable[[nn.Module], nn.Module]]] = [
-        ("HT, weighted", LayoutKind.AUTO, True, lambda m: m),
-        ("HT, plain", LayoutKind.AUTO, False, lambda m: m),
-        ("truncated SVD, weighted", LayoutKind.SVD, True, lambda m: m),
-        ("truncated SVD, plain", LayoutKind.SVD, False, lambda m: m),
-        ("the first row's HT, random cores", LayoutKind.AUTO, True, lambda m: randomised(m, seed)),
-    ]
-    for label, layout, weighted, change in goals:
-        began = time.perf_counter()
-        try:
-            plans = plan_layers(layers, Goal(budget=budget, layout=layout), seen if weighted else None)
-        except UnreachableError as error:
-            print(f"{label:34} {str(error).split(':')[0]}")
-            continue
-        model = change(replace_modules(dense, {plan.name: plan.build() for plan in plans}).eval())
-        planned = time.perf_counter() - began
+    began = time.perf_counter()
+    statistics = collect(dense, task.calibration(), seed=seed)
+    with_data = arrange_units(dense, statistics, next(task.calibration()))
+    print(f"{'':34} statistics {time.perf_counter() - began:.1f} s", flush=True)
+    known: dict[tuple[LayoutKind, bool], tuple[list[LayerPlan], float]] = {}
+    for row in (ROWS[key] for key in rows):
+        arranged = with_data if row.weighted else Arranged(dense, {}, ())
+        key = row.layout, row.weighted
+        if key not in known:
+            began = time.perf_counter()
+            goal, layers = Goal(budget=budget, layout=row.layout), inventory_of_model(arranged.model)
+            try:
+                plans = plan_layers(layers, goal, arranged.statistics if row.weighted else None)
+            except UnreachableError as error:
+                least = str(error).split("stores ")[1].split(".")[0]
+                print(f"{row.label:34} {least:>8} is the least that it stores", flush=True)
+                continue
+            known[key] = plans, time.perf_counter() - began
+        plans, planned = known[key]
+        model = row.change(replace_modules(arranged.model, {p.name: p.build() for p in plans}).eval(), seed)
         numbers = sum(m.parameter_count for m in model.modules() if isinstance(m, HTRecurrent))
         assert numbers <= budget
         decomposed = headline(task, model)
         began = time.perf_counter()
-        distill(model, dense, task.training, loss=task.loss, options=FineTuning(steps=steps, seed=seed))
+        options = FineTuning(steps=steps, seed=seed)
+        # A fresh task: every row trains on the same data.
+        distill(model, arranged.model, load_task(place).training, loss=task.loss, options=options)
         tuned = time.perf_counter() - began
         after = headline(task, model)
         print(
-            f"{label:34} {numbers:8,} {decomposed:10.4f} {after:10.4f} {after / reference:9.3f} "
+            f"{row.label:34} {numbers:8,} {decomposed:10.4f} {after:10.4f} {after / reference:9.3f} "
             f"{planned:6.1f} {tuned:6.1f}",
             flush=True,
         )
@@ -90,17 +129,19 @@ def headline(task: Task, model: nn.Module) -> float:
 
 
 def main() -> None:
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", action="append", metavar="SAMPLE:BUDGET", help=f"default: {', '.join(CASES)}")
+    parser.add_argument("--case", action="append", metavar="MODEL:NUMBERS", help=f"default: {', '.join(CASES)}")
+    parser.add_argument("--rows", nargs="+", choices=sorted(ROWS), default=list(ROWS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=FineTuning().steps)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} thread(s), {options.steps} steps of fine-tuning")
+    print(f"torch {torch.__version__}, {options.threads} thread(s)")
     for case in options.case or CASES:
-        name, budget = case.split(":")
-        run_case(name, int(budget), options.seed, options.steps)
+        name, size = case.split(":")
+        run_case(name, size, options.rows, options.seed, options.steps)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,13 @@ class RootSplit:
         left = metric.row_root.remove(basis)
         return cls(metric, left, right, squares.sqrt(), max(0.0, total - float(squares.sum())), total)
 
+    def leading(self, rank: int) -> RootSplit:
+        """The same split cut off at a smaller cap."""
+        if rank >= len(self.values):
+            return self
+        lost = self.lost + float(self.values[rank:].square().sum())
+        return replace(self, left=self.left[:, :rank], right=self.right[:, :rank], values=self.values[:rank], lost=lost)
+
 
 class Side(StrEnum):
     """Which half of a split layout."""

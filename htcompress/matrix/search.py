@@ -29,6 +29,7 @@ _VERIFIED = 3
 _REFINED = 2
 _GLANCE = 15
 _KEPT_FOLDINGS = 3
+_SCORED_RANK = 24
 _ROUNDS = 2
 _TRIALS = 4
 
@@ -136,27 +137,23 @@ class Search:
     def _col_halves(self, row_halves: list[Half]) -> list[Half]:
         """The best foldings of the columns: pairs first, then the best of them split further."""
         size, extra = self.columns.size, self.columns.extra
-        reference = row_halves[min(1, len(row_halves) - 1)]
+        # The leading directions tell good foldings from bad ones; only those that are kept need all.
+        split = self._split.leading(_SCORED_RANK)
+        reference = Half.of(split, Side.ROWS, row_halves[min(1, len(row_halves) - 1)].modes)
 
-        def score(half: Half) -> float:
-            model = SplitForm(self._split, reference, half).model
+        def score(modes: tuple[int, ...]) -> float:
+            model = SplitForm(split, reference, Half.of(split, Side.COLS, modes)).model
             path = rank_path(model, max_parameters=self.max_parameters)
             goals = [self.max_parameters, self.max_parameters // 3]
             return sum(min((p.tail for p in path if p.parameters <= goal), default=self.total) for goal in goals)
 
-        tried = {modes: Half.of(self._split, Side.COLS, modes) for modes in col_foldings(size, extra)}
-        scores = {modes: score(half) for modes, half in tried.items()}
+        scores = {modes: score(modes) for modes in col_foldings(size, extra)}
         for _ in range(_ROUNDS):
-            best = sorted(scores, key=lambda m: scores[m])[:2]
-            for modes in best:
-                for split in self._finer(modes):
-                    if split not in tried:
-                        tried[split] = Half.of(self._split, Side.COLS, split)
-                        scores[split] = score(tried[split])
+            for modes in sorted(scores, key=lambda m: scores[m])[:2]:
+                scores |= {finer: score(finer) for finer in self._finer(modes) if finer not in scores}
         chosen = sorted(scores, key=lambda m: scores[m])[:_KEPT_FOLDINGS]
-        whole = (size + extra,)
-        kept = dict.fromkeys([*chosen, whole, self._most_compact()])
-        return [tried.get(modes) or Half.of(self._split, Side.COLS, modes) for modes in kept]
+        kept = dict.fromkeys([*chosen, (size + extra,), self._most_compact()])
+        return [Half.of(self._split, Side.COLS, modes) for modes in kept]
 
     def _finer(self, modes: tuple[int, ...]) -> list[tuple[int, ...]]:
         size, extra = self.columns.size, self.columns.extra

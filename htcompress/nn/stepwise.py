@@ -31,7 +31,9 @@ def pays(x: Tensor, batch_sizes: Tensor | None, weights: Sequence[KernelWeights]
         assert w.factors is not None
         rows, rank = w.factors[0].shape
         state = w.factors[1].shape[0]
-        saved += rows * state * (steps * batch + rank) - steps * batch * rank * (rows + state)
+        # Outside of training the whole matrix is written out once and kept.
+        written = rows * state * rank if torch.is_grad_enabled() else 0
+        saved += written + steps * batch * (rows * state - rank * (rows + state))
     return saved > _STEP * steps * len(weights)
 
 
