@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracles import distance
 from safetensors.torch import load_file, save_file, save_model
 from small import INPUTS, Tagger, Twice, clips, equal, save_tagger, tagger, write_task
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ import htcompress
 from htcompress import FineTuning, Goal
 from htcompress.checkpoint.directory import load, read_config, read_report, read_tensors
 from htcompress.errors import CheckpointError, HTCompressError, RequestError, TaskError, UnreachableError
+from htcompress.finetuning.distill import distill
 from htcompress.matrix import LayoutKind
 from htcompress.nn import HTRecurrent
 from htcompress.observer import Observer
@@ -516,6 +518,26 @@ def test_finetune_a_directory(written: Path, task: Path) -> None:
     again = htcompress.finetune(written, task=task, options=FineTuning(steps=2))
     assert again.report.timings_s.finetune >= after.timings_s.finetune
     assert again.report.quality.decomposed == after.quality.decomposed
+
+
+def test_states_in_another_order_are_not_taught(
+    checkpoint: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = htcompress.convert(checkpoint, goal=SVD, task=task, finetuning=None)
+    assert [layer.units_reordered for layer in made.report.layers] == [True]
+    htcompress.save(made, tmp_path / "out")
+    model = load(tmp_path / "out", tagger())
+    assert distance(model(clips(5)), made.model(clips(5))) < 1e-6
+    given: list[FineTuning] = []
+
+    def watched(*arguments: Any, options: FineTuning, **others: Any) -> Any:
+        given.append(options)
+        return distill(*arguments, options=options, **others)
+
+    monkeypatch.setattr("htcompress.pipeline.distill", watched)
+    htcompress.finetune(tmp_path / "out", task=task, options=FineTuning(steps=2))
+    htcompress.convert(checkpoint, goal=SVD, task=task, finetuning=FineTuning(steps=2))
+    assert [options.hidden for options in given] == [0.0, FineTuning().hidden]
 
 
 def test_finetune_keeps_tensors_that_the_model_does_not_know(tmp_path: Path, task: Path) -> None:

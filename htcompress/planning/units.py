@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from htcompress.checkpoint.inventory import inventory_of_model
 from htcompress.nn.dense import DenseLayer, DenseSlot
-from htcompress.nn.replace import recurrent_modules
-from htcompress.nn.settings import RecurrentSettings
+from htcompress.nn.settings import RecurrentSettings, is_recurrent
 from htcompress.statistics.collect import SlotStatistics, tensors_of
 
 _SAMPLES = 256
@@ -225,7 +224,7 @@ def _read_by(module: nn.Module) -> list[Tensor]:
         return [module.weight]
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and module.elementwise_affine:
         return [p for p in (module.weight, module.bias) if p is not None]
-    if recurrent_modules(module).get("") is module:
+    if is_recurrent(module):
         ends = ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse")
         return [p for name, p in module.named_parameters() if name in ends]
     return []

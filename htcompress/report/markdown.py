@@ -39,6 +39,9 @@ def to_markdown(report: Report) -> str:
                 f"{words.count(m.parameters)} | {words.percent(m.error['weights'])} | "
                 f"{words.percent(m.error['outputs'])} |"
             )
+    sensitive = words.sensitive(report)
+    if sensitive is not None:
+        lines += ["", sensitive]
     lines += ["", f"htcompress {report.version}, seed {report.seed}.", ""]
     return "\n".join(lines)
 
@@ -56,6 +59,13 @@ def model_card(report: Report) -> str:
         quality = f"{q.metric}: {words.metric(q.final)} (dense model: {words.metric(q.dense)})."
     digest = report.source["sha256"]
     source = f"`{report.source['file']}`" + (f" (sha256 `{digest}`)" if digest else "")
+    reordered = [layer.name or "the model" for layer in report.layers if layer.units_reordered]
+    order = ""
+    if reordered:
+        order = (
+            f"\nThe hidden units of {', '.join(reordered)} stand in another order than in the original, and so do the "
+            f"weights that read them:\ntake all tensors from here.\n"
+        )
     return f"""# {report.source["file"]}, compressed
 
 The recurrent layers of this model are stored in Hierarchical Tucker form:
@@ -70,6 +80,6 @@ Load it into an instance of the original class; its recurrent modules are replac
 - `model.safetensors`: every tensor of the model
 - `config.json`: the layers' settings, layouts, trees and ranks
 - `report.json`, `report.md`: what was spent and lost in each layer
-
+{order}
 Compressed from {source} by htcompress {report.version}.
 """

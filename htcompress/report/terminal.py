@@ -20,6 +20,9 @@ WIDTH = 80
 def to_terminal(report: Report) -> RenderableType:
     """The report as something rich can print."""
     parts: list[RenderableType] = [_headline(report), *_layers(report)]
+    sensitive = words.sensitive(report)
+    if sensitive is not None:
+        parts.append(Padding(Text(sensitive, style="yellow"), (0, 2, 1, 2)))
     if report.quality.metric is None:
         parts.append(Padding(Text(words.NOT_LOOKED_AT, style="yellow"), (0, 2, 1, 2)))
     return Group(*parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from htcompress.report.report import MatrixReport, Quality
+from htcompress.report.report import MatrixReport, Quality, Report
 
 
 def count(number: int) -> str:
@@ -89,6 +89,21 @@ def rank(matrix: MatrixReport) -> str:
     # Post-order: the last is the root, the one before it is the root's right child.
     return str(ranks[-2] if matrix.layout != "paired" and len(ranks) > 1 else max(ranks))
 
+
+def sensitive(report: Report) -> str | None:
+    """Names the matrices that lose half of what they put out or more; None where there are none."""
+    lost = {m.name: m.error["outputs"] for layer in report.layers for m in layer.matrices}
+    named = [f"{n} ({percent(e)} of its output lost)" for n, e in lost.items() if e is not None and e >= SENSITIVE]
+    if not named:
+        return None
+    return (
+        f"Too sensitive for this budget: {', '.join(named)}. Fine-tuning has to make up for that; a larger budget would "
+        f"help there first."
+    )
+
+
+SENSITIVE = 0.5
+"""The relative error of a matrix's output from which on it is named."""
 
 NOT_LOOKED_AT = (
     "Accuracy was not looked at: without a task there is no data to measure, weigh or fine-tune on. "

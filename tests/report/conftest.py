@@ -70,6 +70,7 @@ def report() -> Report:
         parameters_after=13_800,
         scope="mixed",
         matrices=(SPLIT, SVD, PAIRED),
+        units_reordered=True,
     )
     cell = LayerReport(
         name="decoder.layers.0.attention_rnn",
