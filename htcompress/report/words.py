@@ -97,8 +97,8 @@ def sensitive(report: Report) -> str | None:
     if not named:
         return None
     return (
-        f"Too sensitive for this budget: {', '.join(named)}. Fine-tuning has to make up for that; a larger budget would "
-        f"help there first."
+        f"Too sensitive for this budget: {', '.join(named)}. Fine-tuning has to make up for that; a larger budget "
+        f"would help there first."
     )
 
 
