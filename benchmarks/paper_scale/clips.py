@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +89,37 @@ class Classifier(nn.Module):
         return self.head(states[:, -1])
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
-    """The share of clips whose direction is told."""
-    device = next(model.parameters()).device
-    right = total = 0
-    for clips, directions in batches:
-        right += int((model(clips.to(device)).argmax(1).cpu() == directions).sum())
-        total += len(directions)
-    return right / total
+class ClipTask:
+    """What a task file defines, for clips of one size into an LSTM of `hidden` units."""
+
+    CALIBRATION_CLIPS, TRAINING_CLIPS, EVALUATION_CLIPS, BATCH = 512, 1024, 1000, 32
+
+    def __init__(self, clips: Clips, hidden: int) -> None:
+        self.clips, self.hidden = clips, hidden
+        self._epochs = count()
+
+    def model(self) -> nn.Module:
+        """A fresh dense model."""
+        return Classifier(self.clips.height * self.clips.width * self.clips.channels, self.hidden)
+
+    def calibration(self) -> Iterator[Tensor]:
+        """512 clips, the same at every call."""
+        for clips, _ in self.clips.batches("calibration", self.CALIBRATION_CLIPS, self.BATCH):
+            yield clips
+
+    def training(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """1,024 new clips at every call."""
+        return self.clips.batches("training", self.TRAINING_CLIPS, self.BATCH, next(self._epochs))
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy of the directions."""
+        return F.cross_entropy(output, target)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy on 1,000 fixed clips of digits that are seen nowhere else."""
+        device = next(model.parameters()).device
+        right = 0
+        for clips, directions in self.clips.batches("evaluation", self.EVALUATION_CLIPS, self.BATCH):
+            right += int((model(clips.to(device)).argmax(1).cpu() == directions).sum())
+        return {"accuracy": right / self.EVALUATION_CLIPS}
