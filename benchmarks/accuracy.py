@@ -101,8 +101,7 @@ def run_case(name: str, size: str, rows: list[str], seed: int, steps: int) -> No
             try:
                 plans = plan_layers(layers, goal, arranged.statistics if row.weighted else None)
             except UnreachableError as error:
-                least = str(error).split("stores ")[1].split(".")[0]
-                print(f"{row.label:34} {least:>8} is the least that it stores", flush=True)
+                print(f"{row.label:34} {error.least:>8} is the least that it stores", flush=True)
                 continue
             known[key] = plans, time.perf_counter() - began
         plans, planned = known[key]

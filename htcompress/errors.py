@@ -29,6 +29,14 @@ class RequestError(HTCompressError, ValueError):
 
 
 class UnreachableError(HTCompressError):
-    """The goal is meaningful but cannot be reached; the message gives the nearest one that can."""
+    """The goal is meaningful but cannot be reached; the message gives the nearest one that can.
+
+    Attributes:
+        least: the fewest numbers that can be stored.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, least: int) -> None:
+        super().__init__(message)
+        self.least = least

@@ -398,9 +398,10 @@ class _Run:
         if self.data.calibration is not None and self.goal.error is None:
             began = time.perf_counter()
             statistics, batch = self._statistics(model, [layer.name for layer in layers])
-            arranged = arrange_units(model, statistics, batch)
-            model, statistics, reordered = arranged.model, arranged.statistics, arranged.layers
-            layers = selected(inventory_of_model(model), self.pattern)
+            if self.goal.layout is not LayoutKind.SVD:  # which folds nothing
+                arranged = arrange_units(model, statistics, batch)
+                model, statistics, reordered = arranged.model, arranged.statistics, arranged.layers
+                layers = selected(inventory_of_model(model), self.pattern)
             calibrating = time.perf_counter() - began
         plans, decomposing = self._planned(layers, statistics)
         device = next(model.parameters()).device

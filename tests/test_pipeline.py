@@ -523,8 +523,11 @@ def test_finetune_a_directory(written: Path, task: Path) -> None:
 def test_states_in_another_order_are_not_taught(
     checkpoint: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = htcompress.convert(checkpoint, goal=SVD, task=task, finetuning=None)
+    goal = Goal(budget=400, layout=LayoutKind.SPLIT)
+    made = htcompress.convert(checkpoint, goal=goal, task=task, finetuning=None)
     assert [layer.units_reordered for layer in made.report.layers] == [True]
+    plain = htcompress.convert(checkpoint, goal=SVD, task=task, finetuning=None)
+    assert [layer.units_reordered for layer in plain.report.layers] == [False]
     htcompress.save(made, tmp_path / "out")
     model = load(tmp_path / "out", tagger())
     assert distance(model(clips(5)), made.model(clips(5))) < 1e-6
@@ -536,7 +539,7 @@ def test_states_in_another_order_are_not_taught(
 
     monkeypatch.setattr("htcompress.pipeline.distill", watched)
     htcompress.finetune(tmp_path / "out", task=task, options=FineTuning(steps=2))
-    htcompress.convert(checkpoint, goal=SVD, task=task, finetuning=FineTuning(steps=2))
+    htcompress.convert(checkpoint, goal=goal, task=task, finetuning=FineTuning(steps=2))
     assert [options.hidden for options in given] == [0.0, FineTuning().hidden]
 
 

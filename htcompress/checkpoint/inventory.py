@@ -143,8 +143,8 @@ def _layer(name: str, settings: RecurrentSettings, tensors: Mapping[str, Tensor]
             )
     prefix = f"{name}." if name else ""
     slots = {}
-    for layer, _, suffix in settings.slots():
-        slots[suffix.removeprefix("_") or "cell"] = DenseSlot.read(
+    for (layer, _, suffix), slot in zip(settings.slots(), settings.slot_names, strict=True):
+        slots[slot] = DenseSlot.read(
             settings,
             layer,
             suffix,

@@ -24,7 +24,8 @@ _PEAK = 2e-2
 _WARM = 0.05
 _LEAST_SIZE = 1e-2
 _BACKTRACK, _BACKTRACKS = 1 / 3, 3
-_ASTRAY = 2.0
+_ASTRAY = 1.0
+_ALONE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class FineTuning:
         time_limit: seconds after which it ends; the schedule shortens with it.
         learning_rate: the peak of a schedule that warms up and then falls along a cosine; the length of a
             step as a part of the root mean square of each parameter tensor. None: 0.02 times the relative
-            distance of the two models' outputs at the start, so that a model near its teacher stays near.
+            distance of the two models' outputs at the start, so that a model near its teacher stays near;
+            0.01 without a teacher.
         hidden: what the states of the compressed layers count beside the model's output.
         clip: the largest norm of a gradient step.
         check_every: steps between two looks at the held-out batches.
@@ -78,9 +80,9 @@ def distill(
 ) -> list[Progress]:
     """Train the student in place towards the teacher's outputs, and towards the targets where there are any.
 
-    The loss is the squared difference of the outputs in units of the teacher's variance, plus the task's
-    loss. A few batches are held out; the state that does best on them is kept, the state before the first
-    step included, so that fine-tuning never ends worse on them than it began.
+    The loss is that of `Objective`: outputs, states of the compressed layers, and the task's own. A few batches
+    are held out; the state that does best on them is kept, the state before the first step included, so that
+    fine-tuning never ends worse on them than it began.
 
     Args:
         student: the compressed model; all of its parameters that require gradients are trained.
@@ -133,14 +135,15 @@ class _Run:
         self.options, self.on_progress = options, on_progress
         self.batches = batches
         self.held: list[tuple[tuple[Any, ...], Any]] = []
+        self.answers: list[Any] = []
 
     def go(self) -> list[Progress]:
         o = self.options
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         began, backtracks, since = time.monotonic(), 0, 0
         stream = self._stream()
-        learning_rate = self._learning_rate()
-        optimizer = _optimizer(parameters, learning_rate)
+        self.answers = [self.objective.answer(arguments) for arguments, _ in self.held]
+        optimizer = _optimizer(parameters, self._learning_rate())
         peaks = [group["lr"] for group in optimizer.param_groups]
         best = self._held_out_loss()
         best_state = copy.deepcopy(self.student.state_dict())
@@ -167,12 +170,13 @@ class _Run:
                 self._report(history[-1])
                 if done >= 1:
                     break
-                if since == o.patience or now > _ASTRAY * best:
+                # Losses of tasks may be negative.
+                if since == o.patience or now - best > _ASTRAY * abs(best):
                     if backtracks == _BACKTRACKS:
                         break
                     # The steps were too long, or there is nothing left to gain: shorter ones will tell.
                     self.student.load_state_dict(best_state)
-                    optimizer = _optimizer(parameters, learning_rate)
+                    optimizer.state.clear()
                     backtracks, since = backtracks + 1, 0
         self.student.load_state_dict(best_state)
         return history
@@ -211,16 +215,18 @@ class _Run:
     def _learning_rate(self) -> float:
         if self.options.learning_rate is not None:
             return self.options.learning_rate
+        if self.objective.teacher is None:
+            return _ALONE
         self.student.eval()
-        with torch.no_grad():
-            apart = [self.objective.distance(arguments) for arguments, _ in self.held]
+        apart = [self.objective.distance(a, answer) for (a, _), answer in zip(self.held, self.answers, strict=True)]
         mean = sum(apart) / len(apart)
         return _PEAK * math.sqrt(min(1.0, mean) if math.isfinite(mean) else 1.0)
 
     def _held_out_loss(self) -> float:
         self.student.eval()
         with torch.no_grad():
-            losses = [float(self.objective(*item, hidden=False)) for item in self.held]
+            pairs = zip(self.held, self.answers, strict=True)
+            losses = [float(self.objective(a, target, answer=answer)) for (a, target), answer in pairs]
         mean = sum(losses) / len(losses)
         return mean if math.isfinite(mean) else math.inf
 

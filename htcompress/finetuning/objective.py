@@ -30,33 +30,37 @@ class Objective:
         self.student, self.teacher, self.loss, self.hidden = student, teacher, loss, hidden
         self.names = [name for name, module in student.named_modules() if isinstance(module, HTRecurrent)]
 
-    def __call__(self, arguments: tuple[Any, ...], target: Any, *, hidden: bool = True) -> Tensor:
-        """The loss of a batch; `hidden=False` leaves the states out."""
+    def answer(self, arguments: tuple[Any, ...]) -> Any:
+        """The teacher's output on a batch; None without a teacher."""
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            return output_of(self.teacher, arguments, source="training()")
+
+    def distance(self, arguments: tuple[Any, ...], answer: Any) -> float:
+        """The squared difference of the student's output from the teacher's, relative to the latter's variance."""
+        with torch.no_grad():
+            return float(_distance(output_of(self.student, arguments, source="training()"), answer))
+
+    def __call__(self, arguments: tuple[Any, ...], target: Any, *, answer: Any = None) -> Tensor:
+        """The loss of a batch; where the teacher's `answer` is known already, without the states."""
         if self.teacher is None and (target is None or self.loss is None):
             raise TaskError("Without the dense model, fine-tuning needs targets from training() and a loss().")
-        wanted, wanted_states = None, dict[str, list[Tensor]]()
-        names = self.names if hidden and self.hidden > 0 and self.teacher is not None else []
-        if self.teacher is not None:
+        names = self.names if answer is None and self.hidden > 0 and self.teacher is not None else []
+        wanted_states: dict[str, list[Tensor]] = {}
+        if self.teacher is not None and answer is None:
             # Before the student: a batch that fits neither is told in the words of the user's own model.
-            with torch.no_grad(), _states(self.teacher, names) as wanted_states:
-                wanted = output_of(self.teacher, arguments, source="training()")
+            with _states(self.teacher, names) as wanted_states:
+                answer = self.answer(arguments)
         with _states(self.student, names) as states:
             output = output_of(self.student, arguments, source="training()")
         terms = []
         if self.teacher is not None:
-            terms.append(_distance(output, wanted))
+            terms.append(_distance(output, answer))
             terms += [self.hidden / len(names) * _trajectory(states[n], wanted_states[n]) for n in names]
         if target is not None and self.loss is not None:
             terms.append(_task_loss(self.loss, output, target))
         return torch.stack(terms).sum()
-
-    def distance(self, arguments: tuple[Any, ...]) -> float:
-        """The squared difference of the outputs, relative to the teacher's variance; 0.1 without a teacher."""
-        if self.teacher is None:
-            return 0.1
-        with torch.no_grad():
-            wanted = output_of(self.teacher, arguments, source="training()")
-            return float(_distance(output_of(self.student, arguments, source="training()"), wanted))
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class HTRecurrent(nn.Module):
         if settings.kind not in self.kinds:
             raise ValueError(f"{type(self).__name__} cannot be a {settings.kind}.")
         self.settings = settings
-        names = [suffix.removeprefix("_") or "cell" for _, _, suffix in settings.slots()]
+        names = settings.slot_names
         self.gates = nn.ModuleDict(dict(zip(names, gates, strict=True)))
 
     @classmethod

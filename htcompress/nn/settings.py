@@ -79,6 +79,11 @@ class RecurrentSettings:
                 yield layer, direction, "" if self.cell else f"_l{layer}{'_reverse' if direction else ''}"
 
     @property
+    def slot_names(self) -> list[str]:
+        """The names of the slots, in order: `l0`, `l0_reverse`, ...; `cell` for a cell."""
+        return [suffix.removeprefix("_") or "cell" for _, _, suffix in self.slots()]
+
+    @property
     def dense_parameters(self) -> int:
         """The numbers that torch stores: weights, both biases, projections."""
         total = 0

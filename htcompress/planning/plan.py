@@ -123,7 +123,8 @@ def _within_budget(targets: Sequence[SlotTarget], budget: int, asked: str) -> li
         raise UnreachableError(
             f"The {asked} parameters cannot be reached: the most compact form of these "
             f"{len(targets)} layer(s) and direction(s) stores {least}. Ask for a budget of at least {least}, or "
-            f"widen --scope or --layout if you narrowed them."
+            f"widen --scope or --layout if you narrowed them.",
+            least=least,
         )
     frontiers = [_with_dense(target) for target in targets]
     options = allocate(frontiers, budget)

@@ -149,7 +149,7 @@ def permute_units(
         readers: modules whose last weight axis is the module's output.
     """
     tensors = dict(model.get_submodule(name).named_parameters())
-    slots = list(zip(settings.slots(), _slot_names(settings), strict=True))
+    slots = list(zip(settings.slots(), settings.slot_names, strict=True))
     for (_, _, suffix), slot in slots:
         if slot not in orders:
             continue
@@ -186,10 +186,6 @@ def _reorder(parameter: Tensor, order: Tensor, axis: int) -> None:
     parameter.data = parameter.data.index_select(axis, order.to(parameter.device)).contiguous()
 
 
-def _slot_names(settings: RecurrentSettings) -> list[str]:
-    return [suffix.removeprefix("_") or "cell" for _, _, suffix in settings.slots()]
-
-
 def _attempts(
     model: nn.Module, layer: DenseLayer, orders: Orders, running: set[str]
 ) -> Iterator[tuple[Orders, list[str]]]:
@@ -211,7 +207,7 @@ def _attempts(
     last = settings.num_layers - 1
     inner = {
         name: orders[name]
-        for (depth, _, _), name in zip(settings.slots(), _slot_names(settings), strict=True)
+        for (depth, _, _), name in zip(settings.slots(), settings.slot_names, strict=True)
         if depth < last
     }
     if inner:
@@ -259,7 +255,7 @@ def _permuted_statistics(
 ) -> dict[str, dict[str, SlotStatistics]]:
     """The statistics that change: those of the layer, and of recurrent layers among its readers."""
     settings = layer.settings
-    slots = list(zip(settings.slots(), _slot_names(settings), strict=True))
+    slots = list(zip(settings.slots(), settings.slot_names, strict=True))
 
     def outputs(depth: int) -> Tensor:
         return _output_order(settings, [orders.get(name) for (at, _, _), name in slots if at == depth])
