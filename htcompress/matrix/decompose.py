@@ -22,7 +22,7 @@ from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import Metric
 from htcompress.tensor import Decomposition, DimensionTree, HTTensor, Nested, RankModel, decompose
-from htcompress.tensor.hsvd import OVERSAMPLE, leading_left
+from htcompress.tensor.projection import OVERSAMPLE, leading_left
 from htcompress.tensor.tree import balanced
 
 _GRAM_ROWS = 3000

@@ -38,10 +38,15 @@ class HTMatrix:
         *,
         rtol: float | None = None,
         max_parameters: int | None = None,
+        max_rank: int | None = None,
     ) -> HTMatrix:
-        """Fold and decompose; see `htcompress.tensor.ht_svd` for the goals and the errors raised."""
-        folded = layout.fold(matrix)
-        return cls(layout, ht_svd(folded, layout.tree, rtol=rtol, max_parameters=max_parameters))
+        """Fold and decompose; see `htcompress.tensor.ht_svd` for the goals and the errors raised.
+
+        A large matrix is read in chunks where it lies: folding makes no copy of it.
+        """
+        view, modes = layout.view(matrix)
+        goals = {"rtol": rtol, "max_parameters": max_parameters, "max_rank": max_rank}
+        return cls(layout, ht_svd(view, layout.tree, modes=modes, **goals))  # type: ignore[arg-type]
 
     @property
     def parameters(self) -> int:

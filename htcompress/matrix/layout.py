@@ -130,8 +130,11 @@ class Layout:
         left, right = (self.tree.nodes[child].leaves for child in children)
         return all(self.col_modes[k] == 1 for k in left) and all(self.row_modes[k] == 1 for k in right)
 
-    def fold(self, matrix: Float[Tensor, "rows cols"]) -> Tensor:
-        """The tensor of shape `shape` that holds the matrix, padded with zeros."""
+    def view(self, matrix: Float[Tensor, "rows cols"]) -> tuple[Tensor, list[tuple[int, ...]]]:
+        """The matrix with an axis for every row and column mode, padded with zeros, and the axes of each leaf.
+
+        Nothing is copied where nothing is padded.
+        """
         if tuple(matrix.shape) != (self.rows, self.cols):
             raise ShapeError(
                 f"The layout is for a {self.rows} x {self.cols} matrix; found {' x '.join(map(str, matrix.shape))}."
@@ -140,8 +143,12 @@ class Layout:
         if below or beside:
             matrix = F.pad(matrix, (0, beside, 0, below))
         d = self.tree.order
-        parted = matrix.reshape(*self.row_modes, *self.col_modes)
-        return parted.permute([axis for k in range(d) for axis in (k, d + k)]).reshape(self.shape)
+        return matrix.reshape(*self.row_modes, *self.col_modes), [(k, d + k) for k in range(d)]
+
+    def fold(self, matrix: Float[Tensor, "rows cols"]) -> Tensor:
+        """The tensor of shape `shape` that holds the matrix, padded with zeros."""
+        parted, modes = self.view(matrix)
+        return parted.permute([axis for mode in modes for axis in mode]).reshape(self.shape)
 
     def unfold(self, tensor: Tensor) -> Float[Tensor, "rows cols"]:
         """The matrix in a tensor of shape `shape`; the inverse of `fold`."""

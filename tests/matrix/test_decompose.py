@@ -19,7 +19,7 @@ from htcompress.matrix import HTMatrix, Layout, Metric, RootSplit, SplitForm, Wh
 from htcompress.matrix.decompose import Half, Side, rank_cap
 from htcompress.matrix.refine import refine_cores
 from htcompress.matrix.target import Target
-from htcompress.tensor import hsvd, parameter_count
+from htcompress.tensor import parameter_count, projection
 
 ROWS, COLS = 12, 18
 
@@ -260,7 +260,7 @@ def test_refinement_of_the_optimum_stays_there() -> None:
 def test_a_decomposition_of_large_halves_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix, metric = matrix_of(), metrics()["both"]
     whole = split_form(matrix, metric, (3, 4), (6, 3)).truncate((2, 3, 4, 4, 3, 4, 1))
-    monkeypatch.setattr(hsvd, "_CHUNK", 20)
+    monkeypatch.setattr(projection, "_CHUNK", 20)
     parts = split_form(matrix, metric, (3, 4), (6, 3)).truncate((2, 3, 4, 4, 3, 4, 1))
     assert isinstance(parts, HTMatrix)
     assert distance(parts.dense(), whole.dense()) < 1e-9

@@ -25,7 +25,7 @@ from oracles import (
 from torch import Tensor
 
 from htcompress.errors import RequestError, ShapeError
-from htcompress.tensor import DimensionTree, decompose, hsvd, ht_svd, parameter_count
+from htcompress.tensor import DimensionTree, decompose, hsvd, ht_svd, parameter_count, projection
 
 many = examples(40)
 TOLERANCES = (0.5, 0.1, 1e-2, 1e-4, 1e-6)
@@ -290,7 +290,7 @@ def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for tree in (DimensionTree.balanced(3), DimensionTree.linear(3), DimensionTree(((2, 0), 1))):
         whole = ht_svd(x, tree, rtol=0.05)
         with monkeypatch.context() as patch:
-            patch.setattr(hsvd, "_CHUNK", 50)
+            patch.setattr(projection, "_CHUNK", 50)
             parts = ht_svd(x, tree, rtol=0.05)
         assert whole.ranks == parts.ranks
         assert distance(dense_of(parts), dense_of(whole)) < 1e-10
@@ -305,7 +305,7 @@ def test_large_float32_tensors_keep_the_error(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_few_directions_of_a_huge_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     """The randomised way finds the subspace of the SVD, by itself seeded."""
-    monkeypatch.setattr(hsvd, "_GRAM_LIMIT", 20)
+    monkeypatch.setattr(projection, "_GRAM_LIMIT", 20)
     x = decaying((120, 130), 0.97)
     state = torch.get_rng_state()
     for goal in ({"ranks": (6, 6, 1)}, {"max_parameters": 6 * 250}):
@@ -378,3 +378,33 @@ def test_needs_no_more_numbers_than_tensap(rtol: float) -> None:
         assert error <= rtol
         assert distance(dense_of(h), x) <= rtol
         assert h.parameters <= numbers
+
+
+# ---- views ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 19])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("goal", [{"rtol": 0.3}, {"rtol": 1e-4}, {"ranks": (2, 3, 2, 4, 2, 4, 1)}, {}], ids=str)
+def test_modes_of_several_axes_are_folded_unseen(
+    goal: dict[str, object], dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same as for the tensor folded beforehand; the view has axes in any order, and a stride of its own."""
+    monkeypatch.setattr(projection, "_CHUNK", chunk)
+    monkeypatch.setattr(hsvd, "_SMALL", 0)
+    tree = DimensionTree.balanced(4)
+    x = decaying((2, 3, 2, 2, 3, 5, 4, 2), 0.7).to(dtype).transpose(1, 6)[:, :3]
+    modes = [(0, 4), (6, 2), (5,), (7, 1, 3)]
+    folded = x.permute([axis for mode in modes for axis in mode]).reshape(6, 6, 5, 12)
+    found, expected = ht_svd(x, tree, modes=modes, **goal), ht_svd(folded, tree, **goal)
+    assert found.ranks == expected.ranks
+    # Without a goal the form is exact; otherwise both cut the same.
+    assert distance(dense_of(found), dense_of(expected)) < (1e-5 if dtype == torch.float32 else 1e-9)
+    if not goal:
+        assert distance(dense_of(found), folded) < (1e-5 if dtype == torch.float32 else 1e-9)
+
+
+def test_modes_take_each_axis_once() -> None:
+    for modes in ([(0,), (1,)], [(0, 1), (1, 2)], [(0,), (1, 2, 3)]):
+        with pytest.raises(ShapeError, match="axes once"):
+            ht_svd(torch.ones(2, 3, 4), DimensionTree.balanced(2), modes=modes)

@@ -1,0 +1,270 @@
+"""Sequential projection: one mode of a tensor after the other cut to its leading singular subspace.
+
+Bases come from Gram matrices. A large tensor is read in chunks, in whatever order its numbers lie: a mode may be
+several axes of a view (a row and a column mode of a matrix), and no permuted copy of the whole is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import log, prod
+
+import torch
+from torch import Tensor
+
+from htcompress.tensor.tree import Node
+
+_GRAM_LIMIT = 3000  # the largest Gram matrix that is formed where a few directions are wanted
+_CHUNK = 1 << 19  # numbers worked on at a time
+_PASS = 5  # what reading and writing a number costs, in multiplications
+_UNKNOWN = 4  # how much a mode is taken to shrink where only an error is asked for
+OVERSAMPLE = 16
+
+Axes = tuple[int, ...]
+
+
+@dataclass
+class Projection:
+    """The state of a sequential projection.
+
+    Args:
+        x: the tensor, any strides.
+        modes: for each mode the axes of `x` that make it up, in order; the last one the fastest.
+        cap: no edge keeps more ranks than this.
+        tail: the part of the squared norm that each edge may lose.
+        fine: compute in float64.
+
+    Attributes:
+        discarded: the squared norm that was cut off.
+    """
+
+    x: Tensor
+    modes: list[Axes]
+    cap: int | None
+    tail: float
+    fine: bool
+    discarded: float = 0.0
+    _squared: float | None = field(default=None, init=False)
+
+    @property
+    def squared(self) -> float:
+        """The squared norm of the tensor as it was given."""
+        if self._squared is None:
+            found = sum(float(part.double().square().sum()) for (part,) in _pieces([self.x], self.x.ndim))
+            self._squared = found + self.discarded
+        return self._squared
+
+    def size(self, mode: int) -> int:
+        """How long a mode is."""
+        return prod(self.x.shape[axis] for axis in self.modes[mode])
+
+    def next_of(self, modes: Sequence[int]) -> int:
+        """The mode that shrinks the tensor most for what it costs; modes longer than all others come last."""
+
+        def cost(mode: int) -> tuple[bool, float]:
+            size = self.size(mode)
+            kept = min(size, self.cap) if self.cap else max(1, size // _UNKNOWN)
+            work = size + kept + _PASS
+            return size > self.x.numel() // max(1, size), work / log(size / kept) if kept < size else float("inf")
+
+        return min(modes, key=cost)
+
+    def cut(self, mode: int, *, exact: bool = False) -> Tensor:
+        """Project one mode; its orthonormal basis (n, r). `exact`: only the cap may cut."""
+        n = self.size(mode)
+        tail = 0.0 if exact else self.tail
+        limit = min(n, self.x.numel() // max(1, n), self.cap or n)
+        dtype = torch.float64 if self.fine else self.x.dtype
+        if limit == n and tail == 0.0:
+            return torch.eye(n, dtype=dtype, device=self.x.device)
+        basis, squares, total = self._leading(mode, limit)
+        if self._squared is None:
+            self._squared = total + self.discarded
+        kept = torch.cumsum(squares, 0)
+        enough = int((total - kept > tail * self._squared).sum()) + 1
+        rank = max(1, min(limit, len(squares), enough))
+        self.discarded += max(0.0, total - float(kept[rank - 1]))
+        basis = basis[:, :rank].to(dtype)
+        self._apply(mode, basis)
+        return basis
+
+    def merge(self, left: int, right: int) -> None:
+        """Make one mode, the first, of two; the order of the others stays."""
+        self._fold()
+        rest = [mode for mode in range(len(self.modes)) if mode not in (left, right)]
+        sizes = [self.x.shape[mode] for mode in rest]
+        self.x = self.x.permute(left, right, *rest).reshape(-1, *sizes)
+        self.modes = [(mode,) for mode in range(len(sizes) + 1)]
+
+    def _leading(self, mode: int, limit: int) -> tuple[Tensor, Tensor, float]:
+        """Leading directions of a mode, their squared singular values, the squared norm of all."""
+        n = self.size(mode)
+        rest = self.x.numel() // n
+        if min(n, rest) > _GRAM_LIMIT and limit + OVERSAMPLE < min(n, rest) // 4:
+            unfolding = self._unfolding(mode)
+            vectors, squares = leading_left(unfolding.double() if self.fine else unfolding, limit + OVERSAMPLE)
+            return vectors, squares, float(sum(part.double().square().sum() for part in unfolding.split(64)))
+        if n <= rest:
+            squares, vectors = eigh(self._gram(mode))
+            return vectors, squares, float(squares.sum())
+        # The other side is the shorter one: its directions, carried over.
+        parts = self._unfolding(mode).split(max(1, _CHUNK // rest))
+        gram = torch.zeros(rest, rest, dtype=torch.float64, device=self.x.device)
+        for part in parts:
+            gram += part.double().T @ part.double()
+        squares, vectors = eigh(gram)
+        carried = torch.cat([part.double() @ vectors[:, :limit] for part in parts])
+        return torch.linalg.qr(carried)[0], squares, float(squares.sum())
+
+    def _unfolding(self, mode: int) -> Tensor:
+        view, _ = self._aside(mode)
+        return view.reshape(-1, self.size(mode)).T
+
+    def _aside(self, mode: int) -> tuple[Tensor, list[int]]:
+        """The tensor with the axes of a mode last, and the other axes, as they lie in memory, outermost first."""
+        own = self.modes[mode]
+        strides = self.x.stride()
+        others = sorted((axis for axis in range(self.x.ndim) if axis not in own), key=lambda axis: -strides[axis])
+        return self.x.permute(*others, *own), others
+
+    def _gram(self, mode: int) -> Tensor:
+        """The Gram matrix of a mode, in float64."""
+        n = self.size(mode)
+        view, others = self._aside(mode)
+        total = torch.zeros(n, n, dtype=torch.float64, device=self.x.device)
+        flatten = _Flattener(len(others), n, torch.float64 if self.fine else self.x.dtype, self.x.device)
+        for (part,) in _pieces([view], len(others)):
+            flat = flatten(part)
+            total += flat @ flat.T
+        return total
+
+    def _apply(self, mode: int, basis: Tensor) -> None:
+        """Multiply the transposed basis (n, r) into a mode; the result is folded: one axis for each mode."""
+        n, rank = basis.shape
+        view, others = self._aside(mode)
+        # The result, seen with the axes of the input: written to in the order in which the input is read.
+        shapes = [[rank] if k == mode else [self.x.shape[a] for a in axes] for k, axes in enumerate(self.modes)]
+        result = torch.empty([prod(shape) for shape in shapes], dtype=basis.dtype, device=self.x.device)
+        place = {axis: at for at, axis in enumerate(self._flat_axes(mode))}
+        seen = result.view([size for shape in shapes for size in shape])
+        seen = seen.permute(*(place[axis] for axis in others), place[-1])
+        flatten = _Flattener(len(others), n, basis.dtype, self.x.device)
+        for part, target in _pieces([view, seen], len(others)):
+            flat = flatten(part)
+            if target.stride(-1) == 1:
+                target.copy_((flat.T @ basis).view(target.shape))
+            else:
+                aside = target.movedim(-1, 0)
+                aside.copy_((basis.T @ flat).view(aside.shape))
+        self.x, self.modes = result, [(k,) for k in range(len(self.modes))]
+
+    def _flat_axes(self, mode: int) -> list[int]:
+        """The axes mode by mode; -1 stands for all of one mode's."""
+        return [axis for k, axes in enumerate(self.modes) for axis in ((-1,) if k == mode else axes)]
+
+    def _fold(self) -> None:
+        """One axis for each mode."""
+        if any(len(axes) > 1 for axes in self.modes) or self.modes != [(k,) for k in range(len(self.modes))]:
+            sizes = [self.size(mode) for mode in range(len(self.modes))]
+            self.x = self.x.permute([axis for axes in self.modes for axis in axes]).reshape(sizes)
+            self.modes = [(k,) for k in range(len(sizes))]
+
+
+def project(state: Projection, nodes: Sequence[Node]) -> list[Tensor]:
+    """The cores of a tree's nodes for a tensor whose modes are the tree's leaves in increasing order.
+
+    Leaves first, each cut as soon as it is cheapest, then the inner nodes from below; the root holds the rest.
+    """
+    top = nodes[-1]
+    if top.is_leaf:
+        return [state.x.reshape(-1, 1).clone()]
+    axes = [node for node in sorted(nodes, key=lambda n: n.leaves) if node.is_leaf]
+    siblings = {a: b for left, right in [top.children or (0, 0)] for a, b in ((left, right), (right, left))}
+    cores: dict[int, Tensor] = {}
+
+    def shrink(node: Node) -> None:
+        # The two edges below the root are one: what the first has cut is not cut again at the second.
+        again = node.parent == top.index and siblings[node.index] in cores
+        cores[node.index] = state.cut(axes.index(node), exact=again)
+
+    waiting = list(axes)
+    while waiting:
+        leaf = axes[state.next_of([axes.index(node) for node in waiting])]
+        waiting.remove(leaf)
+        shrink(leaf)
+    by_index = {node.index: node for node in nodes}
+    for node in nodes:
+        if node.children is None:
+            continue
+        pair = [axes.index(by_index[child]) for child in node.children]
+        sizes = [state.size(mode) for mode in pair]
+        state.merge(*pair)
+        axes = [node, *(other for mode, other in enumerate(axes) if mode not in pair)]
+        if node is top:
+            cores[node.index] = state.x.reshape(*sizes, 1)
+        else:
+            shrink(node)
+            cores[node.index] = cores[node.index].reshape(*sizes, -1)
+    return [cores[node.index] for node in nodes]
+
+
+def leading_left(matrix: Tensor, size: int, iterations: int = 3) -> tuple[Tensor, Tensor]:
+    """Leading left singular vectors (n, size) and squared singular values, by randomised subspace iteration.
+
+    Seeded by itself, so that a decomposition is repeatable and no global state is touched.
+    Source: Halko, Martinsson, Tropp 2011, algorithm 4.4.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(matrix.shape[1], size, generator=generator).to(matrix)
+    basis = torch.linalg.qr(matrix @ start)[0]
+    for _ in range(iterations):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
+    small = (basis.T @ matrix).double()
+    squares, rotation = eigh(small @ small.T)
+    return basis.double() @ rotation, squares
+
+
+def eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues of a Gram matrix, descending and not below zero, and its eigenvectors."""
+    values, vectors = torch.linalg.eigh(gram)
+    return values.flip(0).clamp_min(0), vectors.flip(1)
+
+
+class _Flattener:
+    """A mode's unfoldings (n, rest) of parts whose last axes are the mode; what must be copied shares one buffer."""
+
+    def __init__(self, others: int, n: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.others, self.n = others, n
+        self.buffer = torch.empty(0, dtype=dtype, device=device)
+
+    def __call__(self, part: Tensor) -> Tensor:
+        if part.stride(-1) == 1:
+            return self._written(part, (-1, self.n)).T
+        # The mode first: copied along longer runs.
+        first = part.permute(*range(self.others, part.ndim), *range(self.others))
+        return self._written(first, (self.n, -1))
+
+    def _written(self, part: Tensor, shape: tuple[int, int]) -> Tensor:
+        if part.dtype == self.buffer.dtype:
+            try:
+                return part.view(shape)
+            except RuntimeError:  # its strides allow no view
+                pass
+        if self.buffer.numel() < part.numel():
+            self.buffer = self.buffer.new_empty(part.numel())
+        copied = self.buffer[: part.numel()].view(part.shape)
+        return copied.copy_(part).view(shape)
+
+
+def _pieces(tensors: Sequence[Tensor], axes: int, at: int = 0) -> Iterator[Sequence[Tensor]]:
+    """Tensors of equal first `axes` cut along those into parts of a chunk's numbers (of the first tensor)."""
+    first = tensors[0]
+    if at == axes or first.numel() <= _CHUNK:
+        yield tensors
+        return
+    size = first.shape[at]
+    step = max(1, _CHUNK // max(1, first.numel() // size))
+    for start in range(0, size, step):
+        count = min(step, size - start)
+        yield from _pieces([tensor.narrow(at, start, count) for tensor in tensors], axes, at + 1)
