@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from htcompress.matrix import Metric
+from htcompress.matrix.inputs import Inputs
 from htcompress.tensor import DimensionTree, HTTensor, Nested
 
 NON_CONTIGUOUS = ((2, 0), (1, 3))
@@ -166,7 +167,14 @@ def svd_error(matrix: Tensor, rank: int) -> float:
     return float(torch.linalg.svdvals(matrix.double())[rank:].square().sum())
 
 
-def observed(rows: int, cols: int, *, samples: int = 60, seed: int = 0, **options: object) -> Metric:
+def seen(x: Tensor) -> Inputs:
+    """Inputs of a matrix that remember what they were made from."""
+    inputs = Inputs.of(x)
+    inputs.given = x
+    return inputs
+
+
+def observed(rows: int, cols: int, *, samples: int = 60, seed: int = 0) -> Metric:
     """A metric from made-up data: correlated inputs and gradients, large in some directions."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -175,7 +183,7 @@ def observed(rows: int, cols: int, *, samples: int = 60, seed: int = 0, **option
         return torch.randn(count, size, generator=generator) @ mixing
 
     deltas = draw(2 * rows + 20, rows)
-    return Metric(rows, cols, gradients=deltas.T @ deltas / len(deltas), inputs=draw(samples, cols), **options)
+    return Metric(rows, cols, gradients=deltas.T @ deltas / len(deltas), inputs=seen(draw(samples, cols)))
 
 
 def roots_of(metric: Metric) -> tuple[Tensor, Tensor]:
@@ -188,8 +196,8 @@ def roots_of(metric: Metric) -> tuple[Tensor, Tensor]:
     a = torch.eye(metric.cols, dtype=torch.float64)
     if metric.inputs is not None:
         keep, ridge = metric.shrinkage
-        x = metric.inputs.double()
-        a = keep * x.T @ x / len(x) + ridge * a
+        x = metric.inputs.given.double()
+        a = keep * x.T @ x + ridge * a
     return square_root(g), square_root(a)
 
 

@@ -8,7 +8,7 @@ own metric, taken by modes. Other layouts are whitened by modes as a whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from math import isqrt
@@ -18,14 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from htcompress.matrix.blocks import DOUBLED, chunked_gram, thin_product, working
 from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import Metric
+from htcompress.matrix.target import Target
 from htcompress.tensor import Decomposition, DimensionTree, HTTensor, Nested, RankModel, decompose
-from htcompress.tensor.projection import OVERSAMPLE, leading_left
+from htcompress.tensor.projection import OVERSAMPLE, eigh, leading_left, singular_values
 from htcompress.tensor.tree import balanced
-
-_GRAM_ROWS = 3000
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,28 +46,32 @@ class RootSplit:
     values: Float[Tensor, " r"]
     lost: float
     total: float
+    _outlines: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def of(cls, matrix: Float[Tensor, "rows cols"], metric: Metric, *, cap: int | None = None) -> RootSplit:
+    def of(cls, target: Target, *, cap: int | None = None) -> RootSplit:
         """Split a matrix; `cap` bounds the rank (all of it if None)."""
+        matrix, metric = target.matrix, target.metric
         cap = min(*matrix.shape, cap or min(matrix.shape))
+        dtype = torch.float64 if matrix.numel() <= DOUBLED else torch.float32
         if metric.is_plain and matrix.shape[1] < matrix.shape[0]:
-            flipped = cls.of(matrix.T, Metric(matrix.shape[1], matrix.shape[0]), cap=cap)
+            squares, vectors = eigh(chunked_gram(working(matrix.dense()).T))
+            values = squares[:cap].sqrt()
             # The singular values go with the columns, as they do below.
-            scale = flipped.values.clamp_min(1e-8 * float(flipped.values[0]) or 1.0)
-            return replace(flipped, metric=metric, left=flipped.right / scale, right=flipped.left * scale)
-        if matrix.shape[0] <= _GRAM_ROWS:
-            squares, vectors = torch.linalg.eigh(metric.output_gram(matrix))
-            squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
+            scale = values.clamp_min(1e-8 * float(values[0]) or 1.0)
+            left, right = matrix.times(vectors[:, :cap]) / scale, vectors[:, :cap] * scale
             total = float(squares.sum())
+            return cls(metric, left, right.to(dtype), values, max(0.0, total - float(squares[:cap].sum())), total)
+        if target.gram is not None:
+            squares, vectors = eigh(target.gram)
         else:
             # A few directions more than wanted: the last of those that are iterated are the least exact.
-            vectors, squares = leading_left(metric.output_factor(matrix), min(cap + OVERSAMPLE, matrix.shape[0]))
-            total = metric.squared(matrix)
+            vectors, squares = leading_left(_Weighted(target, dtype), min(cap + OVERSAMPLE, matrix.shape[0]))
         squares, basis = squares[:cap], vectors[:, :cap]
-        right = metric.row_root.apply(matrix.double()).T @ basis
+        right = matrix.transposed(metric.row_root.apply(basis).to(dtype))
         left = metric.row_root.remove(basis)
-        return cls(metric, left, right, squares.sqrt(), max(0.0, total - float(squares.sum())), total)
+        lost = max(0.0, target.total - float(squares.sum()))
+        return cls(metric, left, right, squares.sqrt(), lost, target.total)
 
     def leading(self, rank: int) -> RootSplit:
         """The same split cut off at a smaller cap."""
@@ -75,6 +79,60 @@ class RootSplit:
             return self
         lost = self.lost + float(self.values[rank:].square().sum())
         return replace(self, left=self.left[:, :rank], right=self.right[:, :rank], values=self.values[:rank], lost=lost)
+
+    def error_of(self, rows: Float[Tensor, "rows r"], cols: Float[Tensor, "cols r"]) -> Float[Tensor, ""]:
+        """The squared error of R C^T, without W: exact up to what W has in common with R C^T beyond the cap.
+
+        With G^(1/2) W A^(1/2) = B S V^T, L = G^(1/2) B and D = A W^T L it is <G W A, R C^T> = <L^T R, D^T C>:
+        two thin products, and the Gram matrices of R and C.
+        """
+        left, right = self._outline(rows.dtype)
+        along = ((left.T @ rows) * thin_product(right.T, cols)).sum()
+        return self.total - 2 * along + (self.metric.row_gram(rows) * self.metric.col_gram(cols)).sum()
+
+    def _outline(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """L and D; W^T L is the right factor."""
+        if dtype not in self._outlines:
+            root = self.metric.row_root
+            left = root.apply(root.apply(self.left)).to(dtype)
+            self._outlines[dtype] = left, self.metric.through(self.right.to(dtype))
+        return self._outlines[dtype]
+
+
+class _Weighted:
+    """G^(1/2) W A^(1/2) by its products, for matrices of too many rows for a Gram matrix.
+
+    The columns are those of W, for the ridge, and the samples.
+    """
+
+    def __init__(self, target: Target, dtype: torch.dtype) -> None:
+        self.matrix, self.root, self.dtype = target.matrix, target.metric.row_root.to(dtype), dtype
+        keep, ridge = target.metric.shrinkage
+        self.ridge = ridge**0.5
+        self.seen = torch.zeros(self.matrix.shape[0], 0, dtype=dtype)
+        if target.metric.inputs is not None and keep > 0:
+            self.seen = keep**0.5 * target.metric.inputs.outputs(self.matrix).to(dtype)
+        self.shape = self.matrix.shape[0], self.matrix.shape[1] + self.seen.shape[1]
+        self.device = self.seen.device
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        cols = self.matrix.shape[1]
+        return self.root.apply(self.ridge * self.matrix.times(other[:cols]) + self.seen @ other[cols:])
+
+    @property
+    def T(self) -> _Transposed:  # noqa: N802 - as tensors have it
+        return _Transposed(self)
+
+
+@dataclass(frozen=True)
+class _Transposed:
+    """The transposed of such a matrix."""
+
+    of: _Weighted
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        scaled = self.of.root.apply(other)
+        return torch.cat([self.of.ridge * self.of.matrix.transposed(scaled), self.of.seen.T @ scaled])
 
 
 class Side(StrEnum):
@@ -86,26 +144,31 @@ class Side(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Half:
-    """One side of a split layout, folded by `modes` and decomposed in its metric, with the rank left open."""
+    """One side of a split layout, folded by `modes` in its metric, with the rank left open.
+
+    `spectra` are the singular values at the edges below its top; `roots` the square roots of the modes' metric.
+    """
 
     side: Side
     modes: tuple[int, ...]
     nested: Nested
     roots: list[Tensor] | None
-    decomposition: Decomposition | None
+    spectra: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, split: RootSplit, side: Side, modes: Sequence[int], nested: Nested | None = None) -> Half:
-        """Fold and decompose one factor of a split matrix."""
+        """Fold one factor of a split matrix."""
         nested = balanced(range(len(modes))) if nested is None else nested
         if len(modes) == 1:
-            return cls(side, tuple(modes), nested, None, None)
+            return cls(side, tuple(modes), nested, None, ())
         if side is Side.ROWS:
             factor, roots = split.left * split.values, split.metric.row_factors(modes)
         else:
             factor, roots = split.right, split.metric.col_factors(modes)
-        half = cls(side, tuple(modes), nested, roots, None)
-        return replace(half, decomposition=decompose(half._whitened(factor), half._open_tree))
+        half = cls(side, tuple(modes), nested, roots, ())
+        whitened = half._whitened(factor)
+        below = half._open_tree.nodes[: 2 * len(modes) - 2]
+        return replace(half, spectra=tuple(singular_values(whitened, node.leaves) for node in below))
 
     @property
     def _open_tree(self) -> DimensionTree:
@@ -115,7 +178,7 @@ class Half:
     def _whitened(self, factor: Float[Tensor, "n r"]) -> Tensor:
         folded = _fold(factor, self.modes)
         for axis, root in enumerate(self.roots or ()):
-            folded = _multiply(root, folded, axis)
+            folded = _multiply(root.to(folded.dtype), folded, axis)
         return folded
 
     def cores(self, split: RootSplit, rank: int, ranks: Sequence[int]) -> list[Tensor]:
@@ -125,10 +188,11 @@ class Half:
         if len(self.modes) == 1:
             return [_fold(factor, self.modes)]
         floor = 1e-8 * float(split.values[0]) or 1.0  # a zero matrix has nothing to scale by
-        scale = split.values[:rank].clamp_min(floor) if rows else factor.new_ones(rank)
+        scale = split.values[:rank].clamp_min(floor) if rows else torch.ones_like(split.values[:rank])
         tree = self._open_tree
         goal = [*ranks[:-1], rank, rank, 1]
-        part = decompose(self._whitened(factor * scale), tree, ranks=goal).tensor.sliced(goal)
+        whitened = self._whitened(factor * scale.to(factor.dtype))
+        part = decompose(whitened, tree, ranks=goal).tensor.map(lambda core: core.double()).sliced(goal)
         nodes = tree.nodes[: 2 * len(self.modes) - 1]
         cores = [part.core(node) for node in nodes]
         above = part.core(tree.root)[:, :, 0] @ part.core(tree.nodes[-2]).T
@@ -166,8 +230,7 @@ class SplitForm:
         values = self.split.values
         spectra: list[Tensor] = []
         for half in (self.rows, self.cols):
-            inner = [] if half.decomposition is None else list(half.decomposition.spectra[: 2 * len(half.modes) - 2])
-            spectra += [*inner, values]
+            spectra += [*half.spectra, values]
         return [*spectra, torch.linalg.vector_norm(values).reshape(1)]
 
     @cached_property
@@ -181,6 +244,7 @@ class SplitForm:
         rank = min(ranks[left], len(self.split.values))
         cores = self.rows.cores(self.split, rank, ranks[: left + 1])
         cores += self.cols.cores(self.split, rank, ranks[left + 1 : -1])
+        cores = [core.double() for core in cores]
         cores.append(torch.eye(rank, dtype=torch.float64).unsqueeze(-1))
         tensor = HTTensor.from_cores(self.layout.tree, cores)
         if self.model.parameters(tensor.ranks) > self.model.parameters(ranks):
@@ -198,17 +262,18 @@ class WholeForm:
     decomposition: Decomposition
 
     @classmethod
-    def of(cls, matrix: Float[Tensor, "rows cols"], layout: Layout, metric: Metric, *, cap: int | None) -> WholeForm:
+    def of(cls, target: Target, layout: Layout, *, cap: int | None) -> WholeForm:
         """Decompose a matrix in a layout."""
+        metric = target.metric
         roots = metric.row_factors(layout.row_modes), metric.col_factors(layout.col_modes)
-        folded = layout.fold(matrix.double())
+        folded = layout.fold(working(target.matrix.dense()))
         for k in range(layout.tree.order):
             m, n = layout.row_modes[k], layout.col_modes[k]
             for side, root in ((0, roots[0]), (1, roots[1])):
                 if root is not None:
                     shape = folded.shape
                     parted = folded.reshape(*shape[:k], m, n, *shape[k + 1 :])
-                    folded = _multiply(root[k], parted, k + side).reshape(shape)
+                    folded = _multiply(root[k].to(parted.dtype), parted, k + side).reshape(shape)
         return cls(layout, roots, decompose(folded, layout.tree, max_rank=cap))
 
     @property

@@ -51,40 +51,42 @@ def row_foldings(gates: int, hidden: int) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(tuple(m for m in modes if m > 1) or (1,) for modes in found))
 
 
-def col_foldings(size: int, extra: int = 0) -> list[tuple[int, ...]]:
-    """First foldings of `size` input columns; `extra` more columns are appended as slabs of the first mode.
+def col_foldings(size: int) -> list[tuple[int, ...]]:
+    """First foldings of `size` input columns: the whole, pairs, and images whose channels come last or first.
 
-    The whole, pairs, and images whose channels come last or first.
-
-    >>> col_foldings(24, extra=2)[:3]
-    [(26,), (5, 6), (7, 4)]
+    >>> col_foldings(24)[:3]
+    [(24,), (4, 6), (6, 4)]
     """
     found: list[tuple[int, ...]] = [(size,), *pairs(size)]
     for channels in (3, 2, 4):
         if size % channels == 0 and size >= 128:
             for a, b in pairs(size // channels, most=4):
                 found += [(a, b, channels), (channels, a, b)]
-    return _with_slabs(found, size, extra)
+    return list(dict.fromkeys(found))
 
 
-def finer(modes: tuple[int, ...], size: int, extra: int = 0) -> list[tuple[int, ...]]:
-    """The foldings that split one mode of an input folding in two.
+def finer(modes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The foldings that split one mode of another in two, where it divides.
 
-    >>> finer((8, 16), 128)
+    >>> finer((8, 16))
     [(2, 4, 16), (4, 2, 16), (8, 4, 4), (8, 2, 8)]
     """
-    slab = prod(modes[1:])
-    inner = ((size // slab if size % slab == 0 else modes[0]), *modes[1:])
     found = []
-    for k, mode in enumerate(inner):
-        # A mode is not padded again: it is split where it divides.
+    for k, mode in enumerate(modes):
         halves = sorted(((d, mode // d) for d in divisors(mode)[1:-1]), key=lambda p: abs(p[0] - p[1]))[:2]
-        found += [(*inner[:k], *half, *inner[k + 1 :]) for half in halves]
-    return _with_slabs(found, size, extra)
+        found += [(*modes[:k], *half, *modes[k + 1 :]) for half in halves]
+    return found
 
 
-def _with_slabs(foldings: list[tuple[int, ...]], size: int, extra: int) -> list[tuple[int, ...]]:
+def with_slabs(modes: tuple[int, ...], size: int, extra: int) -> tuple[int, ...] | None:
+    """A folding of `size` columns that takes `extra` more as slabs of its first mode.
+
+    The rest is padding; None where that is more than a slab and half of everything.
+
+    >>> with_slabs((4, 6), 24, 2)
+    (5, 6)
+    """
     full = size + extra
-    found = [(max(modes[0], ceil(full / prod(modes[1:]))), *modes[1:]) for modes in foldings]
-    # The rest is padding; more than a slab of it, or half of everything, is not worth trying.
-    return list(dict.fromkeys(m for m in found if len(m) == 1 or prod(m) - full < max(prod(m[1:]), full // 2)))
+    found = (max(modes[0], ceil(full / prod(modes[1:]))), *modes[1:])
+    wanted = len(modes) == 1 or prod(found) - full < max(prod(modes[1:]), full // 2)
+    return found if wanted else None

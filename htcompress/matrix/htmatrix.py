@@ -66,6 +66,13 @@ class HTMatrix:
             return rows @ cols.T
         return self.layout.unfold(self.tensor.dense())
 
+    def times(self, vectors: Float[Tensor, "cols k"]) -> Float[Tensor, "rows k"]:
+        """W X in the vectors' precision, through the factors of a split layout."""
+        if not self.layout.is_split:
+            return self.dense().to(vectors.dtype) @ vectors
+        rows, cols = (factor.to(vectors.dtype) for factor in self.factors())
+        return rows @ (cols.T @ vectors)
+
     def balance(self) -> HTMatrix:
         """The same matrix from well-scaled cores; see `HTTensor.balance`."""
         return replace(self, tensor=self.tensor.balance())

@@ -6,10 +6,11 @@ of the gradient at its output. Without data both are identities, and the error i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,14 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from htcompress.errors import ShapeError
+from htcompress.matrix.blocks import Blocks
+from htcompress.matrix.inputs import Inputs
 
 EXACT_LIMIT = 2048
 """The largest number of rows whose second moment is formed; beyond it, its diagonal."""
 
 _FLOOR = 1e-6
-_DOUBLED = 1 << 22
-_PROBES = 128
-_MODE_NUMBERS = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,61 +34,50 @@ class Metric:
     Args:
         gradients: second moment of the gradients at the matrix's output: (rows, rows), or (rows,), its
             diagonal, where the matrix has more than `EXACT_LIMIT` rows.
-        inputs: (samples, cols) of what enters the matrix; centred where the bias takes up the mean error.
-        mean: (cols,) what the inputs were centred by; None where they were not.
-        samples: how many samples the inputs stand for, where they were condensed; None: one for each row.
+        inputs: what enters the matrix, or (samples, cols) of it; centred where the bias takes up the mean error.
     """
 
     rows: int
     cols: int
     gradients: Tensor | None = None
-    inputs: Float[Tensor, "samples cols"] | None = None
-    mean: Float[Tensor, " cols"] | None = None
-    samples: int | None = None
+    inputs: Inputs | None = None
     _moments: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.inputs, Tensor):
+            object.__setattr__(self, "inputs", Inputs.of(self.inputs))
         if self.gradients is not None and self.gradients.shape not in ((self.rows,) * 2, (self.rows,)):
             raise ShapeError(f"Gradients of a matrix of {self.rows} rows; found {tuple(self.gradients.shape)}.")
-        if self.inputs is not None and self.inputs.shape[1] != self.cols:
-            raise ShapeError(f"Inputs of a matrix of {self.cols} columns; found {tuple(self.inputs.shape)}.")
-
-    def condensed(self) -> Metric:
-        """The same metric from at most `cols` inputs that have the same second moment; cheaper to work with."""
-        if self.inputs is None or len(self.inputs) <= self.cols:
-            return self
-        # The columns' second moment is smaller than the samples: any square root of it serves.
-        values, vectors = torch.linalg.eigh((self.inputs.T @ self.inputs).double())
-        scale = (self.cols / len(self.inputs)) ** 0.5
-        root = scale * values.clamp_min(0).sqrt()[:, None] * vectors.T
-        return replace(self, inputs=root.float(), samples=len(self.inputs))
+        if self.inputs is not None and self.inputs.cols != self.cols:
+            raise ShapeError(f"Inputs of a matrix of {self.cols} columns; found {self.inputs.cols}.")
 
     @property
     def is_plain(self) -> bool:
         """Whether this is the unweighted error."""
         return self.gradients is None and self.inputs is None
 
+    @property
+    def mean(self) -> Float[Tensor, " cols"] | None:
+        """What the inputs are centred by; None where they are not."""
+        return None if self.inputs is None or not self.inputs.centred else self.inputs.mean
+
     @cached_property
     def shrinkage(self) -> tuple[float, float]:
-        """How much of the input's second moment is kept, and the identity added to it.
+        """How much of X^T X is kept in the input's second moment A, and the identity added to it.
 
-        Oracle approximating shrinkage (Chen et al. 2010) from the number of samples, by traces only.
+        Oracle approximating shrinkage (Chen et al. 2010) from the number of samples.
         """
         if self.inputs is None:
             return 0.0, 1.0
-        n, p = self.inputs.shape
-        trace = float(self.inputs.square().sum(dtype=torch.float64)) / n
-        if trace == 0.0:
+        n, p = self.inputs.count, self.cols
+        trace = self.inputs.trace / n
+        if trace <= 0.0:
             return 0.0, 1.0
-        # ||A||_F^2 = E ||A z||^2 over random signs z (Hutchinson): A itself may be too large to form.
-        generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, (p, _PROBES), generator=generator).to(self.inputs) * 2 - 1
-        square = float((self.inputs.T @ (self.inputs @ signs)).square().sum(dtype=torch.float64)) / n**2 / _PROBES
+        square = self.inputs.square / n**2
         above = (1 - 2 / p) * square + trace**2
-        n = self.samples or n
         below = (n + 1 - 2 / p) * (square - trace**2 / p)
         amount = 1.0 if below <= 0 else min(1.0, above / below)
-        return 1 - amount, max(amount, _FLOOR) * trace / p
+        return (1 - amount) / n, max(amount, _FLOOR) * trace / p
 
     @cached_property
     def _weighing(self) -> Tensor | None:
@@ -100,64 +89,46 @@ class Metric:
         """G^(1/2), exact or by modes."""
         return RowRoot.of(self._weighing, self.rows)
 
-    def output_gram(self, matrix: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows rows"]:
+    def output_gram(self, matrix: Blocks) -> Float[Tensor, "rows rows"]:
         """G^(1/2) W A W^T G^(1/2), in float64."""
-        scaled = self.row_root.apply(matrix.double())
         keep, ridge = self.shrinkage
-        gram = ridge * (scaled @ scaled.T)
+        gram = ridge * matrix.gram()
         if self.inputs is not None and keep > 0:
-            out = scaled @ self.inputs.double().T
-            gram += keep / len(self.inputs) * (out @ out.T)
-        return gram
+            gram = gram + keep * self.inputs.output_gram(matrix)
+        return self.row_root.apply(self.row_root.apply(gram).T)
 
-    def output_factor(self, matrix: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows k"]:
-        """F with F F^T = `output_gram`, for matrices of too many rows for a Gram matrix."""
-        scaled = self.row_root.apply(matrix.double())
+    def squared(self, chunks: Iterable[tuple[slice, Tensor]]) -> float:
+        """The squared error that a difference makes, given as columns in float64 and which they are."""
         keep, ridge = self.shrinkage
-        parts = [ridge**0.5 * scaled]
-        if self.inputs is not None and keep > 0:
-            parts.append((keep / len(self.inputs)) ** 0.5 * (scaled @ self.inputs.double().T))
-        return torch.cat(parts, dim=1)
+        plain = 0.0
 
-    def squared(self, matrix: Float[Tensor, "rows cols"]) -> float:
-        """The squared error that a difference of this size makes."""
-        scaled = self.row_root.apply(matrix.double())
+        def scaled() -> Iterator[tuple[slice, Tensor]]:
+            nonlocal plain
+            for where, chunk in chunks:
+                weighed = self.row_root.apply(chunk)
+                plain += float(weighed.square().sum())
+                yield where, weighed
+
+        if self.inputs is not None and keep > 0:
+            total = keep * self.inputs.squared(scaled())
+        else:
+            total = 0.0 * sum(1 for _ in scaled())
+        return total + ridge * plain
+
+    def through(self, factor: Float[Tensor, "cols r"]) -> Float[Tensor, "cols r"]:
+        """A C, in the factor's precision."""
         keep, ridge = self.shrinkage
-        total = ridge * float(scaled.square().sum())
-        if self.inputs is not None and keep > 0:
-            total += keep / len(self.inputs) * float((scaled @ self.inputs.double().T).square().sum())
-        return total
-
-    def weigh(self, matrix: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
-        """G W A, half the gradient of the squared error; in float32 where the matrix is large."""
-        matrix = matrix.double() if matrix.numel() <= _DOUBLED else matrix.float()
-        root = self.row_root if matrix.dtype == torch.float64 else self.row_root.float()
-        keep, ridge = self.shrinkage
-        total = ridge * root.apply(root.apply(matrix))
-        if self.inputs is not None and keep > 0:
-            inputs = self._precise_inputs.to(matrix.dtype)
-            total += root.apply(root.apply(keep / len(inputs) * (matrix @ inputs.T))) @ inputs
-        return total
-
-    @cached_property
-    def _precise_inputs(self) -> Tensor:
-        assert self.inputs is not None
-        return self.inputs.double() if self.inputs.numel() <= _DOUBLED else self.inputs
+        product = ridge * factor
+        return product if self.inputs is None or keep == 0 else product + keep * self.inputs.through(factor)
 
     def row_gram(self, factor: Float[Tensor, "rows r"]) -> Float[Tensor, "r r"]:
         """R^T G R, in the factor's precision."""
-        scaled = self.row_root.apply(factor)
+        scaled = self.row_root.to(factor.dtype).apply(factor)
         return scaled.T @ scaled
 
     def col_gram(self, factor: Float[Tensor, "cols r"]) -> Float[Tensor, "r r"]:
-        """C^T A C; in float32 where the inputs are many."""
-        keep, ridge = self.shrinkage
-        gram = ridge * (factor.T @ factor)
-        if self.inputs is not None and keep > 0:
-            inputs = self._precise_inputs
-            seen = (inputs @ factor.to(inputs.dtype)).to(factor.dtype)
-            gram = gram + keep / len(self.inputs) * (seen.T @ seen)
-        return gram
+        """C^T A C, in the factor's precision; through float32 where the inputs are many."""
+        return _ColGram.apply(factor, self)
 
     def row_factors(self, modes: Sequence[int]) -> list[Tensor] | None:
         """Square roots of the row metric, one for each mode (Kronecker); None if it is the identity."""
@@ -190,7 +161,7 @@ class Metric:
             before, after = prod(modes[:k]), prod(modes[k + 1 :])
             moment = keep * self._mode_moment(before, mode, after)
             moments.append(moment + ridge * (self.cols / mode) * torch.eye(mode, dtype=torch.float64))
-        mean = keep * float(self.inputs.square().sum(dtype=torch.float64)) / self.inputs.numel() + ridge
+        mean = keep * self.inputs.trace / self.cols + ridge
         return _kronecker_roots(moments, mean)
 
     def _mode_moment(self, before: int, mode: int, after: int) -> Tensor:
@@ -198,13 +169,23 @@ class Metric:
         key = before, mode, after
         if key not in self._moments:
             assert self.inputs is not None
-            # Each sample holds cols / mode vectors of this mode: a part of the samples is plenty.
-            enough = len(self.inputs) if self.samples is not None else max(1, _MODE_NUMBERS // self.cols)
-            count = min(len(self.inputs), enough)
-            padded = F.pad(self.inputs[:count], (0, before * mode * after - self.cols))
-            vectors = padded.reshape(count * before, mode, after).movedim(1, 0).reshape(mode, -1)
-            self._moments[key] = (vectors @ vectors.T).double() / count
+            self._moments[key] = self.inputs.mode_moment(*key)
         return self._moments[key]
+
+
+class _ColGram(torch.autograd.Function):
+    """C^T A C with one product by A for the value and the gradient: A is symmetric."""
+
+    @staticmethod
+    def forward(ctx: Any, factor: Tensor, metric: Metric) -> Tensor:
+        through = metric.through(factor)
+        ctx.save_for_backward(through)
+        return factor.T @ through
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (through,) = ctx.saved_tensors
+        return through @ (gradients[0] + gradients[0].T), None
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,9 +204,9 @@ class RowRoot:
         ridge = _FLOOR * float(moment.trace()) / rows
         return cls(_root(moment + ridge * torch.eye(rows, dtype=torch.float64)))
 
-    def float(self) -> RowRoot:
-        """The same in float32."""
-        return RowRoot(None if self.root is None else self.root.float())
+    def to(self, dtype: torch.dtype) -> RowRoot:
+        """The same in another precision."""
+        return self if self.root is None or self.root.dtype == dtype else RowRoot(self.root.to(dtype))
 
     def apply(self, matrix: Tensor) -> Tensor:
         """G^(1/2) times a matrix."""

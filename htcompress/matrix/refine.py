@@ -11,18 +11,23 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from htcompress.matrix.blocks import DOUBLED
+from htcompress.matrix.decompose import RootSplit
 from htcompress.matrix.htmatrix import HTMatrix
-from htcompress.matrix.target import COARSE, Target, along
+from htcompress.matrix.target import COARSE, Target
 
 ITERATIONS = 60
 
 
-def refine_cores(start: HTMatrix, target: Target, *, iterations: int = ITERATIONS) -> HTMatrix:
+def refine_cores(
+    start: HTMatrix, target: Target, split: RootSplit | None = None, *, iterations: int = ITERATIONS
+) -> HTMatrix:
     """Lower ||G^(1/2) (W - W') A^(1/2)|| over the cores of W' at its ranks.
 
     Args:
         start: where to begin; its structure is kept.
         target: W and its metric.
+        split: of the target, with at least the ranks of `start`; found here if None.
         iterations: of L-BFGS.
 
     Returns:
@@ -30,10 +35,14 @@ def refine_cores(start: HTMatrix, target: Target, *, iterations: int = ITERATION
     """
     if target.total <= 0:
         return start
-    objective = (_OfFactors if start.layout.is_split else _OfMatrix)(start, target)
+    objective: _OfFactors | _OfMatrix
+    if start.layout.is_split:
+        objective = _OfFactors(start, target, RootSplit.of(target) if split is None else split)
+    else:
+        objective = _OfMatrix(target)
     # Their bases suit the metric; well-scaled ones for training are another matter.
     stored = [
-        None if core is None else core.double().contiguous().clone().requires_grad_()
+        None if core is None else core.to(objective.dtype).contiguous().clone().requires_grad_()
         for core in start.tensor.equalise().cores
     ]
     free = [core for core in stored if core is not None]
@@ -54,52 +63,43 @@ def refine_cores(start: HTMatrix, target: Target, *, iterations: int = ITERATION
         return float(value.detach())
 
     optimizer.step(closure)
-    return replace(start, tensor=replace(start.tensor, cores=tuple(c if c is None else c.detach() for c in stored)))
+    cores = tuple(None if core is None else core.detach().double() for core in stored)
+    return replace(start, tensor=replace(start.tensor, cores=cores))
 
 
 class _OfFactors:
-    """The squared error of R C^T, relative to that of zero, without a product of the size of W beside P C.
+    """The squared error of R C^T, relative to that of zero, by the split's leading directions.
 
-    With E an error and D the way on from it, ||E - D||^2 = ||E||^2 - 2 <G E A, D> + ||D||^2, where the large
-    matrix P = G E A is formed once and the rest are Gram matrices of factors. E is W itself, or the error of
-    the start where that is small beside W and would drown in the rounding of P.
+    float32 is enough where the matrix is large and the error not small beside it.
     """
 
-    def __init__(self, start: HTMatrix, target: Target) -> None:
-        self.target = target
-        rows, cols = (factor.detach().double() for factor in start.factors())
-        self.error, self.weighed = target.total, target.weighed
-        self.start = rows[:, :0], cols[:, :0]
-        if target.error_of(start) < COARSE * target.total:
-            lost = target.matrix.double() - rows @ cols.T
-            self.error, self.weighed = target.metric.squared(lost), target.metric.weigh(lost)
-            self.start = rows, cols
-        self.along = along(self.weighed, *self.start)
+    def __init__(self, start: HTMatrix, target: Target, split: RootSplit) -> None:
+        fine = target.matrix.numel() <= DOUBLED or target.error_of(start) < COARSE * target.total
+        self.dtype = torch.float64 if fine else torch.float32
+        self.split = split
 
     def at(self, stand_in: HTMatrix) -> Tensor:
         """The error of a matrix."""
-        rows, cols = stand_in.factors()
-        sides = torch.cat([rows, -self.start[0]], 1), torch.cat([cols, self.start[1]], 1)
-        change = self.target.squared(*sides) - 2 * (along(self.weighed, rows, cols) - self.along)
-        return (self.error + change) / self.target.total
+        return self.split.error_of(*stand_in.factors()) / self.split.total
 
 
 class _OfMatrix:
     """The squared error of any W', relative to that of zero; W' is written out."""
 
-    def __init__(self, start: HTMatrix, target: Target) -> None:
+    dtype = torch.float64
+
+    def __init__(self, target: Target) -> None:
         metric = target.metric
-        self.root = metric.row_root.float()
-        self.weights = self.root.apply(target.matrix.float())
+        self.root = metric.row_root.to(torch.float32)
+        self.weights = self.root.apply(target.matrix.dense().float())
         self.inputs = metric.inputs
-        keep, self.ridge = metric.shrinkage
-        self.keep = 0.0 if self.inputs is None else keep / len(self.inputs)
+        self.keep, self.ridge = metric.shrinkage
         self.scale = target.total
 
     def at(self, stand_in: HTMatrix) -> Tensor:
         """The error of a matrix."""
         lost = self.weights - self.root.apply(stand_in.dense().float())
         error = self.ridge * lost.square().sum()
-        if self.inputs is not None:
-            error = error + self.keep * (lost @ self.inputs.T).square().sum()
+        if self.inputs is not None and self.keep > 0:
+            error = error + self.keep * (lost.T * self.inputs.through(lost.T)).sum()
         return error / self.scale

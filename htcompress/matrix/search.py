@@ -7,20 +7,21 @@ returns something worse than it at the same number of parameters.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 
 from jaxtyping import Float
 from torch import Tensor
 
+from htcompress.matrix.blocks import Blocks
 from htcompress.matrix.decompose import Form, Half, RootSplit, Side, SplitForm, WholeForm, rank_cap
-from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings
+from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings, with_slabs
 from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.layout import Layout, LayoutKind
 from htcompress.matrix.metric import Metric
 from htcompress.matrix.refine import ITERATIONS, refine_cores
-from htcompress.matrix.target import Target
+from htcompress.matrix.target import COARSE, Target
 from htcompress.tensor import RankPoint, rank_path
 from htcompress.tensor.ranks import ranks_for_error, refine_ranks
 
@@ -62,27 +63,35 @@ class Search:
         columns: how the columns are made up.
         kind: the family of layouts to look at.
         max_parameters: no more than this will be asked for.
+        like: another search whose first columns are the same inputs: the foldings it finds good are taken over.
     """
 
     def __init__(
         self,
-        matrix: Float[Tensor, "rows cols"],
+        matrix: Float[Tensor, "rows cols"] | Blocks,
         metric: Metric,
         *,
         max_parameters: int,
         gates: int = 1,
         columns: Columns | None = None,
         kind: LayoutKind = LayoutKind.AUTO,
+        like: Search | None = None,
     ) -> None:
-        self.target = Target(matrix.detach(), metric.condensed())
+        self.target = Target.of(matrix, metric)
         self.kind = kind
+        self.like = like
         self.gates = gates
         self.columns = columns or Columns(matrix.shape[1])
         self.max_parameters = min(max_parameters, matrix.numel())
         self._known: dict[tuple[int, tuple[int, ...]], Choice] = {}
 
+    @cached_property
+    def foldings(self) -> list[tuple[int, ...]]:
+        """The foldings of the inputs worth trying, without slabs for further columns."""
+        return self.like.foldings if self.like is not None else self._best_foldings()
+
     @property
-    def matrix(self) -> Tensor:
+    def matrix(self) -> Blocks:
         """W."""
         return self.target.matrix
 
@@ -103,7 +112,7 @@ class Search:
 
     @cached_property
     def _split(self) -> RootSplit:
-        return RootSplit.of(self.matrix, self.metric, cap=rank_cap(self.max_parameters, *self.matrix.shape))
+        return RootSplit.of(self.target, cap=rank_cap(self.max_parameters, *self.matrix.shape))
 
     @cached_property
     def forms(self) -> list[Form]:
@@ -118,7 +127,7 @@ class Search:
             found.append(SplitForm(self._split, whole_rows, whole_cols))
         if self.kind in (LayoutKind.AUTO, LayoutKind.SPLIT):
             row_halves = [Half.of(self._split, Side.ROWS, modes) for modes in self._row_modes()]
-            col_halves = self._col_halves(row_halves)
+            col_halves = self._col_halves()
             found += [
                 SplitForm(self._split, a, b)
                 for a in row_halves
@@ -127,52 +136,62 @@ class Search:
             ]
         if self.kind is LayoutKind.PAIRED:
             cap = rank_cap(self.max_parameters, rows, cols)
-            found += [WholeForm.of(self.matrix, layout, self.metric, cap=cap) for layout in self._paired()]
+            found += [WholeForm.of(self.target, layout, cap=cap) for layout in self._paired()]
         return found
 
     def _row_modes(self) -> list[tuple[int, ...]]:
         rows = self.matrix.shape[0]
         return row_foldings(self.gates, rows // self.gates)
 
-    def _col_halves(self, row_halves: list[Half]) -> list[Half]:
-        """The best foldings of the columns: pairs first, then the best of them split further."""
-        size, extra = self.columns.size, self.columns.extra
+    def _col_halves(self) -> list[Half]:
+        """The best foldings of the columns, the whole, and the most compact one."""
+        slabs = [self._slabs(modes) for modes in self.foldings]
+        kept = dict.fromkeys([*(modes for modes in slabs if modes), (self.matrix.shape[1],), self._most_compact()])
+        return [Half.of(self._split, Side.COLS, modes) for modes in kept]
+
+    def _best_foldings(self) -> list[tuple[int, ...]]:
+        """The best foldings of the inputs: pairs first, then the best of them split further."""
         # The leading directions tell good foldings from bad ones; only those that are kept need all.
         split = self._split.leading(_SCORED_RANK)
-        reference = Half.of(split, Side.ROWS, row_halves[min(1, len(row_halves) - 1)].modes)
+        row_modes = self._row_modes()
+        reference = Half.of(split, Side.ROWS, row_modes[min(1, len(row_modes) - 1)])
 
         def score(modes: tuple[int, ...]) -> float:
-            model = SplitForm(split, reference, Half.of(split, Side.COLS, modes)).model
+            slabs = self._slabs(modes)
+            if slabs is None:
+                return inf
+            model = SplitForm(split, reference, Half.of(split, Side.COLS, slabs)).model
             path = rank_path(model, max_parameters=self.max_parameters)
             goals = [self.max_parameters, self.max_parameters // 3]
             return sum(min((p.tail for p in path if p.parameters <= goal), default=self.total) for goal in goals)
 
-        scores = {modes: score(modes) for modes in col_foldings(size, extra)}
+        scores = {modes: score(modes) for modes in col_foldings(self.columns.size)}
         for _ in range(_ROUNDS):
             for modes in sorted(scores, key=lambda m: scores[m])[:2]:
                 scores |= {finer: score(finer) for finer in self._finer(modes) if finer not in scores}
-        chosen = sorted(scores, key=lambda m: scores[m])[:_KEPT_FOLDINGS]
-        kept = dict.fromkeys([*chosen, (size + extra,), self._most_compact()])
-        return [Half.of(self._split, Side.COLS, modes) for modes in kept]
+        return sorted(scores, key=lambda m: scores[m])[:_KEPT_FOLDINGS]
+
+    def _slabs(self, modes: tuple[int, ...]) -> tuple[int, ...] | None:
+        return with_slabs(modes, self.columns.size, self.columns.extra)
 
     def _finer(self, modes: tuple[int, ...]) -> list[tuple[int, ...]]:
-        size, extra = self.columns.size, self.columns.extra
-        return finer(modes, size, extra) if size >= 64 and len(modes) > 1 else []
+        return finer(modes) if self.columns.size >= 64 and len(modes) > 1 else []
 
     def _most_compact(self) -> tuple[int, ...]:
         """The column folding of fewest numbers at rank one; always kept, so that `smallest` is one for all budgets."""
-        reached = col_foldings(self.columns.size, self.columns.extra)
+        reached = col_foldings(self.columns.size)
         for _ in range(_ROUNDS):
             reached += [split for modes in reached for split in self._finer(modes)]
-        return min(reached, key=lambda modes: (sum(modes), len(modes)))
+        slabs = [modes for modes in map(self._slabs, reached) if modes]
+        return min(slabs, key=lambda modes: (sum(modes), len(modes)))
 
     def _paired(self) -> Iterator[Layout]:
         rows, cols = self.matrix.shape
         yield Layout.paired((rows,), (cols,))
         for row_modes in self._row_modes():
             if len(row_modes) == 2:
-                for col_modes in col_foldings(self.columns.size, self.columns.extra)[:6]:
-                    if len(col_modes) == 2:
+                for col_modes in map(self._slabs, col_foldings(self.columns.size)[:6]):
+                    if col_modes is not None and len(col_modes) == 2:
                         yield Layout.paired(row_modes, col_modes, rows=rows, cols=cols)
             if len(row_modes) == 3:
                 for a, b in pairs(self.columns.size + self.columns.extra, most=2):
@@ -210,6 +229,7 @@ class Search:
                 choices.append(self._measured(index, better.ranks))
         if polish:
             choices += [self._refined(choice) for choice in sorted(choices, key=lambda c: c.error)[:_REFINED]]
+            choices = [self.exact(choice) for choice in choices]
         if max_parameters >= self.matrix.numel():
             choices.append(self.dense)
         return min(choices, key=lambda c: (c.error, c.parameters), default=None)
@@ -218,9 +238,23 @@ class Search:
         """The choice with its cores refined in the exact metric, where that gains anything."""
         if choice.matrix is None or choice.matrix.layout.kind is LayoutKind.SVD:
             return choice
-        matrix = refine_cores(choice.matrix, self.target, iterations=iterations)
-        error = self.target.error_of(matrix)
+        split = self._split if choice.matrix.layout.is_split else None
+        matrix = refine_cores(choice.matrix, self.target, split, iterations=iterations)
+        error = self._error_of(matrix)
         return Choice(choice.parameters, error, matrix) if error < choice.error else choice
+
+    def _error_of(self, matrix: HTMatrix) -> float:
+        """The squared error, by the split's leading directions where that is exact enough to choose by."""
+        if matrix.layout.is_split:
+            factors = (factor.to(self._split.right.dtype) for factor in matrix.factors())
+            error = float(self._split.error_of(*factors))
+            if error > COARSE * self.total:
+                return error
+        return self.target.error_of(matrix)
+
+    def exact(self, choice: Choice) -> Choice:
+        """The choice with its error as it is."""
+        return choice if choice.matrix is None else replace(choice, error=self.target.error_of(choice.matrix))
 
     def _is_svd(self, index: int) -> bool:
         form = self.forms[index]
@@ -230,7 +264,7 @@ class Search:
         key = index, ranks
         if key not in self._known:
             matrix = self.forms[index].truncate(ranks)
-            self._known[key] = Choice(matrix.parameters, self.target.error_of(matrix), matrix)
+            self._known[key] = Choice(matrix.parameters, self._error_of(matrix), matrix)
         return self._known[key]
 
     def ladder(self) -> list[Choice]:
@@ -294,8 +328,3 @@ def front(choices: list[Choice]) -> list[Choice]:
         if not kept or choice.error < kept[-1].error:
             kept.append(choice)
     return kept
-
-
-def relative(error: float, total: float) -> float:
-    """A squared error as a relative one; 0 where there is nothing to lose."""
-    return (error / total) ** 0.5 if total > 0 else 0.0

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from jaxtyping import Float
 from torch import Tensor
 
+from htcompress.matrix.blocks import Blocks
 from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.metric import Metric
+
+GRAM_ROWS = 3000
+"""The most rows of which a Gram matrix is formed."""
 
 COARSE = 1e-4
 """The part of `total` above which an error is exact enough as a difference of large numbers."""
@@ -19,35 +24,55 @@ COARSE = 1e-4
 class Target:
     """W (rows, cols) in its metric: the squared error of a stand-in is ||G^(1/2) (W - W') A^(1/2)||^2."""
 
-    matrix: Float[Tensor, "rows cols"]
+    matrix: Blocks
     metric: Metric
 
+    @classmethod
+    def of(cls, matrix: Float[Tensor, "rows cols"] | Blocks, metric: Metric) -> Target:
+        """A matrix in a metric."""
+        return cls(Blocks.of(matrix), metric)
+
     @cached_property
-    def weighed(self) -> Float[Tensor, "rows cols"]:
-        """G W A: with it, the error of a product of factors takes no other matrix of the size of W."""
-        return self.metric.weigh(self.matrix)
+    def gram(self) -> Float[Tensor, "rows rows"] | None:
+        """G^(1/2) W A W^T G^(1/2) in float64; None where the rows are too many."""
+        return self.metric.output_gram(self.matrix) if self.matrix.shape[0] <= GRAM_ROWS else None
 
     @cached_property
     def total(self) -> float:
         """The squared error of a zero matrix: the scale of all errors."""
-        rows = zip(self.matrix.split(256), self.weighed.split(256), strict=True)
-        return sum(float((a.double() * b.double()).sum()) for a, b in rows)
+        return self.metric.squared(self.matrix.chunks()) if self.gram is None else float(self.gram.trace())
 
     def error_of(self, stand_in: HTMatrix) -> float:
         """The squared error of a stand-in."""
         if not stand_in.layout.is_split:
-            return self.metric.squared(self.matrix.double() - stand_in.dense())
+            return self.metric.squared(self._lost(stand_in.dense(), None))
         rows, cols = (factor.double() for factor in stand_in.factors())
-        error = self.total - 2 * float(along(self.weighed, rows, cols)) + float(self.squared(rows, cols))
-        if error > COARSE * self.total:
-            return error
-        return self.metric.squared(self.matrix.double() - rows @ cols.T)
+        error = self.total - 2 * float(self.along(rows, cols)) + float(self.squared(rows, cols))
+        return error if error > COARSE * self.total else self.metric.squared(self._lost(rows, cols))
+
+    def weight_error_of(self, stand_in: HTMatrix) -> float:
+        """The plain relative error ||W - W'|| / ||W||."""
+        factors = stand_in.factors() if stand_in.layout.is_split else (stand_in.dense(), None)
+        lost = sum(float(chunk.square().sum()) for _, chunk in self._lost(*factors))
+        scale = sum(float(chunk.square().sum()) for _, chunk in self.matrix.chunks())
+        return relative(lost, scale)
 
     def squared(self, rows: Float[Tensor, "rows r"], cols: Float[Tensor, "cols r"]) -> Tensor:
         """||G^(1/2) R C^T A^(1/2)||^2."""
         return (self.metric.row_gram(rows) * self.metric.col_gram(cols)).sum()
 
+    def along(self, rows: Float[Tensor, "rows r"], cols: Float[Tensor, "cols r"]) -> Tensor:
+        """<G W A, R C^T>, by products with W."""
+        root = self.metric.row_root
+        return (root.apply(rows) * root.apply(self.matrix.times(self.metric.through(cols)))).sum()
 
-def along(weighed: Float[Tensor, "rows cols"], rows: Float[Tensor, "rows r"], cols: Float[Tensor, "cols r"]) -> Tensor:
-    """<P, R C^T>."""
-    return (rows * (weighed @ cols.to(weighed.dtype)).to(rows.dtype)).sum()
+    def _lost(self, rows: Tensor, cols: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+        """W - R C^T, or W - R without C, in float64, a few columns at a time."""
+        for where, chunk in self.matrix.chunks():
+            instead = rows[:, where] if cols is None else rows @ cols[where].T
+            yield where, chunk - instead.double()
+
+
+def relative(error: float, total: float) -> float:
+    """A squared error as a relative one; 0 where there is nothing to lose."""
+    return (error / total) ** 0.5 if total > 0 else 0.0

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from htcompress.errors import UnreachableError
-from htcompress.matrix.search import Choice, relative
+from htcompress.matrix.search import Choice
+from htcompress.matrix.target import relative
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings
@@ -174,6 +175,10 @@ def allocate(frontiers: Sequence[Sequence[Option]], budget: int) -> list[Option]
 
 def _spend(chosen: list[Chosen], budget: int) -> list[Chosen]:
     """Give what the frontiers' coarse steps left over to the matrices, in the order of their errors."""
+    chosen = [
+        (recipe, tuple(part.search.exact(choice) for part, choice in zip(recipe.parts, choices, strict=True)))
+        for recipe, choices in chosen
+    ]
     spread = [
         (index, k, part.weight * choices[k].error)
         for index, (recipe, choices) in enumerate(chosen)
@@ -197,15 +202,13 @@ def _slot_plan(target: SlotTarget, recipe: Recipe, choices: tuple[Choice, ...]) 
     matrices = []
     choices = tuple(_balanced(choice) for choice in choices)
     for part, choice in zip(recipe.parts, choices, strict=True):
-        weights = part.search.matrix.double()
-        lost = 0.0 if choice.matrix is None else float((weights - choice.matrix.dense().double()).square().sum())
-        plain = part.search.metric.is_plain
+        wanted, plain = part.search.target, part.search.metric.is_plain
         matrices.append(
             MatrixPlan(
                 part.name,
                 choice,
-                (weights.shape[0], weights.shape[1]),
-                relative(lost, float(weights.square().sum())),
+                wanted.matrix.shape,
+                0.0 if choice.matrix is None else wanted.weight_error_of(choice.matrix),
                 None if plain else relative(choice.error, part.search.total),
             )
         )

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from htcompress.matrix import HTMatrix, LayoutKind, Metric
+from htcompress.matrix.blocks import Block, Blocks
+from htcompress.matrix.inputs import Inputs, gather
 from htcompress.matrix.search import Choice, Columns, Search
+from htcompress.matrix.target import Target
 from htcompress.nn.dense import DenseSlot
 from htcompress.nn.settings import Kind
 from htcompress.nn.weights import GateMatrices
@@ -72,20 +75,21 @@ class SlotTarget:
         hr = [self._part("hr")] if dense.hr is not None else []
         found = []
         if self.scope in (Scope.AUTO, Scope.INTEGRATED):
-            found.append(Recipe(Scope.INTEGRATED, (self._part("joint"), *hr), 0))
+            joint = self._part("joint")
+            found.append(Recipe(Scope.INTEGRATED, (joint, *hr), 0))
             if dense.biases:
-                apart = self._part("joint", biases_apart=True)
+                apart = self._part("joint", biases_apart=True, like=joint)
                 found.append(Recipe(Scope.INTEGRATED, (apart, *hr), dense.biases))
         if self.scope in (Scope.AUTO, Scope.SEPARATE):
-            found.append(Recipe(Scope.SEPARATE, (self._part("ih"), self._part("hh"), *hr), dense.biases))
+            ih = self._part("ih", like=found[-1].parts[0] if found else None)
+            found.append(Recipe(Scope.SEPARATE, (ih, self._part("hh"), *hr), dense.biases))
         if self.scope is Scope.INPUT:
             rest = dense.parameters - dense.ih.numel()
             found.append(Recipe(Scope.INPUT, (self._part("ih"),), rest))
         return found
 
-    def _part(self, name: str, *, biases_apart: bool = False) -> Part:
-        matrix = self._matrix(name, with_biases=not biases_apart)
-        metric = self._metric(name, matrix, biases_apart=biases_apart)
+    def _part(self, name: str, *, biases_apart: bool = False, like: Part | None = None) -> Part:
+        matrix, metric = self._matrix(name, biases_apart=biases_apart), self._metric(name, biases_apart=biases_apart)
         settings, inputs = self.dense.settings, self.dense.ih.shape[1]
         columns = Columns(inputs, matrix.shape[1] - inputs) if name == "joint" else Columns(matrix.shape[1])
         search = Search(
@@ -95,33 +99,41 @@ class SlotTarget:
             gates=1 if name == "hr" else settings.kind.gates,
             columns=columns,
             kind=self.layout,
+            like=None if like is None else like.search,
         )
         return Part(name, search, self._weight(name, search))
 
-    def _matrix(self, name: str, *, with_biases: bool) -> Tensor:
-        if name == "joint":
-            return self.dense.joint(with_biases=with_biases)
-        matrix = getattr(self.dense, name)
-        assert isinstance(matrix, Tensor)
-        return matrix
+    @cached_property
+    def _blocks(self) -> dict[str, Block]:
+        """The slot's matrices and biases, each once for all recipes."""
+        dense = self.dense
+        named = {"ih": dense.ih, "hh": dense.hh, "hr": dense.hr, "bias": dense.bias_columns()}
+        return {name: Block(tensor) for name, tensor in named.items() if tensor is not None}
 
-    def _metric(self, name: str, matrix: Tensor, *, biases_apart: bool) -> Metric:
-        if self.seen is None or name == "hr":
-            return Metric(*matrix.shape)
-        rows, cols = matrix.shape
-        inputs, size = self.seen.inputs, self.dense.ih.shape[1]
+    @cached_property
+    def _inputs(self) -> Inputs | None:
+        """What was seen to enter the slot: x, then h."""
+        if self.seen is None:
+            return None
+        size = self.dense.ih.shape[1]
+        return gather([self.seen.inputs[:, :size], self.seen.inputs[:, size:]])
+
+    def _matrix(self, name: str, *, biases_apart: bool = False) -> Blocks:
+        names = [name]
+        if name == "joint":
+            names = ["ih", "hh"] + ([] if biases_apart or not self.dense.biases else ["bias"])
+        return Blocks([self._blocks[part] for part in names])
+
+    def _metric(self, name: str, *, biases_apart: bool = False) -> Metric:
+        rows, cols = self._matrix(name, biases_apart=biases_apart).shape
+        if self.seen is None or self._inputs is None or name == "hr":
+            return Metric(rows, cols)
+        kinds = {"ih": (0,), "hh": (1,), "joint": (0, 1)}[name]
+        # What a bias column reads is always 1; where the bias is apart, it takes up the mean error.
+        columns = 0 if name != "joint" or biases_apart else self.dense.bias_columns().shape[1]
+        centred = self.dense.bias is not None and columns == 0
         gradients = self.seen.gradients_hh if name == "hh" else self.seen.gradients_ih
-        if name == "ih":
-            inputs = inputs[:, :size]
-        elif name == "hh":
-            inputs = inputs[:, size:]
-        elif not biases_apart:
-            ones = inputs.new_ones(len(inputs), self.dense.bias_columns().shape[1])
-            return Metric(rows, cols, gradients=gradients, inputs=torch.cat([inputs, ones], dim=1))
-        if self.dense.bias is None:
-            return Metric(rows, cols, gradients=gradients, inputs=inputs)
-        mean = inputs.mean(0)
-        return Metric(rows, cols, gradients=gradients, inputs=inputs - mean, mean=mean)
+        return Metric(rows, cols, gradients, self._inputs.select(*kinds, constants=columns, centred=centred))
 
     def _weight(self, name: str, search: Search) -> float:
         if self.seen is not None and name != "hr":
@@ -131,8 +143,8 @@ class SlotTarget:
         if self.seen is None or scale == 0:
             return 1.0 / scale if scale else 1.0
         # A projection has no statistics: its relative error counts like that of the matrix before it.
-        reference = self._metric("hh", self.dense.hh, biases_apart=True).squared(self.dense.hh)
-        return reference / max(search.total, 1e-300)
+        reference = Target(self._matrix("hh"), self._metric("hh"))
+        return reference.total / max(search.total, 1e-300)
 
     def frontier(self) -> list[Option]:
         """The slot's options that no other beats in both numbers and error, by ascending numbers."""
@@ -161,34 +173,33 @@ class SlotTarget:
         dense = self.dense
         named: dict[str, HTMatrix | Tensor | None] = {"ih": dense.ih, "hh": dense.hh, "hr": dense.hr}
         for part, choice in zip(recipe.parts, choices, strict=True):
-            named[part.name] = choice.matrix if choice.matrix is not None else part.search.matrix
+            if choice.matrix is not None:
+                named[part.name] = choice.matrix
         bias, bias_hn = dense.bias, dense.bias_hn
         joint = named.pop("joint", None)
         if isinstance(joint, HTMatrix):
             part = recipe.parts[0]
             if part.search.matrix.shape[1] > dense.ih.shape[1] + dense.hh.shape[1]:
                 return GateMatrices(joint=joint, hr=named["hr"])
-            bias, bias_hn = self._corrected(part.search, joint.dense(), dense.ih.shape[1])
+            if part.search.metric.mean is not None:
+                change = self._correction(part.search, joint, dense.ih.shape[1])
+                bias, bias_hn = _add(bias, change[0]), _add(bias_hn, change[1])
             return GateMatrices(joint=joint, bias=bias, bias_hn=bias_hn, hr=named["hr"])
         for part, choice in zip(recipe.parts, choices, strict=True):
             if choice.matrix is not None and part.name in ("ih", "hh") and part.search.metric.mean is not None:
                 inputs = dense.ih.shape[1] if part.name == "ih" else 0
-                change = self._correction(part.search, choice.matrix.dense(), inputs)
+                change = self._correction(part.search, choice.matrix, inputs)
                 bias, bias_hn = _add(bias, change[0]), _add(bias_hn, change[1])
         return GateMatrices(ih=named["ih"], hh=named["hh"], bias=bias, bias_hn=bias_hn, hr=named["hr"])
 
-    def _corrected(self, search: Search, stand_in: Tensor, inputs: int) -> tuple[Tensor | None, Tensor | None]:
-        if search.metric.mean is None:
-            return self.dense.bias, self.dense.bias_hn
-        change = self._correction(search, stand_in, inputs)
-        return _add(self.dense.bias, change[0]), _add(self.dense.bias_hn, change[1])
-
-    def _correction(self, search: Search, stand_in: Tensor, inputs: int) -> tuple[Tensor, Tensor | None]:
+    def _correction(self, search: Search, stand_in: HTMatrix, inputs: int) -> tuple[Tensor, Tensor | None]:
         """(W - W') mu, for the bias; for a GRU the candidate's hidden part apart."""
         assert search.metric.mean is not None
-        lost = search.matrix.double() - stand_in.double()
-        mean = search.metric.mean.double()
-        from_x, from_h = lost[:, :inputs] @ mean[:inputs], lost[:, inputs:] @ mean[inputs:]
+        mean = search.metric.mean
+        # The means of x and of h as two columns.
+        parted = torch.stack([mean, mean], dim=1)
+        parted[inputs:, 0], parted[:inputs, 1] = 0, 0
+        from_x, from_h = (search.matrix.times(parted) - stand_in.times(parted)).unbind(1)
         if self.dense.settings.kind is not Kind.GRU:
             return from_x + from_h, None
         keep = 2 * self.dense.settings.hidden_size

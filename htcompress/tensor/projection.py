@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import log, prod
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ _CHUNK = 1 << 19  # numbers worked on at a time
 _PASS = 5  # what reading and writing a number costs, in multiplications
 _UNKNOWN = 4  # how much a mode is taken to shrink where only an error is asked for
 OVERSAMPLE = 16
+_ROUNDING = 3e-8  # of the largest: singular values below it are the square roots of float64's rounding
 
 Axes = tuple[int, ...]
 
@@ -106,7 +108,7 @@ class Projection:
             vectors, squares = leading_left(unfolding.double() if self.fine else unfolding, limit + OVERSAMPLE)
             return vectors, squares, float(sum(part.double().square().sum() for part in unfolding.split(64)))
         if n <= rest:
-            squares, vectors = eigh(self._gram(mode))
+            squares, vectors = eigh(self.gram(mode))
             return vectors, squares, float(squares.sum())
         # The other side is the shorter one: its directions, carried over.
         parts = self._unfolding(mode).split(max(1, _CHUNK // rest))
@@ -128,7 +130,7 @@ class Projection:
         others = sorted((axis for axis in range(self.x.ndim) if axis not in own), key=lambda axis: -strides[axis])
         return self.x.permute(*others, *own), others
 
-    def _gram(self, mode: int) -> Tensor:
+    def gram(self, mode: int) -> Tensor:
         """The Gram matrix of a mode, in float64."""
         n = self.size(mode)
         view, others = self._aside(mode)
@@ -209,18 +211,52 @@ def project(state: Projection, nodes: Sequence[Node]) -> list[Tensor]:
     return [cores[node.index] for node in nodes]
 
 
-def leading_left(matrix: Tensor, size: int, iterations: int = 3) -> tuple[Tensor, Tensor]:
+def singular_values(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """The singular values of the unfolding whose rows are some axes, descending, in float64.
+
+    Those that are rounding of the Gram matrix are dropped, but for the first.
+    """
+    rest = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    state = Projection(x, [tuple(axes), rest], None, 0.0, fine=x.dtype == torch.float64)
+    shorter = 0 if state.size(0) <= state.size(1) else 1
+    values = eigh(state.gram(shorter))[0].sqrt()
+    return values[: max(1, int((values > _ROUNDING * values[0]).sum()))]
+
+
+class Product(Protocol):
+    """A matrix that is known by its products."""
+
+    @property
+    def shape(self) -> tuple[int, int] | torch.Size:
+        """Rows and columns."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the products."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the products."""
+
+    @property
+    def T(self) -> Any:  # noqa: N802 - as tensors have it
+        """The transposed."""
+
+    def __matmul__(self, other: Tensor) -> Tensor: ...
+
+
+def leading_left(matrix: Tensor | Product, size: int, iterations: int = 3) -> tuple[Tensor, Tensor]:
     """Leading left singular vectors (n, size) and squared singular values, by randomised subspace iteration.
 
     Seeded by itself, so that a decomposition is repeatable and no global state is touched.
     Source: Halko, Martinsson, Tropp 2011, algorithm 4.4.
     """
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(matrix.shape[1], size, generator=generator).to(matrix)
+    start = torch.randn(matrix.shape[1], size, generator=generator).to(device=matrix.device, dtype=matrix.dtype)
     basis = torch.linalg.qr(matrix @ start)[0]
     for _ in range(iterations):
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
-    small = (basis.T @ matrix).double()
+    small = (matrix.T @ basis).T.double()
     squares, rotation = eigh(small @ small.T)
     return basis.double() @ rotation, squares
 

@@ -15,7 +15,7 @@ from oracles import (
 )
 from torch import Tensor
 
-from htcompress.matrix import HTMatrix, Layout, Metric, RootSplit, SplitForm, WholeForm, decompose
+from htcompress.matrix import HTMatrix, Layout, Metric, RootSplit, SplitForm, WholeForm, target
 from htcompress.matrix.decompose import Half, Side, rank_cap
 from htcompress.matrix.refine import refine_cores
 from htcompress.matrix.target import Target
@@ -52,7 +52,7 @@ NAMES = list(metrics())
 def test_the_split_is_the_optimum_of_every_rank(name: str, shape: tuple[int, int]) -> None:
     """No matrix of rank r comes nearer than the SVD of G^(1/2) W A^(1/2), and this one comes as near."""
     metric, matrix = metrics(*shape)[name], matrix_of(*shape)
-    split = RootSplit.of(matrix, metric)
+    split = RootSplit.of(Target.of(matrix, metric))
     g, a = roots_of(metric)
     weighted = g @ matrix @ a
     values, total = torch.linalg.svdvals(weighted), float(weighted.square().sum())
@@ -68,7 +68,7 @@ def test_the_split_is_the_optimum_of_every_rank(name: str, shape: tuple[int, int
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_cap_cuts_off_is_counted(name: str) -> None:
     metric, matrix = metrics()[name], matrix_of()
-    whole, part = RootSplit.of(matrix, metric), RootSplit.of(matrix, metric, cap=4)
+    whole, part = RootSplit.of(Target.of(matrix, metric)), RootSplit.of(Target.of(matrix, metric), cap=4)
     assert part.left.shape == (ROWS, 4)
     assert part.right.shape == (COLS, 4)
     assert part.lost == pytest.approx(float(whole.values[4:].square().sum()), rel=1e-9, abs=1e-12 * whole.total)
@@ -80,10 +80,10 @@ def test_many_rows_go_by_subspace_iteration(monkeypatch: pytest.MonkeyPatch, nam
     """Beyond the Gram limit: nearly the optimum, and nothing of the global random state."""
     metric, matrix = metrics(120, 130)[name], matrix_of(120, 130)
     matrix = matrix * 0.9 ** torch.arange(130)
-    exact = RootSplit.of(matrix, metric, cap=10)
-    monkeypatch.setattr(decompose, "_GRAM_ROWS", 50)
+    exact = RootSplit.of(Target.of(matrix, metric), cap=10)
+    monkeypatch.setattr(target, "GRAM_ROWS", 50)
     state = torch.get_rng_state()
-    found = RootSplit.of(matrix, metric, cap=10)
+    found = RootSplit.of(Target.of(matrix, metric), cap=10)
     assert torch.equal(torch.get_rng_state(), state)
     assert found.total == pytest.approx(exact.total, rel=1e-9)
     error = weighted_error(metric, matrix - found.left @ found.right.T)
@@ -95,7 +95,7 @@ def test_many_rows_go_by_subspace_iteration(monkeypatch: pytest.MonkeyPatch, nam
 
 
 def split_form(matrix: Tensor, metric: Metric, rows: tuple[int, ...], cols: tuple[int, ...]) -> SplitForm:
-    split = RootSplit.of(matrix, metric)
+    split = RootSplit.of(Target.of(matrix, metric))
     return SplitForm(split, Half.of(split, Side.ROWS, rows), Half.of(split, Side.COLS, cols))
 
 
@@ -119,7 +119,7 @@ def test_a_paired_form_is_exact_at_full_rank(name: str, foldings: tuple[tuple[in
     matrix, (rows, cols) = matrix_of(), foldings
     count = min(len(rows), len(cols))
     layout = Layout.paired((ROWS + 1, *rows[1:])[:count], (COLS, *cols[1:])[:count], rows=ROWS, cols=COLS)
-    form = WholeForm.of(matrix, layout, metrics()[name], cap=None)
+    form = WholeForm.of(Target.of(matrix, metrics()[name]), layout, cap=None)
     stored = form.truncate([r.numel() for r in form.spectra])
     assert distance(stored.dense(), matrix) < 1e-9
     assert stored.parameters == form.model.parameters(form.model.full)
@@ -146,7 +146,7 @@ def test_without_data_a_split_form_keeps_its_bound(rows: tuple[int, ...], cols: 
 def test_without_data_a_paired_form_keeps_its_bound() -> None:
     matrix = matrix_of()
     for cap in (None, 4):
-        form = WholeForm.of(matrix, Layout.paired((3, 2, 2), (3, 3, 2)), Metric(ROWS, COLS), cap=cap)
+        form = WholeForm.of(Target.of(matrix, Metric(ROWS, COLS)), Layout.paired((3, 2, 2), (3, 3, 2)), cap=cap)
         for rank in (1, 2, 3, 4):
             ranks = [min(rank, full) for full in form.model.full]
             error = float((matrix - form.truncate(ranks).dense()).square().sum())
@@ -237,10 +237,10 @@ def test_refinement_lowers_the_error_in_the_metric(name: str, kind: str) -> None
     if kind == "split":
         start = split_form(matrix, metric, (3, 4), (6, 3)).truncate((2, 3, 4, 4, 3, 4, 1))
     else:
-        form = WholeForm.of(matrix, Layout.paired((3, 4), (6, 3)), metric, cap=None)
+        form = WholeForm.of(Target.of(matrix, metric), Layout.paired((3, 4), (6, 3)), cap=None)
         start = form.truncate((5, 5, 1))
     before = start.dense().clone()
-    after = refine_cores(start, Target(matrix, metric))
+    after = refine_cores(start, Target.of(matrix, metric))
     assert (after.layout, after.tensor.ranks, after.parameters) == (start.layout, start.tensor.ranks, start.parameters)
     errors = [weighted_error(metric, matrix - m.dense()) for m in (start, after)]
     assert errors[1] <= errors[0] * (1 + 1e-6)
@@ -252,7 +252,7 @@ def test_refinement_lowers_the_error_in_the_metric(name: str, kind: str) -> None
 def test_refinement_of_the_optimum_stays_there() -> None:
     metric, matrix = metrics()["both"], matrix_of()
     start = split_form(matrix, metric, (ROWS,), (COLS,)).truncate((4, 4, 1))
-    after = refine_cores(start, Target(matrix, metric))
+    after = refine_cores(start, Target.of(matrix, metric))
     g, a = roots_of(metric)
     assert weighted_error(metric, matrix - after.dense()) == pytest.approx(svd_error(g @ matrix @ a, 4), rel=1e-4)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from htcompress.errors import ShapeError
 from htcompress.matrix import HTMatrix, Layout, LayoutKind
-from htcompress.matrix.folding import col_foldings, divisors, finer, pairs, row_foldings
+from htcompress.matrix.folding import col_foldings, divisors, finer, pairs, row_foldings, with_slabs
 from htcompress.tensor import DimensionTree, HTTensor
 
 modes = st.lists(st.integers(1, 4), min_size=1, max_size=3)
@@ -163,10 +163,11 @@ def test_divisors(n: int) -> None:
 def test_foldings_hold_what_is_folded() -> None:
     for n in range(1, 200):
         for extra in (0, 1, 37):
-            found = col_foldings(n, extra)
-            assert (n + extra,) in found
-            found += [split for modes in found if len(modes) > 1 for split in finer(modes, n, extra)]
-            for folding in found:
+            found = col_foldings(n)
+            assert (n,) in found
+            found += [split for modes in found if len(modes) > 1 for split in finer(modes)]
+            assert with_slabs((n,), n, extra) == (n + extra,)
+            for folding in filter(None, (with_slabs(modes, n, extra) for modes in found)):
                 assert prod(folding) >= n + extra
                 assert min(folding) >= 1
         for pair in pairs(n):

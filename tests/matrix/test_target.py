@@ -6,8 +6,7 @@ import pytest
 import torch
 from oracles import observed, weighted_error
 
-from htcompress.matrix import HTMatrix, Layout, Metric
-from htcompress.matrix import metric as metric_module
+from htcompress.matrix import HTMatrix, Layout, Metric, blocks
 from htcompress.matrix.target import Target
 
 ROWS, COLS = 12, 18
@@ -23,14 +22,14 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_error_is_its_definition(layout: str, data: bool, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if large:
-        monkeypatch.setattr(metric_module, "_DOUBLED", 0)
+        monkeypatch.setattr(blocks, "DOUBLED", 0)
     generator = torch.Generator().manual_seed(0)
     metric = observed(ROWS, COLS) if data else Metric(ROWS, COLS)
     exact = HTMatrix.from_dense(torch.randn(ROWS, COLS, generator=generator).double(), LAYOUTS[layout], rtol=0.3)
     noise = torch.randn(ROWS, COLS, generator=generator).double()
     for size in (1.0, 1e-1, 1e-2, 1e-3, 1e-5):
-        target = Target(exact.dense() + size * noise, metric)
-        zero = weighted_error(metric, target.matrix)
+        target = Target.of(exact.dense() + size * noise, metric)
+        zero = weighted_error(metric, target.matrix.dense())
         assert target.total == pytest.approx(zero, rel=1e-5 if large else 1e-9)
         expected = weighted_error(metric, size * noise)
         # Down to the rounding of the matrix itself.

@@ -1,0 +1,121 @@
+"""A matrix as blocks of columns side by side, none of them copied.
+
+One layer's weights are looked at as several matrices: W_ih, W_hh, [W_ih | W_hh], [W_ih | W_hh | b]. What is costly
+to find out about a block is found once and kept with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+DOUBLED = 1 << 22
+"""Numbers up to which a matrix is worked on in float64."""
+
+_CHUNK = 1 << 20
+
+
+def working(tensor: Tensor) -> Tensor:
+    """A matrix in the precision it is worked on in: float64 where it is small, float32 where it is large."""
+    return tensor.double() if tensor.numel() <= DOUBLED else tensor.float()
+
+
+def thin_product(matrix: Float[Tensor, "n m"], factor: Float[Tensor, "m r"]) -> Float[Tensor, "n r"]:
+    """M C for a C of few columns: up to ten times faster on a CPU than written as it stands."""
+    return (factor.T @ matrix.T).T
+
+
+class Block:
+    """Columns of a matrix (rows, cols), with what was found out about them."""
+
+    def __init__(self, tensor: Float[Tensor, "rows cols"]) -> None:
+        self.tensor = tensor.detach()
+        self._products: list[tuple[Block, Tensor]] = []
+
+    @cached_property
+    def work(self) -> Float[Tensor, "rows cols"]:
+        """The block in its working precision."""
+        return working(self.tensor)
+
+    @cached_property
+    def gram(self) -> Float[Tensor, "rows rows"]:
+        """B B^T in float64."""
+        return chunked_gram(self.work)
+
+    @cached_property
+    def inner(self) -> Float[Tensor, "cols cols"]:
+        """B^T B in float64."""
+        return chunked_gram(self.work.T)
+
+    def times_block(self, other: Block) -> Float[Tensor, "rows n"]:
+        """The product with another block, in float64."""
+        for known, product in self._products:
+            if known is other:
+                return product
+        both_small = self.work.dtype == other.work.dtype == torch.float64
+        dtype = torch.float64 if both_small else torch.float32
+        product = (self.work.to(dtype) @ other.work.to(dtype)).double()
+        self._products.append((other, product))
+        return product
+
+
+class Blocks:
+    """A matrix (rows, cols) made of blocks of columns."""
+
+    def __init__(self, parts: Sequence[Block]) -> None:
+        self.parts = tuple(parts)
+        self.shape = parts[0].tensor.shape[0], sum(part.tensor.shape[1] for part in parts)
+
+    @classmethod
+    def of(cls, matrix: Float[Tensor, "rows cols"] | Blocks) -> Blocks:
+        """A matrix that is one block."""
+        return matrix if isinstance(matrix, Blocks) else cls([Block(matrix)])
+
+    @property
+    def sizes(self) -> list[int]:
+        """The columns of each block."""
+        return [part.tensor.shape[1] for part in self.parts]
+
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return self.shape[0] * self.shape[1]
+
+    def dense(self) -> Float[Tensor, "rows cols"]:
+        """The matrix as one tensor; a copy where it has several blocks."""
+        tensors = [part.tensor for part in self.parts]
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
+
+    def times(self, factor: Float[Tensor, "cols r"]) -> Float[Tensor, "rows r"]:
+        """W C, in the factor's precision."""
+        pieces = factor.split(self.sizes)
+        products = [thin_product(p.work, c.to(p.work.dtype)) for p, c in zip(self.parts, pieces, strict=True)]
+        return torch.stack([product.to(factor.dtype) for product in products]).sum(0)
+
+    def transposed(self, factor: Float[Tensor, "rows r"]) -> Float[Tensor, "cols r"]:
+        """W^T R, in the factor's precision."""
+        products = [thin_product(part.work.T, factor.to(part.work.dtype)) for part in self.parts]
+        return torch.cat([product.to(factor.dtype) for product in products])
+
+    def gram(self) -> Float[Tensor, "rows rows"]:
+        """W W^T, in float64."""
+        return torch.stack([part.gram for part in self.parts]).sum(0)
+
+    def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "rows c"]]]:
+        """The matrix in float64, a few columns at a time, and which they are."""
+        start = 0
+        for part in self.parts:
+            for piece in part.tensor.split(max(1, _CHUNK // self.shape[0]), dim=1):
+                yield slice(start, start + piece.shape[1]), piece.double()
+                start += piece.shape[1]
+
+
+def chunked_gram(matrix: Float[Tensor, "n m"]) -> Float[Tensor, "n n"]:
+    """M M^T, summed in float64 over chunks of columns."""
+    total = torch.zeros(len(matrix), len(matrix), dtype=torch.float64, device=matrix.device)
+    for part in matrix.split(max(1, _CHUNK // max(1, len(matrix))), dim=1):
+        total += part @ part.T
+    return total

@@ -1,0 +1,259 @@
+"""What enters a matrix: the second moment of its inputs, X^T X over the samples.
+
+Kept as the samples themselves where they are far fewer than the columns, as a matrix where they are more. Several
+matrices of a layer read the same inputs: they share them, centred or not, with inputs that are always 1 or not.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from math import sqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from htcompress.errors import ShapeError
+from htcompress.matrix.blocks import Block, Blocks, chunked_gram, thin_product, working
+
+_MODE_NUMBERS = 1 << 21
+_JITTER = 1e-12
+CONSTANTS = 2
+"""The most inputs that are always 1 behind the others: a GRU has two biases."""
+
+
+class Inputs(ABC):
+    """The inputs of a matrix, kind by kind of its columns.
+
+    Attributes:
+        cols: the columns.
+        count: how many samples there were.
+        centred: whether the mean is taken off.
+    """
+
+    cols: int
+    count: int
+    centred: bool
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "n cols"] | Inputs) -> Inputs:
+        """Inputs of one kind, as they are."""
+        return values if isinstance(values, Inputs) else gather([values]).select(0)
+
+    @abstractmethod
+    def select(self, *kinds: int, constants: int = 0, centred: bool = False) -> Inputs:
+        """Some of the kinds (the first few, or one), and inputs that are always 1 behind them."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> Float[Tensor, " cols"]:
+        """The mean input, in float64, whether or not it is taken off."""
+
+    @property
+    @abstractmethod
+    def trace(self) -> float:
+        """The trace of X^T X."""
+
+    @property
+    @abstractmethod
+    def square(self) -> float:
+        """The squared norm of X^T X."""
+
+    @abstractmethod
+    def through(self, factor: Float[Tensor, "cols r"]) -> Float[Tensor, "cols r"]:
+        """X^T X C, in the factor's precision."""
+
+    @abstractmethod
+    def output_gram(self, matrix: Blocks) -> Float[Tensor, "rows rows"]:
+        """W X^T X W^T, in float64."""
+
+    @abstractmethod
+    def outputs(self, matrix: Blocks) -> Float[Tensor, "rows n"]:
+        """W X^T, in float64, of samples that have the same second moment."""
+
+    @abstractmethod
+    def squared(self, chunks: Iterator[tuple[slice, Tensor]]) -> float:
+        """||D X^T||^2 for a matrix D given as columns in float64 and which they are."""
+
+    @abstractmethod
+    def mode_moment(self, before: int, mode: int, after: int) -> Float[Tensor, "mode mode"]:
+        """The second moment along the middle mode of inputs folded into (before, mode, after), padded with zeros."""
+
+
+def gather(kinds: Sequence[Float[Tensor, "n _"]]) -> Inputs:
+    """Kinds of inputs, sample by sample. Raises `ShapeError` where they are not equally many."""
+    samples = len(kinds[0])
+    if any(len(values) != samples for values in kinds):
+        raise ShapeError(f"Kinds of inputs need as many samples each; found {[len(values) for values in kinds]}.")
+    # A product by the moment takes as long as two by the samples.
+    if 2 * samples < sum(values.shape[1] for values in kinds):
+        return SampledInputs([Block(values.T) for values in kinds], samples)
+    together = torch.cat([*kinds, kinds[0].new_ones(samples, CONSTANTS)], dim=1)
+    sizes = [values.shape[1] for values in kinds]
+    return MomentInputs(working(chunked_gram(working(together.T))), sizes, samples)
+
+
+class SampledInputs(Inputs):
+    """Few samples beside the columns; each kind is a block (cols, n)."""
+
+    def __init__(self, kinds: Sequence[Block], count: int, *, centred: bool = False) -> None:
+        self.kinds, self.count, self.centred = tuple(kinds), count, centred
+        self.cols = sum(kind.tensor.shape[0] for kind in kinds)
+
+    def select(self, *kinds: int, constants: int = 0, centred: bool = False) -> Inputs:
+        chosen = [self.kinds[kind] for kind in kinds]
+        if constants:
+            chosen.append(Block(torch.ones(constants, self.count)))
+        return SampledInputs(chosen, self.count, centred=centred)
+
+    @cached_property
+    def mean(self) -> Float[Tensor, " cols"]:
+        return torch.cat([kind.tensor.mean(1, dtype=torch.float64) for kind in self.kinds])
+
+    @cached_property
+    def gram(self) -> Float[Tensor, "n n"]:
+        """X X^T, in float64."""
+        gram = torch.stack([kind.inner for kind in self.kinds]).sum(0)
+        return self._centre(self._centre(gram).T)
+
+    @property
+    def trace(self) -> float:
+        return float(self.gram.trace())
+
+    @property
+    def square(self) -> float:
+        return float(self.gram.square().sum())
+
+    def _centre(self, outputs: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        return outputs - outputs.mean(0) if self.centred else outputs
+
+    def through(self, factor: Float[Tensor, "cols r"]) -> Float[Tensor, "cols r"]:
+        pieces = zip(self.kinds, factor.split([kind.tensor.shape[0] for kind in self.kinds]), strict=True)
+        seen = [thin_product(kind.work.T, piece.to(kind.work.dtype)).to(factor.dtype) for kind, piece in pieces]
+        return self._transposed(self._centre(torch.stack(seen).sum(0)))
+
+    def _transposed(self, seen: Float[Tensor, "n k"]) -> Float[Tensor, "cols k"]:
+        """X^T Y; Y is centred where X is."""
+        return torch.cat([thin_product(kind.work, seen.to(kind.work.dtype)).to(seen.dtype) for kind in self.kinds])
+
+    def outputs(self, matrix: Blocks) -> Float[Tensor, "rows n"]:
+        pairs = zip(matrix.parts, self.kinds, strict=True)
+        return self._centre(torch.stack([block.times_block(kind) for block, kind in pairs]).sum(0).T).T
+
+    def output_gram(self, matrix: Blocks) -> Float[Tensor, "rows rows"]:
+        seen = self.outputs(matrix)
+        return seen @ seen.T
+
+    def squared(self, chunks: Iterator[tuple[slice, Tensor]]) -> float:
+        seen = torch.zeros(())
+        for where, chunk in chunks:
+            start = 0
+            for kind in self.kinds:
+                end = start + kind.tensor.shape[0]
+                first, last = max(where.start, start), min(where.stop, end)
+                if first < last:
+                    inputs = kind.tensor[first - start : last - start].double()
+                    seen = seen + chunk[:, first - where.start : last - where.start] @ inputs
+                start = end
+        return float(self._centre(seen.T).square().sum())
+
+    @cached_property
+    def _mixed(self) -> Float[Tensor, "k cols"]:
+        """A few rows that stand for all: each holds cols / mode vectors of a mode, which is plenty."""
+        rows = max(1, _MODE_NUMBERS // self.cols)
+        if self.count <= rows:
+            weights = torch.eye(self.count)
+        else:
+            generator = torch.Generator().manual_seed(0)
+            signs = torch.randint(0, 2, (self.count, rows), generator=generator)
+            weights = (signs * 2.0 - 1) / sqrt(rows)
+        return self._transposed(self._centre(weights)).T
+
+    def mode_moment(self, before: int, mode: int, after: int) -> Float[Tensor, "mode mode"]:
+        padded = F.pad(self._mixed, (0, before * mode * after - self.cols))
+        vectors = padded.reshape(-1, mode, after).movedim(1, 0).reshape(mode, -1)
+        return (vectors @ vectors.T).double()
+
+
+class MomentInputs(Inputs):
+    """Many samples beside the columns: X^T X of all kinds, with `CONSTANTS` inputs that are always 1 behind them."""
+
+    def __init__(
+        self, moment: Float[Tensor, "c c"], sizes: Sequence[int], count: int, *, sums: Tensor | None = None
+    ) -> None:
+        self.moment, self.sizes, self.count = moment, list(sizes), count
+        self.sums = moment[:, -1].double() if sums is None else sums
+        self.centred, self.cols = False, len(moment)
+
+    def select(self, *kinds: int, constants: int = 0, centred: bool = False) -> Inputs:
+        start = sum(self.sizes[: kinds[0]])
+        stop = sum(self.sizes[: kinds[-1] + 1]) + constants
+        where = slice(start, stop)
+        chosen = MomentInputs(self.moment[where, where], [stop - start], self.count, sums=self.sums[where])
+        chosen.centred = centred
+        return chosen
+
+    @property
+    def mean(self) -> Float[Tensor, " cols"]:
+        return self.sums / self.count
+
+    @cached_property
+    def trace(self) -> float:
+        off = float(self.sums.square().sum()) / self.count if self.centred else 0.0
+        return float(self.moment.diagonal().sum(dtype=torch.float64)) - off
+
+    @cached_property
+    def square(self) -> float:
+        found = float(self.moment.square().sum(dtype=torch.float64))
+        if self.centred:
+            # ||M - s s^T / n||^2.
+            norm = float(self.sums.square().sum()) / self.count
+            found += norm**2 - 2 * float(self.sums @ (self.moment.double() @ self.sums)) / self.count
+        return found
+
+    def through(self, factor: Float[Tensor, "cols r"]) -> Float[Tensor, "cols r"]:
+        product = thin_product(self.moment, factor.to(self.moment.dtype)).to(factor.dtype)
+        if self.centred:
+            sums = self.sums.to(factor.dtype)
+            product = product - torch.outer(sums, sums @ factor) / self.count
+        return product
+
+    def output_gram(self, matrix: Blocks) -> Float[Tensor, "rows rows"]:
+        weights = matrix.dense().to(self.moment.dtype)
+        return (weights @ self.through(weights.T)).double()
+
+    @cached_property
+    def _root(self) -> Float[Tensor, "cols n"]:
+        """L with L L^T = X^T X, up to rounding."""
+        moment = self.moment.double()
+        if self.centred:
+            moment = moment - torch.outer(self.sums, self.sums) / self.count
+        return torch.linalg.cholesky(moment + _JITTER * self.trace * torch.eye(self.cols, dtype=torch.float64))
+
+    def outputs(self, matrix: Blocks) -> Float[Tensor, "rows n"]:
+        return matrix.times(self._root)
+
+    def squared(self, chunks: Iterator[tuple[slice, Tensor]]) -> float:
+        difference = torch.cat([chunk for _, chunk in chunks], dim=1)
+        return float((difference * self.through(difference.T).T).sum())
+
+    def mode_moment(self, before: int, mode: int, after: int) -> Float[Tensor, "mode mode"]:
+        # Whole slabs as they lie; what is left over, padded.
+        slab = mode * after
+        whole = self.cols // slab * slab
+        moment = _partial_trace(self.moment[:whole, :whole], mode, after)
+        if whole < self.cols:
+            pad = slab - (self.cols - whole)
+            moment = moment + _partial_trace(F.pad(self.moment[whole:, whole:], (0, pad, 0, pad)), mode, after)
+        if self.centred:
+            sums = F.pad(self.sums, (0, before * slab - self.cols)).reshape(before, mode, after)
+            moment -= torch.einsum("aib,ajb->ij", sums, sums) / self.count
+        return moment
+
+
+def _partial_trace(moment: Float[Tensor, "c c"], mode: int, after: int) -> Float[Tensor, "mode mode"]:
+    folded = moment.unflatten(1, (-1, mode, after)).unflatten(0, (-1, mode, after))
+    return torch.einsum("aibajb->ij", folded).double()
