@@ -71,15 +71,18 @@ def run_cell(kind: Kind, x: Tensor, state: State, weights: KernelWeights) -> Sta
 
 
 def _reduced(x: Tensor, weights: Sequence[KernelWeights]) -> tuple[Tensor, list[Tensor]]:
+    matrices = []
+    for w in weights:
+        # Where the features are W_ih x already, the kernel takes them as they are.
+        matrices.append(torch.eye(w.hh.shape[0], dtype=x.dtype, device=x.device) if w.ih is None else w.ih)
     if all(w.reduce is None for w in weights):
-        return x, [w.ih for w in weights]
-    parts = [x if w.reduce is None else torch.nn.functional.linear(x, w.reduce) for w in weights]
+        return x, matrices
+    parts = [w.features(x) for w in weights]
     if len(parts) == 1:
-        return parts[0], [weights[0].ih]
+        return parts[0], matrices
     left, right = (part.shape[-1] for part in parts)
-    a, b = weights[0].ih, weights[1].ih
-    matrices = [
+    a, b = matrices
+    return torch.cat(parts, dim=-1), [
         torch.cat([a, a.new_zeros(a.shape[0], right)], dim=1),
         torch.cat([b.new_zeros(b.shape[0], left), b], dim=1),
     ]
-    return torch.cat(parts, dim=-1), matrices

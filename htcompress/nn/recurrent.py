@@ -12,9 +12,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from htcompress.errors import ShapeError
 from htcompress.nn.kernel import run_cell, run_layer
+from htcompress.nn.plan import Plan
 from htcompress.nn.settings import Kind, RecurrentSettings
 from htcompress.nn.stepwise import State
-from htcompress.nn.weights import GateMatrices, GateWeights
+from htcompress.nn.weights import GateMatrices, GateWeights, HTWeight
 
 
 class HTRecurrent(nn.Module):
@@ -56,6 +57,16 @@ class HTRecurrent(nn.Module):
     def slots(self) -> dict[str, GateWeights]:
         """The weights by torch's slot name (`l0`, `l0_reverse`, ...; `cell` for a cell)."""
         return {name: gates for name, gates in self.gates.items() if isinstance(gates, GateWeights)}
+
+    def use_plan(self, plan: Plan | str) -> None:
+        """Read the inputs by one plan always: `project`, `contract`, `materialise`; `auto` for what costs least.
+
+        Raises `RequestError` where a layout does not admit it.
+        """
+        for gates in self.slots().values():
+            weight = gates.ih if gates.joint is None else gates.joint
+            if isinstance(weight, HTWeight):
+                weight.use(plan)
 
     @property
     def parameter_count(self) -> int:
@@ -165,7 +176,7 @@ class HTLayers(HTRecurrent):
             span = slice(layer * s.directions, (layer + 1) * s.directions)
             if layer > 0 and s.dropout > 0:
                 x = F.dropout(x, s.dropout, self.training)
-            weights = [g.resolve() for g in gates[span]]
+            weights = [g.resolve(x.numel() // max(1, x.shape[-1])) for g in gates[span]]
             x, after = run_layer(s.kind, x, batch_sizes, tuple(t[span].contiguous() for t in state), weights)
             last.append(after)
         return x, tuple(torch.cat(parts) for parts in zip(*last, strict=True))
@@ -209,7 +220,7 @@ class HTCell(HTRecurrent):
         if input.ndim == 1:
             input, state = input.unsqueeze(0), tuple(t.unsqueeze(0) for t in state)
         (gates,) = self.slots().values()
-        after = run_cell(s.kind, input, state, gates.resolve())
+        after = run_cell(s.kind, input, state, gates.resolve(len(input)))
         if not batch:
             after = tuple(t.squeeze(0) for t in after)
         return self._as_torch(after)

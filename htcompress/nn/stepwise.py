@@ -1,4 +1,4 @@
-"""One recurrent layer step by step, with the recurrent matrix left as a product of two factors.
+"""One recurrent layer step by step, with the recurrent matrix left as a product of two factors where it is one.
 
 torch's native kernels need the whole matrix, rows x state. Where its rank is small beside them, two thin products
 in a loop over the time steps cost a fraction, forwards and backwards, of writing it out and multiplying by it.
@@ -17,36 +17,53 @@ from htcompress.nn.weights import KernelWeights
 
 State = tuple[Tensor, ...]
 
-_STEP = 2_000_000
-"""The multiplications that a step of the loop costs beside its own, in calls of small operations."""
+_STEP = 1_000_000
+"""The multiplications that a step of the loop costs beside its own, in calls of small operations; twice in training."""
+
+_COLD = 16
+"""What the first reading of a matrix costs for each of its numbers, in multiplications."""
 
 
 def pays(x: Tensor, batch_sizes: Tensor | None, weights: Sequence[KernelWeights]) -> bool:
     """Whether the loop saves more multiplications than its steps cost."""
-    if batch_sizes is not None or any(w.factors is None for w in weights):
+    if batch_sizes is not None or all(w.factors is None and w.ih is not None for w in weights):
         return False
     steps, batch = x.shape[:2]
+    learning = torch.is_grad_enabled()
+    # Each number of a matrix is multiplied once for every item of every step, and read once a step.
+    uses = steps * (batch + 1) + _COLD
     saved = 0
     for w in weights:
-        assert w.factors is not None
-        rows, rank = w.factors[0].shape
-        state = w.factors[1].shape[0]
-        # Outside of training the whole matrix is written out once and kept.
-        written = rows * state * rank if torch.is_grad_enabled() else 0
-        saved += written + steps * batch * (rows * state - rank * (rows + state))
-    return saved > _STEP * steps * len(weights)
+        if w.factors is not None:
+            rows, rank = w.factors[0].shape
+            state = w.factors[1].shape[0]
+            # Outside of training the whole matrix is written out once and kept.
+            written = rows * state * rank if learning else 0
+            saved += written + uses * (rows * state - rank * (rows + state))
+        if w.ih is None:
+            # The kernel multiplies W_ih x by an identity.
+            rows = w.factors[0].shape[0] if w.factors is not None else w.hh.shape[0]
+            saved += uses * rows**2
+    return saved > _STEP * (2 if learning else 1) * steps * len(weights)
 
 
 def run_stepwise(kind: Kind, x: Tensor, state: State, weights: Sequence[KernelWeights]) -> tuple[Tensor, State]:
     """All time steps of one layer, one or two directions; shapes as `run_layer`, `x` not packed."""
     outputs, last = [], []
     for index, w in enumerate(weights):
-        features = x if w.reduce is None else F.linear(x, w.reduce)
-        steps = F.linear(features, w.ih, w.bias_ih).unbind(0)
+        z = w.features(x)
+        if w.ih is not None:
+            z = F.linear(z, w.ih, w.bias_ih)
+        elif w.bias_ih is not None:
+            z = z + w.bias_ih
+        # A GRU's hidden candidate is gated with its bias; any other bias can be added at once.
+        if kind is not Kind.GRU and w.bias_hh is not None:
+            z = z + w.bias_hh
+        steps = z.unbind(0)
         current = tuple(t[index] for t in state)
         states = []
-        for z in reversed(steps) if index == 1 else steps:
-            current = _step(kind, z, current, w)
+        for step in reversed(steps) if index == 1 else steps:
+            current = _step(kind, step, current, w)
             states.append(current[0])
         outputs.append(torch.stack(states[::-1] if index == 1 else states))
         last.append(current)
@@ -54,20 +71,19 @@ def run_stepwise(kind: Kind, x: Tensor, state: State, weights: Sequence[KernelWe
 
 
 def _step(kind: Kind, z: Tensor, state: State, w: KernelWeights) -> State:
-    assert w.factors is not None
-    rows, cols = w.factors
-    h = state[0]
-    beside = F.linear(h @ cols, rows, w.bias_hh)
+    rows, h = w.hh if w.factors is None else w.factors[0], state[0]
+    read = h if w.factors is None else h @ w.factors[1]
     if kind is Kind.LSTM:
-        i, f, g, o = (z + beside).chunk(4, dim=-1)
-        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
+        gates = torch.addmm(z, read, rows.T)
+        i, f, _, o = gates.sigmoid().chunk(4, dim=-1)
+        c = torch.addcmul(f * state[1], i, gates.chunk(4, dim=-1)[2].tanh())
+        h = o * c.tanh()
         return (h if w.hr is None else F.linear(h, w.hr)), c
     if kind is Kind.GRU:
         x_gates, x_new = z.tensor_split([2 * h.shape[-1]], dim=-1)
-        h_gates, h_new = beside.tensor_split([2 * h.shape[-1]], dim=-1)
+        h_gates, h_new = F.linear(read, rows, w.bias_hh).tensor_split([2 * h.shape[-1]], dim=-1)
         reset, update = (x_gates + h_gates).sigmoid().chunk(2, dim=-1)
         new = (x_new + reset * h_new).tanh()
         return (new + update * (h - new),)
-    total = z + beside
+    total = torch.addmm(z, read, rows.T)
     return (total.tanh() if kind is Kind.RNN_TANH else total.relu(),)

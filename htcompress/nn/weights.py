@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from htcompress.matrix import HTMatrix, Layout
+from htcompress.matrix.blocks import thin_product
+from htcompress.nn.plan import Plan, admitted, contract, plan_for
 from htcompress.nn.settings import Kind, RecurrentSettings
 from htcompress.tensor import HTTensor
 
@@ -40,6 +43,7 @@ class HTWeight(nn.Module):
         super().__init__()
         self.layout = matrix.layout
         self.ranks = matrix.tensor.ranks
+        self.plan = Plan.AUTO
         self._names: list[str | None] = []
         for node, core in zip(matrix.layout.tree.nodes, matrix.tensor.cores, strict=True):
             name = None
@@ -70,6 +74,16 @@ class HTWeight(nn.Module):
         rows, cols = self.shape
         return self.layout.is_split and self.matrix().rank * (rows + cols) < rows * cols
 
+    def use(self, plan: Plan | str) -> None:
+        """Always follow one plan. Raises `RequestError` where the layout does not admit it."""
+        self.plan = admitted(self.matrix(), Plan(plan))
+
+    def plan_at(self, vectors: int) -> Plan:
+        """The plan for so many input vectors at a time, gradients recorded or not."""
+        if self.plan is not Plan.AUTO:
+            return self.plan
+        return plan_for(self.layout, self.ranks, vectors, learning=torch.is_grad_enabled())
+
     def to_config(self) -> dict[str, Any]:
         return {"form": "ht", "layout": self.layout.to_config(), "ranks": list(self.ranks)}
 
@@ -94,20 +108,36 @@ def make_weight(matrix: HTMatrix | Tensor) -> Weight:
     return HTWeight(matrix) if isinstance(matrix, HTMatrix) else DenseWeight(matrix)
 
 
+_MANY = 16
+"""Vectors from which on a CPU reduces them faster the other way round."""
+
+
 @dataclass(frozen=True)
 class KernelWeights:
     """What torch's native kernels take for one layer and direction.
 
-    `reduce` (r, input) turns the input into the r numbers that `ih` (rows, r) reads; None: `ih` reads the
-    input itself. The recurrent matrix is given whole, (rows, state), or as factors R (rows, r) and C (state, r).
+    `reduce` (r, input), or a matrix to contract with, turns the input into the features that `ih` (rows, r) reads;
+    None: `ih` reads the input itself. Without `ih` the features are W_ih x. The recurrent matrix is given whole,
+    (rows, state), or as factors R (rows, r) and C (state, r).
     """
 
-    reduce: Tensor | None
-    ih: Tensor
+    reduce: Tensor | HTMatrix | None
+    ih: Tensor | None
     recurrent: Tensor | tuple[Tensor, Tensor]
     bias_ih: Tensor | None
     bias_hh: Tensor | None
     hr: Tensor | None
+
+    def features(self, x: Float[Tensor, "*vectors inputs"]) -> Float[Tensor, "*vectors features"]:
+        """What `ih` reads of the input."""
+        if self.reduce is None:
+            return x
+        if isinstance(self.reduce, HTMatrix):
+            return contract(self.reduce, x)
+        flat = x.reshape(-1, x.shape[-1])
+        if x.device.type != "cpu" or len(flat) < _MANY:
+            return F.linear(x, self.reduce)
+        return thin_product(flat, self.reduce.T).reshape(*x.shape[:-1], -1)
 
     @property
     def factors(self) -> tuple[Tensor, Tensor] | None:
@@ -166,42 +196,57 @@ class GateWeights(nn.Module):
             value = getattr(matrices, name)
             self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
         self._kept: tuple[Any, KernelWeights] | None = None
+        self._stores: list[dict[str, nn.Parameter | None]] = []
 
     def weights(self) -> dict[str, Weight]:
         """The matrices by name, in order."""
         named = {"joint": self.joint, "ih": self.ih, "hh": self.hh, "hr": self.hr}
         return {name: weight for name, weight in named.items() if weight is not None}
 
-    def resolve(self) -> KernelWeights:
-        """The kernel's weights for the present parameters."""
+    def resolve(self, vectors: int = 1) -> KernelWeights:
+        """The kernel's weights for the present parameters, and so many input vectors at a time."""
+        plan = self._plan(vectors)
         if torch.is_grad_enabled():
-            return self._resolve()
+            return self._resolve(plan)
+        if not self._stores:
+            self._stores = [module._parameters for module in self.modules()]
         try:
-            key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in self.parameters())
+            parameters = [p for store in self._stores for p in store.values() if p is not None]
+            key = plan, [(p.data_ptr(), p._version, p.dtype, p.device) for p in parameters]
         except RuntimeError:  # parameters made in inference mode carry no version
-            return self._resolve()
+            return self._resolve(plan)
         if self._kept is None or self._kept[0] != key:
-            self._kept = key, self._resolve()
+            self._kept = key, self._resolve(plan)
         return self._kept[1]
 
-    def _resolve(self) -> KernelWeights:
+    def _plan(self, vectors: int) -> Plan:
+        weight = self.ih if self.joint is None else self.joint
+        if not isinstance(weight, HTWeight):
+            return Plan.MATERIALISE
+        plan = weight.plan_at(vectors)
+        # The input is but a part of what a joint matrix reads.
+        return Plan.MATERIALISE if plan is Plan.CONTRACT and weight is self.joint else plan
+
+    def _resolve(self, plan: Plan) -> KernelWeights:
         hr = None if self.hr is None else self.hr.dense()
         if self.joint is not None:
-            return self._resolve_joint(self.joint, hr)
+            return self._resolve_joint(self.joint, plan, hr)
         assert self.ih is not None
         assert self.hh is not None
         bias_ih, bias_hh = self._biases(self.bias)
         recurrent = self.hh.factors() if isinstance(self.hh, HTWeight) and self.hh.projects else self.hh.dense()
-        if isinstance(self.ih, HTWeight) and self.ih.projects:
+        if isinstance(self.ih, HTWeight) and plan is Plan.PROJECT:
             rows, cols = self.ih.factors()
             return KernelWeights(cols.T, rows, recurrent, bias_ih, bias_hh, hr)
+        if isinstance(self.ih, HTWeight) and plan is Plan.CONTRACT:
+            return KernelWeights(self.ih.matrix(), None, recurrent, bias_ih, bias_hh, hr)
         return KernelWeights(None, self.ih.dense(), recurrent, bias_ih, bias_hh, hr)
 
-    def _resolve_joint(self, joint: HTWeight, hr: Tensor | None) -> KernelWeights:
+    def _resolve_joint(self, joint: HTWeight, plan: Plan, hr: Tensor | None) -> KernelWeights:
         n, s = self.input_size, self.settings.state_size
         reduce = None
         recurrent: Tensor | tuple[Tensor, Tensor]
-        if joint.projects:
+        if plan is Plan.PROJECT:
             rows, cols = joint.factors()
             reduce, ih, recurrent = cols[:n].T, rows, (rows, cols[n : n + s])
             columns = rows @ cols[n + s :].T
@@ -242,7 +287,7 @@ class GateWeights(nn.Module):
         return gates
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": None, "_stores": []}
 
 
 def merge_biases(

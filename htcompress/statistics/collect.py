@@ -117,6 +117,7 @@ class _Probed(HTLayers):
             parts, weights = [], []
             for index, (_, gates) in enumerate(slots[span]):
                 dense = gates.resolve()
+                assert dense.ih is not None
                 z = _watched(torch.nn.functional.linear(x, dense.ih))
                 parts.append(z)
                 blocks = [z.new_zeros(s.rows, s.rows) for _ in range(s.directions)]
@@ -151,6 +152,7 @@ class _ProbedCell(HTCell):
             input, state = input.unsqueeze(0), tuple(t.unsqueeze(0) for t in state)
         ((name, gates),) = self.slots().items()
         dense = gates.resolve()
+        assert dense.ih is not None
         z = _watched(torch.nn.functional.linear(input, dense.ih))
         eye = torch.eye(s.rows, dtype=z.dtype, device=z.device)
         weights = KernelWeights(None, eye, dense.hh, dense.bias_ih, dense.bias_hh, None)
