@@ -24,7 +24,7 @@ from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import Metric
 from htcompress.matrix.target import Target
 from htcompress.tensor import Decomposition, DimensionTree, HTTensor, Nested, RankModel, decompose
-from htcompress.tensor.projection import OVERSAMPLE, eigh, leading_left, singular_values
+from htcompress.tensor.projection import OVERSAMPLE, edge_spectra, eigh, leading_left
 from htcompress.tensor.tree import balanced
 
 
@@ -156,8 +156,17 @@ class Half:
     spectra: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, split: RootSplit, side: Side, modes: Sequence[int], nested: Nested | None = None) -> Half:
-        """Fold one factor of a split matrix."""
+    def of(
+        cls,
+        split: RootSplit,
+        side: Side,
+        modes: Sequence[int],
+        nested: Nested | None = None,
+        *,
+        max_parameters: int | None = None,
+        max_rank: int | None = None,
+    ) -> Half:
+        """Fold one factor of a split matrix; what will be asked for within the half may be bounded."""
         nested = balanced(range(len(modes))) if nested is None else nested
         if len(modes) == 1:
             return cls(side, tuple(modes), nested, None, ())
@@ -168,7 +177,10 @@ class Half:
         half = cls(side, tuple(modes), nested, roots, ())
         whitened = half._whitened(factor)
         below = half._open_tree.nodes[: 2 * len(modes) - 2]
-        return replace(half, spectra=tuple(singular_values(whitened, node.leaves) for node in below))
+        # A leaf of rank r stores r numbers for each index of its mode.
+        caps = [max(1, (max_parameters or mode**2) // mode) for mode in modes]
+        caps = [min(cap, max_rank or cap) for cap in caps]
+        return replace(half, spectra=tuple(edge_spectra(whitened, below, [*caps, split.left.shape[1]])))
 
     @property
     def _open_tree(self) -> DimensionTree:

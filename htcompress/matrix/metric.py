@@ -41,7 +41,7 @@ class Metric:
     cols: int
     gradients: Tensor | None = None
     inputs: Inputs | None = None
-    _moments: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
+    _roots: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.inputs, Tensor):
@@ -149,28 +149,26 @@ class Metric:
             for k in range(d):
                 other = letters[:k] + "z" + letters[k + 1 :]
                 moments.append(torch.einsum(f"{letters}{other}->{letters[k]}z", padded))
-        return _kronecker_roots(moments, mean)
+        return _scaled([_normal_root(moment) for moment in moments], mean)
 
     def col_factors(self, modes: Sequence[int]) -> list[Tensor] | None:
         """Square roots of the column metric, one for each mode (Kronecker); None if it is the identity."""
         if self.inputs is None:
             return None
         keep, ridge = self.shrinkage
-        moments = []
-        for k, mode in enumerate(modes):
-            before, after = prod(modes[:k]), prod(modes[k + 1 :])
-            moment = keep * self._mode_moment(before, mode, after)
-            moments.append(moment + ridge * (self.cols / mode) * torch.eye(mode, dtype=torch.float64))
         mean = keep * self.inputs.trace / self.cols + ridge
-        return _kronecker_roots(moments, mean)
+        roots = [self._mode_root(prod(modes[:k]), mode, prod(modes[k + 1 :])) for k, mode in enumerate(modes)]
+        return _scaled(roots, mean)
 
-    def _mode_moment(self, before: int, mode: int, after: int) -> Tensor:
-        """The second moment along one mode of the folded inputs; shared by all foldings that have this mode."""
+    def _mode_root(self, before: int, mode: int, after: int) -> Tensor:
+        """The root of the moment along one mode of the folded inputs; shared by all foldings that have this mode."""
         key = before, mode, after
-        if key not in self._moments:
+        if key not in self._roots:
             assert self.inputs is not None
-            self._moments[key] = self.inputs.mode_moment(*key)
-        return self._moments[key]
+            keep, ridge = self.shrinkage
+            moment = keep * self.inputs.mode_moment(*key)
+            self._roots[key] = _normal_root(moment + ridge * (self.cols / mode) * torch.eye(mode, dtype=torch.float64))
+        return self._roots[key]
 
 
 class _ColGram(torch.autograd.Function):
@@ -221,18 +219,16 @@ class RowRoot:
         return matrix / self.root[:, None] if self.root.ndim == 1 else torch.linalg.solve(self.root, matrix)
 
 
-def _kronecker_roots(moments: list[Tensor], mean: float) -> list[Tensor]:
-    """Square roots whose Kronecker product has the mean eigenvalue `mean`; each floored to be invertible."""
-    roots = []
-    for moment in moments:
-        size = float(moment.trace()) / len(moment)
-        if size == 0.0:
-            roots.append(torch.eye(len(moment), dtype=torch.float64))
-            continue
-        ridge = 1e-4 * torch.eye(len(moment), dtype=torch.float64)
-        roots.append(_root(moment / size + ridge))
-    roots[0] = roots[0] * mean**0.5
-    return roots
+def _normal_root(moment: Tensor) -> Tensor:
+    """A square root of a mode's moment, invertible and of mean eigenvalue one."""
+    size = float(moment.trace()) / len(moment)
+    identity = torch.eye(len(moment), dtype=torch.float64)
+    return identity if size == 0.0 else _root(moment / size + 1e-4 * identity)
+
+
+def _scaled(roots: list[Tensor], mean: float) -> list[Tensor]:
+    """Modes' roots whose Kronecker product has the mean eigenvalue `mean`."""
+    return [roots[0] * mean**0.5, *roots[1:]]
 
 
 def _root(moment: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf
+from math import inf, log
 
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +27,7 @@ from htcompress.tensor.ranks import ranks_for_error, refine_ranks
 
 _LADDER_RATIO = 1.45
 _VERIFIED = 3
+_GLIMPSED = 2
 _REFINED = 2
 _GLANCE = 15
 _KEPT_FOLDINGS = 3
@@ -84,6 +85,7 @@ class Search:
         self.columns = columns or Columns(matrix.shape[1])
         self.max_parameters = min(max_parameters, matrix.numel())
         self._known: dict[tuple[int, tuple[int, ...]], Choice] = {}
+        self._glanced: dict[int, Choice] = {}
 
     @cached_property
     def foldings(self) -> list[tuple[int, ...]]:
@@ -126,7 +128,7 @@ class Search:
         if self.kind in (LayoutKind.AUTO, LayoutKind.SVD):
             found.append(SplitForm(self._split, whole_rows, whole_cols))
         if self.kind in (LayoutKind.AUTO, LayoutKind.SPLIT):
-            row_halves = [Half.of(self._split, Side.ROWS, modes) for modes in self._row_modes()]
+            row_halves = [self._half(Side.ROWS, modes) for modes in self._row_modes()]
             col_halves = self._col_halves()
             found += [
                 SplitForm(self._split, a, b)
@@ -139,6 +141,9 @@ class Search:
             found += [WholeForm.of(self.target, layout, cap=cap) for layout in self._paired()]
         return found
 
+    def _half(self, side: Side, modes: tuple[int, ...]) -> Half:
+        return Half.of(self._split, side, modes, max_parameters=self.max_parameters)
+
     def _row_modes(self) -> list[tuple[int, ...]]:
         rows = self.matrix.shape[0]
         return row_foldings(self.gates, rows // self.gates)
@@ -147,7 +152,7 @@ class Search:
         """The best foldings of the columns, the whole, and the most compact one."""
         slabs = [self._slabs(modes) for modes in self.foldings]
         kept = dict.fromkeys([*(modes for modes in slabs if modes), (self.matrix.shape[1],), self._most_compact()])
-        return [Half.of(self._split, Side.COLS, modes) for modes in kept]
+        return [self._half(Side.COLS, modes) for modes in kept]
 
     def _best_foldings(self) -> list[tuple[int, ...]]:
         """The best foldings of the inputs: pairs first, then the best of them split further."""
@@ -160,7 +165,7 @@ class Search:
             slabs = self._slabs(modes)
             if slabs is None:
                 return inf
-            model = SplitForm(split, reference, Half.of(split, Side.COLS, slabs)).model
+            model = SplitForm(split, reference, Half.of(split, Side.COLS, slabs, max_rank=_SCORED_RANK)).model
             path = rank_path(model, max_parameters=self.max_parameters)
             goals = [self.max_parameters, self.max_parameters // 3]
             return sum(min((p.tail for p in path if p.parameters <= goal), default=self.total) for goal in goals)
@@ -219,7 +224,8 @@ class Search:
             if fitting:
                 options.append((fitting[-1].tail, index, fitting[-1]))
         options.sort(key=lambda option: option[0])
-        tried = options[:_VERIFIED] + [o for o in options[_VERIFIED:] if self._is_svd(o[1])]
+        first = _VERIFIED if polish else _GLIMPSED
+        tried = options[:first] + [o for o in options[first:] if self._is_svd(o[1])]
         choices = []
         for _, index, point in tried:
             choices.append(self._measured(index, point.ranks))
@@ -228,7 +234,10 @@ class Search:
                 better = refine_ranks(self.forms[index].model, point, max_parameters)
                 choices.append(self._measured(index, better.ranks))
         if polish:
-            choices += [self._refined(choice) for choice in sorted(choices, key=lambda c: c.error)[:_REFINED]]
+            # The best few run against each other for a while, the winner to the end.
+            best = sorted(choices, key=lambda c: c.error)[:_REFINED]
+            started = [self._refined(choice, iterations=_GLANCE) for choice in best]
+            choices += [*started, *(self._refined(c) for c in sorted(started, key=lambda c: c.error)[:1])]
             choices = [self.exact(choice) for choice in choices]
         if max_parameters >= self.matrix.numel():
             choices.append(self.dense)
@@ -268,7 +277,34 @@ class Search:
         return self._known[key]
 
     def ladder(self) -> list[Choice]:
-        """The best choices for a rising series of budgets, the dense matrix at its end; a Pareto front."""
+        """The best choices for a rising series of budgets, the dense matrix at its end; a Pareto front.
+
+        What refinement will gain differs from matrix to matrix: errors of choices that `improve` has not refined are
+        what they would come to at the gain of the nearest one that it has.
+        """
+        if not self._glanced and not self.metric.is_plain:
+            for choice in {len(self._rungs) // 2: self._rungs[len(self._rungs) // 2], -1: self._rungs[-1]}.values():
+                self.improve(choice)
+        return front([*(self._expected(choice) for choice in self._rungs), self.dense])
+
+    def improve(self, choice: Choice) -> bool:
+        """Refine a choice of the ladder a little; False where that is done, or would gain nothing."""
+        raw = next((rung for rung in self._rungs if rung.matrix is choice.matrix), None)
+        if raw is None or self.metric.is_plain:
+            return False
+        known = id(raw.matrix) in self._glanced
+        if not known:
+            self._glanced[id(raw.matrix)] = self._refined(raw, iterations=_GLANCE)
+        return not known
+
+    def neighbours(self, choice: Choice) -> list[Choice]:
+        """The choices of the ladder next to one of them."""
+        ladder = self.ladder()
+        at = next((k for k, rung in enumerate(ladder) if rung.matrix is choice.matrix), None)
+        return [] if at is None else ladder[max(0, at - 1) : at] + ladder[at + 1 : at + 2]
+
+    @cached_property
+    def _rungs(self) -> list[Choice]:
         budget = float(self.smallest)
         goals = []
         while budget < self.max_parameters:
@@ -276,10 +312,18 @@ class Search:
             budget = max(budget + 1, budget * _LADDER_RATIO)
         goals.append(self.max_parameters)
         found = [choice for goal in goals if (choice := self.best(goal)) is not None]
-        if not self.metric.is_plain:
-            # What refinement will gain differs from matrix to matrix: a short one tells the budget's allocation.
-            found += [self._refined(choice, iterations=_GLANCE) for choice in found]
-        return front([*found, self.dense])
+        # One choice may be the best of several goals.
+        return list({id(choice.matrix): choice for choice in found if choice.matrix is not None}.values())
+
+    def _expected(self, raw: Choice) -> Choice:
+        if id(raw.matrix) in self._glanced:
+            return self._glanced[id(raw.matrix)]
+        if not self._glanced:
+            return raw
+        done = [rung for rung in self._rungs if id(rung.matrix) in self._glanced]
+        nearest = min(done, key=lambda rung: abs(log(rung.parameters / raw.parameters)))
+        gain = self._glanced[id(nearest.matrix)].error / nearest.error if nearest.error > 0 else 1.0
+        return replace(raw, error=gain * raw.error)
 
     def cheapest(self, rtol: float) -> Choice:
         """The fewest numbers whose relative error (in the metric) is at most `rtol`, measured in float32.

@@ -127,11 +127,17 @@ def _within_budget(targets: Sequence[SlotTarget], budget: int, asked: str) -> li
             f"widen --scope or --layout if you narrowed them.",
             least=least,
         )
-    frontiers = [_with_dense(target) for target in targets]
-    options = allocate(frontiers, budget)
-    assert options is not None, "the smallest options fit, so some combination does"
-    chosen: list[Chosen] = [(option.recipe, option.choices) for option in options]
-    chosen = _spend(chosen, budget)
+    while True:
+        options = allocate([_with_dense(target) for target in targets], budget)
+        assert options is not None, "the smallest options fit, so some combination does"
+        # What is chosen by an expected error is refined, then its neighbours, and chosen again by what that came to.
+        parts = [pair for option in options for pair in zip(option.recipe.parts, option.choices, strict=True)]
+        improved = [part.search.improve(choice) for part, choice in parts]
+        if not any(improved):
+            improved = [part.search.improve(near) for part, choice in parts for near in part.search.neighbours(choice)]
+        if not any(improved):
+            break
+    chosen = _spend([(option.recipe, option.choices) for option in options], budget)
     total = sum(_parameters(c) for c in chosen)
     assert total <= budget, f"{total} parameters exceed the budget of {budget}"
     return chosen

@@ -88,7 +88,7 @@ class Projection:
         rank = max(1, min(limit, len(squares), enough))
         self.discarded += max(0.0, total - float(kept[rank - 1]))
         basis = basis[:, :rank].to(dtype)
-        self._apply(mode, basis)
+        self.apply(mode, basis)
         return basis
 
     def merge(self, left: int, right: int) -> None:
@@ -141,7 +141,7 @@ class Projection:
             total += flat @ flat.T
         return total
 
-    def _apply(self, mode: int, basis: Tensor) -> None:
+    def apply(self, mode: int, basis: Tensor) -> None:
         """Multiply the transposed basis (n, r) into a mode; the result is folded: one axis for each mode."""
         n, rank = basis.shape
         view, others = self._aside(mode)
@@ -211,16 +211,35 @@ def project(state: Projection, nodes: Sequence[Node]) -> list[Tensor]:
     return [cores[node.index] for node in nodes]
 
 
-def singular_values(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """The singular values of the unfolding whose rows are some axes, descending, in float64.
+def edge_spectra(x: Tensor, nodes: Sequence[Node], caps: Sequence[int]) -> list[Tensor]:
+    """The singular values, descending, of the unfoldings whose rows are the axes below some nodes of a tree.
+
+    Args:
+        x: the tensor; its axes are the tree's leaves.
+        nodes: leaves and inner nodes.
+        caps: for each leaf the ranks that anybody will ask for. Longer axes are projected to so many before the
+            inner nodes are looked at, whose values then miss what those ranks do.
 
     Those that are rounding of the Gram matrix are dropped, but for the first.
     """
-    rest = tuple(axis for axis in range(x.ndim) if axis not in axes)
-    state = Projection(x, [tuple(axes), rest], None, 0.0, fine=x.dtype == torch.float64)
-    shorter = 0 if state.size(0) <= state.size(1) else 1
-    values = eigh(state.gram(shorter))[0].sqrt()
-    return values[: max(1, int((values > _ROUNDING * values[0]).sum()))]
+    found: dict[int, Tensor] = {}
+    state = Projection(x, [(k,) for k in range(x.ndim)], None, 0.0, fine=x.dtype == torch.float64)
+    for node in sorted(nodes, key=lambda node: len(node.leaves)):
+        if len(node.leaves) > 1:
+            rest = tuple(axis for axis in range(x.ndim) if axis not in node.leaves)
+            sides = Projection(state.x, [node.leaves, rest], None, 0.0, fine=state.fine)
+            shorter = 0 if sides.size(0) <= sides.size(1) else 1
+            squares = torch.linalg.eigvalsh(sides.gram(shorter)).flip(0)
+        else:
+            (leaf,) = node.leaves
+            if state.size(leaf) <= caps[leaf]:
+                squares = torch.linalg.eigvalsh(state.gram(leaf)).flip(0)
+            else:
+                squares, vectors = eigh(state.gram(leaf))
+                state.apply(leaf, vectors[:, : caps[leaf]].to(x.dtype))
+        values = squares.clamp_min(0).sqrt()
+        found[node.index] = values[: max(1, int((values > _ROUNDING * values[0]).sum()))]
+    return [found[node.index] for node in nodes]
 
 
 class Product(Protocol):
