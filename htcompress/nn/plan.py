@@ -5,6 +5,7 @@ A cost is counted in multiplications, with every number that is read or written 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
 from math import prod
@@ -108,6 +109,13 @@ def _equation(layout: Layout) -> str:
     return ",".join([batch + "".join(cols), *cores]) + "->" + batch + "".join(rows)
 
 
+@lru_cache(maxsize=256)
+def _expression(layout: Layout, ranks: tuple[int, ...], vectors: int) -> Callable[..., Tensor]:
+    """The contraction of x with the cores, its order planned once."""
+    shapes = [(vectors, *layout.col_modes), *_core_shapes(layout, ranks)]
+    return opt_einsum.contract_expression(_equation(layout), *shapes, optimize="auto")
+
+
 def contract(matrix: HTMatrix, x: Float[Tensor, "*vectors cols"]) -> Float[Tensor, "*vectors rows"]:
     """W x for every vector, core by core along the planned order.
 
@@ -121,7 +129,7 @@ def contract(matrix: HTMatrix, x: Float[Tensor, "*vectors cols"]) -> Float[Tenso
     shapes = _core_shapes(layout, tensor.ranks)
     cores = [tensor.core(node).reshape(shape) for node, shape in zip(layout.tree.nodes, shapes, strict=True)]
     folded = flat.reshape(-1, *layout.col_modes)
-    product = opt_einsum.contract(_equation(layout), folded, *cores, optimize="auto", backend="torch")
+    product = _expression(layout, tensor.ranks, len(flat))(folded, *cores, backend="torch")
     return product.reshape(len(flat), -1)[:, : layout.rows].reshape(*x.shape[:-1], layout.rows)
 
 

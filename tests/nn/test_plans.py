@@ -117,7 +117,7 @@ def test_a_changed_plan_is_followed_at_once() -> None:
 
 RANKED = {
     "wide split": (Layout.split((32, 32), (120, 160)), 12, 96),
-    "wide paired": (Layout.paired((4, 8, 16), (24, 20, 20)), 3, 6),
+    "wide paired": (Layout.paired((4, 8, 16), (24, 40, 40)), 3, 6),
     "narrow paired": (Layout.paired((8, 8, 8), (4, 4, 4)), 30, 2000),
 }
 
