@@ -32,8 +32,9 @@ from htcompress.finetuning.distill import Batches, FineTuning, Progress, distill
 from htcompress.finetuning.objective import TaskLoss
 from htcompress.matrix import LayoutKind
 from htcompress.nn.dense import DenseLayer
+from htcompress.nn.plain import without_packing
 from htcompress.nn.recurrent import HTRecurrent
-from htcompress.nn.replace import replace_modules
+from htcompress.nn.replace import recurrent_modules, replace_modules
 from htcompress.observer import Observer
 from htcompress.planning import Goal, LayerPlan, Scope, plan_layers
 from htcompress.planning.units import arrange_units
@@ -44,6 +45,8 @@ from htcompress.task import Task, arguments, load_task, metrics_of, output_of, t
 
 Evaluate = Callable[[nn.Module], Mapping[str, float] | float]
 AnyKind = TypeVar("AnyKind", bound=StrEnum)
+
+_LARGE = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +294,9 @@ def evaluate(
     else:
         model = dense_model(loaded, read_checkpoint(place), observer)
     observer.stage("evaluating")
-    return loaded.evaluate(model.to(where).eval())
+    model = model.to(where).eval()
+    with without_packing(model):
+        return loaded.evaluate(model)
 
 
 def dense_model(task: Task, checkpoint: Checkpoint, observer: Observer) -> nn.Module:
@@ -320,8 +325,24 @@ def dense_model(task: Task, checkpoint: Checkpoint, observer: Observer) -> nn.Mo
     unknown = [name for name in tensors if name not in own]
     if unknown:
         observer.message(f"{len(unknown)} tensors of {checkpoint.path} are unknown to model(): {_listed(unknown)}.")
-    model.load_state_dict({name: tensors[name] for name in own if name in tensors}, strict=False)
+    # Large recurrent weights stay where they are, in the mapped file; the rest is copied as ever.
+    mapped = _large_weights(model, tensors)
+    for name, parameter in mapped.items():
+        parameter.data = tensors[name]
+    model.load_state_dict({n: tensors[n] for n in own if n in tensors and n not in mapped}, strict=False)
     return model.eval()
+
+
+def _large_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """The recurrent weights of a million numbers and more that a checkpoint holds just as the model does."""
+    found = {}
+    for name, module in recurrent_modules(model).items():
+        for key, parameter in module.named_parameters(recurse=False):
+            full = f"{name}.{key}" if name else key
+            stored = tensors.get(full)
+            if stored is not None and parameter.numel() >= _LARGE and stored.dtype == parameter.dtype:
+                found[full] = parameter
+    return found
 
 
 def one_of(kind: type[AnyKind], value: AnyKind | str, name: str) -> AnyKind:
@@ -469,7 +490,8 @@ class _Run:
         if self.data.evaluate is None:
             return quality
         self.observer.stage(f"evaluating the {stage} model")
-        metrics = self.data.evaluate(model.eval())
+        with without_packing(model):
+            metrics = self.data.evaluate(model.eval())
         broken = [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]
         if broken and stage == "dense":
             raise TaskError(f"evaluate(model) gave {_listed(broken)} for the dense model; expected finite numbers.")

@@ -14,6 +14,7 @@ from htcompress.nn.replace import recurrent_modules
 from htcompress.nn.settings import Kind, RecurrentSettings
 
 _NAME = re.compile(r"^(?:(?P<layer>.+)\.)?weight_[ih]h(?:_l(?P<number>\d+)(?P<reverse>_reverse)?)?$")
+_CHUNK = 1 << 20
 _KINDS = {4: Kind.LSTM, 3: Kind.GRU, 1: Kind.RNN_TANH}
 
 
@@ -135,7 +136,7 @@ def _layer(name: str, settings: RecurrentSettings, tensors: Mapping[str, Tensor]
                 f"{source}: {full} holds {tensor.dtype}; expected floating-point weights. Convert the model before it "
                 f"is quantised."
             )
-        bad = int((~torch.isfinite(tensor)).sum())
+        bad = sum(int((~torch.isfinite(part)).sum()) for part in tensor.reshape(-1).split(_CHUNK))
         if bad:
             raise CheckpointError(
                 f"{source}: {full} has {bad} of {tensor.numel()} values that are NaN or infinite. Training has "

@@ -15,6 +15,7 @@ from torch import nn
 
 from htcompress.errors import TaskError
 from htcompress.finetuning.objective import Objective, TaskLoss
+from htcompress.nn.plain import without_packing
 from htcompress.nn.recurrent import HTRecurrent
 
 Batches = Callable[[], Iterator[tuple[tuple[Any, ...], Any]]]
@@ -99,7 +100,7 @@ def distill(
     """
     options = options or FineTuning()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with evaluating(teacher), torch.random.fork_rng(devices=devices):
+    with evaluating(teacher), without_packing(teacher), torch.random.fork_rng(devices=devices):
         torch.manual_seed(options.seed)
         try:
             return _Run(student, teacher, batches, loss, options, on_progress).go()

@@ -19,11 +19,11 @@ from htcompress.tensor import HTTensor
 
 
 class DenseWeight(nn.Module):
-    """A matrix kept as it is."""
+    """A matrix kept as it is; a copy of it unless `shared`."""
 
-    def __init__(self, matrix: Float[Tensor, "rows cols"]) -> None:
+    def __init__(self, matrix: Float[Tensor, "rows cols"], *, shared: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(matrix.detach().clone())
+        self.weight = nn.Parameter(matrix.detach() if shared else matrix.detach().clone())
 
     def dense(self) -> Float[Tensor, "rows cols"]:
         return self.weight
@@ -103,9 +103,9 @@ def weight_from_config(config: dict[str, Any]) -> Weight:
     return HTWeight(HTMatrix(layout, HTTensor.zeros(layout.tree, layout.shape, config["ranks"])))
 
 
-def make_weight(matrix: HTMatrix | Tensor) -> Weight:
+def make_weight(matrix: HTMatrix | Tensor, *, shared: bool = False) -> Weight:
     """The module for a decomposed or a dense matrix."""
-    return HTWeight(matrix) if isinstance(matrix, HTMatrix) else DenseWeight(matrix)
+    return HTWeight(matrix) if isinstance(matrix, HTMatrix) else DenseWeight(matrix, shared=shared)
 
 
 _MANY = 16
@@ -159,7 +159,7 @@ class GateMatrices:
 
     Either `joint`, one matrix for [W_ih | W_hh | biases], or `ih` and `hh`. `bias` (rows) is the merged
     bias where it is not a column of `joint`; `bias_hn` (hidden) is what a GRU cannot merge; `hr` is an
-    LSTM's projection.
+    LSTM's projection. Where they are `shared`, dense matrices become parameters without being copied.
     """
 
     ih: HTMatrix | Tensor | None = None
@@ -168,6 +168,7 @@ class GateMatrices:
     bias: Tensor | None = None
     bias_hn: Tensor | None = None
     hr: HTMatrix | Tensor | None = None
+    shared: bool = False
 
 
 class GateWeights(nn.Module):
@@ -188,10 +189,10 @@ class GateWeights(nn.Module):
         super().__init__()
         self.settings = settings
         self.input_size = settings.layer_input(layer)
-        self.ih = None if matrices.ih is None else make_weight(matrices.ih)
-        self.hh = None if matrices.hh is None else make_weight(matrices.hh)
+        self.ih = None if matrices.ih is None else make_weight(matrices.ih, shared=matrices.shared)
+        self.hh = None if matrices.hh is None else make_weight(matrices.hh, shared=matrices.shared)
         self.joint = None if matrices.joint is None else HTWeight(matrices.joint)
-        self.hr = None if matrices.hr is None else make_weight(matrices.hr)
+        self.hr = None if matrices.hr is None else make_weight(matrices.hr, shared=matrices.shared)
         for name in ("bias", "bias_hn"):
             value = getattr(matrices, name)
             self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))

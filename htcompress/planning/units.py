@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from htcompress.checkpoint.inventory import inventory_of_model
 from htcompress.nn.dense import DenseLayer, DenseSlot
+from htcompress.nn.plain import without_packing
 from htcompress.nn.settings import RecurrentSettings, is_recurrent
 from htcompress.statistics.collect import SlotStatistics, tensors_of
 
@@ -70,7 +71,7 @@ def arrange_units(
                 continue
             orders = {slot: unit_order(dense, seen[name][slot]) for slot, dense in layer.slots.items()}
             for some, readers in _attempts(current, layer, orders, running):
-                trial = copy.deepcopy(current)
+                trial = _sharing(current)
                 permute_units(trial, name, layer.settings, some, readers)
                 if _same(_run(trial, batch)[0], wanted):
                     current = trial
@@ -78,6 +79,14 @@ def arrange_units(
                     moved.append(name)
                     break
     return Arranged(current, seen, tuple(moved))
+
+
+def _sharing(model: nn.Module) -> nn.Module:
+    """A copy whose parameters are its own but hold the same memory: `permute_units` gives them new one."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, memo)
 
 
 def unit_order(slot: DenseSlot, seen: SlotStatistics) -> Int[Tensor, " hidden"]:
@@ -237,7 +246,8 @@ def _run(model: nn.Module, batch: tuple[Any, ...]) -> tuple[list[Tensor], set[st
         for path, module in model.named_modules()
     ]
     try:
-        return list(tensors_of(model(*batch))), running
+        with without_packing(model):
+            return list(tensors_of(model(*batch))), running
     finally:
         for handle in handles:
             handle.remove()

@@ -7,7 +7,7 @@ projection of the model's output, so that E[delta delta^T] is the second moment 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,24 +50,28 @@ class _Reservoir:
     """A uniform sample of bounded size from a stream of rows (algorithm R, by blocks)."""
 
     generator: torch.Generator
-    rows: Tensor | None = None
     seen: int = 0
+    _buffer: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The sample."""
+        return None if self._buffer is None else self._buffer[: self.seen]
 
     def add(self, block: Tensor) -> None:
         block = block.detach().float().cpu()
         limit = max(64, SAMPLE_NUMBERS // block.shape[1])
-        if self.rows is None:
-            self.rows = block.new_empty(0, block.shape[1])
-        room = max(0, limit - len(self.rows))
-        head, tail = block[:room], block[room:]
-        if len(head):
-            self.rows = torch.cat([self.rows, head])
-            self.seen += len(head)
+        if self._buffer is None:
+            # Memory that is not written to is not taken.
+            self._buffer = block.new_empty(limit, block.shape[1])
+        head, tail = block[: max(0, limit - self.seen)], block[max(0, limit - self.seen) :]
+        self._buffer[self.seen : self.seen + len(head)] = head
+        self.seen += len(head)
         if len(tail):
             position = torch.arange(self.seen + 1, self.seen + len(tail) + 1)
             slot = (torch.rand(len(tail), generator=self.generator) * position).long()
             kept = slot < limit
-            self.rows[slot[kept]] = tail[kept]
+            self._buffer[slot[kept]] = tail[kept]
             self.seen += len(tail)
 
 
@@ -218,7 +222,8 @@ def collect(
     probes: dict[str, HTRecurrent] = {}
     for name, module in wanted.items():
         settings = RecurrentSettings.of(module)
-        matrices = [slot.matrices() for slot in DenseSlot.read_all(settings, dict(module.named_parameters()))]
+        dense = DenseSlot.read_all(settings, dict(module.named_parameters()))
+        matrices = [replace(slot.matrices(), shared=True) for slot in dense]
         dropin = module_class(settings).from_matrices(settings, matrices)
         probe: Any = (_ProbedCell if settings.cell else _Probed)(settings, list(dropin.slots().values()))
         probe.record = lambda step, name=name: steps.append((name, step))
