@@ -17,6 +17,7 @@ DOUBLED = 1 << 22
 """Numbers up to which a matrix is worked on in float64."""
 
 _CHUNK = 1 << 20
+_ROWS = 128  # of a Gram matrix, computed at a time
 
 
 def working(tensor: Tensor) -> Tensor:
@@ -114,8 +115,11 @@ class Blocks:
 
 
 def chunked_gram(matrix: Float[Tensor, "n m"]) -> Float[Tensor, "n n"]:
-    """M M^T, summed in float64 over chunks of columns."""
-    total = torch.zeros(len(matrix), len(matrix), dtype=torch.float64, device=matrix.device)
-    for part in matrix.split(max(1, _CHUNK // max(1, len(matrix))), dim=1):
-        total += part @ part.T
-    return total
+    """M M^T, summed in float64 over chunks of columns; of what is symmetric one half is computed."""
+    n = len(matrix)
+    total = torch.zeros(n, n, dtype=torch.float64, device=matrix.device)
+    for part in matrix.split(max(1, _CHUNK // max(1, n)), dim=1):
+        for start in range(0, n, _ROWS):
+            rows = slice(start, start + _ROWS)
+            total[rows, : start + _ROWS] += part[rows] @ part[: start + _ROWS].T
+    return total.tril() + total.tril(-1).T

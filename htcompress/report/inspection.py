@@ -17,6 +17,7 @@ from torch import Tensor
 
 from htcompress.checkpoint.inventory import inventory
 from htcompress.checkpoint.read import read_checkpoint
+from htcompress.matrix.blocks import chunked_gram, working
 from htcompress.nn.dense import DenseLayer
 from htcompress.pipeline import selected
 from htcompress.report import words
@@ -165,8 +166,7 @@ def _matrix(name: str, matrix: Tensor, values: Tensor) -> MatrixInspection:
 
 def _singular_values(matrix: Tensor) -> Tensor:
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    gram = (wide @ wide.T).double() if wide.numel() > 1 << 22 else wide.double() @ wide.double().T
-    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt()
+    return torch.linalg.eigvalsh(chunked_gram(working(wide))).flip(0).clamp_min(0).sqrt()
 
 
 def _svd_error(spectra: Sequence[tuple[tuple[int, int], Tensor]], budget: int) -> float | None:
