@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if not MODEL.exists():
-        raise SystemExit(f"{MODEL.relative_to(ROOT)} is not there; train it with benchmarks/paper_scale/train.py video.")
+        raise SystemExit(
+            f"{MODEL.relative_to(ROOT)} is not there; train it with benchmarks/paper_scale/train.py video."
+        )
     size = MODEL.stat().st_size / 2**20
     print(f"checkpoint of {size:.0f} MB; {options.threads} thread(s)")
     for name, arguments in (("--help", ["--help"]), ("inspect", ["inspect", str(MODEL)])):

@@ -27,7 +27,7 @@ def ours() -> dict[str, Any]:
     import torch
 
     from htcompress.matrix import HTMatrix, Layout
-    from htcompress.nn import GateMatrices, HTLSTM, Kind, RecurrentSettings
+    from htcompress.nn import HTLSTM, GateMatrices, Kind, RecurrentSettings
     from htcompress.tensor import HTTensor
 
     def random(layout: Layout, ranks: list[int]) -> HTMatrix:
