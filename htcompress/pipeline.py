@@ -39,7 +39,7 @@ from htcompress.observer import Observer
 from htcompress.planning import Goal, LayerPlan, Scope, plan_layers
 from htcompress.planning.units import arrange_units
 from htcompress.report import Quality, Report, Timings
-from htcompress.report.report import layer_reports, request_of, totals_of
+from htcompress.report.build import layer_reports, request_of, totals_of
 from htcompress.statistics.collect import SlotStatistics, collect
 from htcompress.task import Task, arguments, load_task, metrics_of, output_of, training_item
 
