@@ -30,6 +30,7 @@ from htcompress.checkpoint.read import Checkpoint, read_checkpoint
 from htcompress.errors import CheckpointError, RequestError, TaskError
 from htcompress.finetuning.distill import Batches, FineTuning, Progress, distill, evaluating
 from htcompress.finetuning.objective import TaskLoss
+from htcompress.formats import Format
 from htcompress.matrix import LayoutKind
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.plain import without_packing
@@ -109,6 +110,7 @@ def compress(
     ratio: float | None = None,
     scope: Scope | str = Scope.AUTO,
     layout: LayoutKind | str = LayoutKind.AUTO,
+    format: Format | str = Format.HT,
     layers: str = "*",
     calibration: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     training: Callable[[], Iterable[Any]] | Iterable[Any] | None = None,
@@ -133,6 +135,7 @@ def compress(
         ratio: instead, how many times fewer numbers than now.
         scope: `auto`, `integrated`, `separate` or `input`.
         layout: `auto`, `split`, `paired` or `svd`.
+        format: `ht`, or for comparison `tt`, `tr`, `bt` or `svd`.
         layers: which recurrent modules, as a glob over their names; others stay dense.
         calibration: inputs of the model, batch by batch (a tuple is its positional arguments), or a function
             that yields them: the decomposition is weighed by them.
@@ -152,7 +155,8 @@ def compress(
         TaskError: the data does not fit the model, or cannot be trained on.
         UnreachableError: the budget is too small for any form; the message says what is enough.
     """
-    goal = Goal(budget, error, ratio, one_of(Scope, scope, "scope"), one_of(LayoutKind, layout, "layout"))
+    forms = one_of(Scope, scope, "scope"), one_of(LayoutKind, layout, "layout"), one_of(Format, format, "format")
+    goal = Goal(budget, error, ratio, *forms)
     data = _Data(
         None if calibration is None else lambda: map(arguments, _restarted(calibration)),
         None if training is None else lambda: map(training_item, _restarted(training)),
@@ -419,7 +423,7 @@ class _Run:
         if self.data.calibration is not None and self.goal.error is None:
             began = time.perf_counter()
             statistics, batch = self._statistics(model, [layer.name for layer in layers])
-            if self.goal.layout is not LayoutKind.SVD:  # which folds nothing
+            if self.goal.folds:  # which folds nothing
                 arranged = arrange_units(model, statistics, batch)
                 model, statistics, reordered = arranged.model, arranged.statistics, arranged.layers
                 layers = selected(inventory_of_model(model), self.pattern)

@@ -42,6 +42,7 @@ REPORT: dict[str, Any] = {
         "ratio": MAYBE,
         "scope": str,
         "layout": str,
+        "format": str,
         "task": (str, NoneType),
         "layers": str,
     },

@@ -23,6 +23,7 @@ from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import Metric
 from htcompress.matrix.target import Target
+from htcompress.matrix.whitening import Whitening, multiply
 from htcompress.tensor import Decomposition, DimensionTree, HTTensor, Nested, RankModel, decompose
 from htcompress.tensor.projection import OVERSAMPLE, edge_spectra, eigh, leading_left
 from htcompress.tensor.tree import balanced
@@ -190,7 +191,7 @@ class Half:
     def _whitened(self, factor: Float[Tensor, "n r"]) -> Tensor:
         folded = _fold(factor, self.modes)
         for axis, root in enumerate(self.roots or ()):
-            folded = _multiply(root.to(folded.dtype), folded, axis)
+            folded = multiply(root.to(folded.dtype), folded, axis)
         return folded
 
     def cores(self, split: RootSplit, rank: int, ranks: Sequence[int]) -> list[Tensor]:
@@ -270,23 +271,15 @@ class WholeForm:
     """Any other layout (paired ones): whitened by modes and decomposed as one tensor."""
 
     layout: Layout
-    roots: tuple[list[Tensor] | None, list[Tensor] | None]
+    whitening: Whitening
     decomposition: Decomposition
 
     @classmethod
     def of(cls, target: Target, layout: Layout, *, cap: int | None) -> WholeForm:
         """Decompose a matrix in a layout."""
-        metric = target.metric
-        roots = metric.row_factors(layout.row_modes), metric.col_factors(layout.col_modes)
-        folded = layout.fold(working(target.matrix.dense()))
-        for k in range(layout.tree.order):
-            m, n = layout.row_modes[k], layout.col_modes[k]
-            for side, root in ((0, roots[0]), (1, roots[1])):
-                if root is not None:
-                    shape = folded.shape
-                    parted = folded.reshape(*shape[:k], m, n, *shape[k + 1 :])
-                    folded = _multiply(root[k].to(parted.dtype), parted, k + side).reshape(shape)
-        return cls(layout, roots, decompose(folded, layout.tree, max_rank=cap))
+        whitening = Whitening.of(target, layout)
+        folded = whitening.folded(target)
+        return cls(layout, whitening, decompose(folded, layout.tree, max_rank=cap))
 
     @property
     def spectra(self) -> tuple[Tensor, ...]:
@@ -305,12 +298,7 @@ class WholeForm:
         for node in self.layout.tree.nodes:
             core = part.core(node)
             if node.is_leaf:
-                k = node.leaves[0]
-                core = core.reshape(self.layout.row_modes[k], self.layout.col_modes[k], -1)
-                for side, root in enumerate(self.roots):
-                    if root is not None:
-                        core = _solve(root[k], core, side)
-                core = core.reshape(-1, core.shape[-1])
+                core = self.whitening.removed(node.leaves[0], core)
             cores.append(core)
         return HTMatrix(self.layout, HTTensor.from_cores(self.layout.tree, cores).compact())
 
@@ -339,12 +327,3 @@ def _fold(factor: Tensor, modes: Sequence[int]) -> Tensor:
     for mode in modes:
         size *= mode
     return F.pad(factor, (0, 0, 0, size - len(factor))).reshape(*modes, factor.shape[1])
-
-
-def _multiply(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
-    return torch.tensordot(matrix, tensor, dims=([1], [axis])).movedim(0, axis)
-
-
-def _solve(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
-    moved = tensor.movedim(axis, 0)
-    return torch.linalg.solve(matrix, moved.reshape(len(moved), -1)).reshape(moved.shape).movedim(0, axis)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from jaxtyping import Float
 from torch import Tensor
 
 from htcompress.errors import ShapeError
 from htcompress.matrix.layout import Layout
+from htcompress.matrix.network import Network
 from htcompress.tensor import HTTensor, ht_svd
 
 
@@ -54,6 +57,29 @@ class HTMatrix:
         return self.tensor.parameters
 
     @property
+    def is_split(self) -> bool:
+        """Whether it is a product of a row factor and a column factor."""
+        return self.layout.is_split
+
+    @property
+    def network(self) -> Network:
+        """How the cores hang together."""
+        return _network(self.layout, self.tensor.ranks)
+
+    def operands(self) -> list[Tensor]:
+        """The cores of `network`, the identities written out."""
+        return [self.tensor.core(node) for node in self.layout.tree.nodes]
+
+    @property
+    def cores(self) -> tuple[Tensor | None, ...]:
+        """What is stored, by nodes of the tree; None where it is an identity."""
+        return self.tensor.cores
+
+    def with_cores(self, cores: Sequence[Tensor | None]) -> HTMatrix:
+        """The same structure with other numbers."""
+        return replace(self, tensor=replace(self.tensor, cores=tuple(cores)))
+
+    @property
     def rank(self) -> int:
         """The rank of the root's edges; for a split layout, the rank of the matrix."""
         children = self.layout.tree.root.children
@@ -72,6 +98,10 @@ class HTMatrix:
             return self.dense().to(vectors.dtype) @ vectors
         rows, cols = (factor.to(vectors.dtype) for factor in self.factors())
         return rows @ (cols.T @ vectors)
+
+    def equalise(self) -> HTMatrix:
+        """The same matrix with equal norms in all stored cores."""
+        return replace(self, tensor=self.tensor.equalise())
 
     def balance(self) -> HTMatrix:
         """The same matrix from well-scaled cores; see `HTTensor.balance`."""
@@ -94,3 +124,19 @@ class HTMatrix:
         rows, cols = sides
         root = self.tensor.cores[tree.root.index]
         return (rows if root is None else rows @ root[:, :, 0]), cols
+
+
+@lru_cache(maxsize=1024)
+def _network(layout: Layout, ranks: tuple[int, ...]) -> Network:
+    legs: list[tuple[str, ...]] = []
+    shapes: list[tuple[int, ...]] = []
+    for node in layout.tree.nodes:
+        if node.children is None:
+            k = node.leaves[0]
+            legs.append((f"m{k}", f"n{k}", f"r{node.index}"))
+            shapes.append((layout.row_modes[k], layout.col_modes[k], ranks[node.index]))
+        else:
+            left, right = node.children
+            legs.append((f"r{left}", f"r{right}", f"r{node.index}"))
+            shapes.append((ranks[left], ranks[right], ranks[node.index]))
+    return Network(layout, tuple(legs), tuple(shapes))

@@ -6,22 +6,25 @@ a few dozen steps of L-BFGS on the exact error, all cores at once, take off what
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from htcompress.matrix.blocks import DOUBLED
 from htcompress.matrix.decompose import RootSplit
+from htcompress.matrix.factored import Factored
 from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.target import COARSE, Target
 
 ITERATIONS = 60
 
+Stored = TypeVar("Stored", bound=Factored)
+
 
 def refine_cores(
-    start: HTMatrix, target: Target, split: RootSplit | None = None, *, iterations: int = ITERATIONS
-) -> HTMatrix:
+    start: Stored, target: Target, split: RootSplit | None = None, *, iterations: int = ITERATIONS
+) -> Stored:
     """Lower ||G^(1/2) (W - W') A^(1/2)|| over the cores of W' at its ranks.
 
     Args:
@@ -36,14 +39,14 @@ def refine_cores(
     if target.total <= 0:
         return start
     objective: _OfFactors | _OfMatrix
-    if start.layout.is_split:
+    if isinstance(start, HTMatrix) and start.is_split:
         objective = _OfFactors(start, target, RootSplit.of(target) if split is None else split)
     else:
         objective = _OfMatrix(target)
     # Their bases suit the metric; well-scaled ones for training are another matter.
     stored = [
         None if core is None else core.to(objective.dtype).contiguous().clone().requires_grad_()
-        for core in start.tensor.equalise().cores
+        for core in start.equalise().cores
     ]
     free = [core for core in stored if core is not None]
     optimizer = torch.optim.LBFGS(
@@ -58,13 +61,12 @@ def refine_cores(
     def closure() -> float:
         optimizer.zero_grad()
         with torch.enable_grad():
-            value = objective.at(replace(start, tensor=replace(start.tensor, cores=tuple(stored))))
+            value = objective.at(start.with_cores(stored))
             value.backward()
         return float(value.detach())
 
     optimizer.step(closure)
-    cores = tuple(None if core is None else core.detach().double() for core in stored)
-    return replace(start, tensor=replace(start.tensor, cores=cores))
+    return start.with_cores([None if core is None else core.detach().double() for core in stored])
 
 
 class _OfFactors:
@@ -78,8 +80,9 @@ class _OfFactors:
         self.dtype = torch.float64 if fine else torch.float32
         self.split = split
 
-    def at(self, stand_in: HTMatrix) -> Tensor:
+    def at(self, stand_in: Factored) -> Tensor:
         """The error of a matrix."""
+        assert isinstance(stand_in, HTMatrix)
         return self.split.error_of(*stand_in.factors()) / self.split.total
 
 
@@ -96,7 +99,7 @@ class _OfMatrix:
         self.keep, self.ridge = metric.shrinkage
         self.scale = target.total
 
-    def at(self, stand_in: HTMatrix) -> Tensor:
+    def at(self, stand_in: Factored) -> Tensor:
         """The error of a matrix."""
         lost = self.weights - self.root.apply(stand_in.dense().float())
         error = self.ridge * lost.square().sum()

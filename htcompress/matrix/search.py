@@ -16,6 +16,7 @@ from torch import Tensor
 
 from htcompress.matrix.blocks import Blocks
 from htcompress.matrix.decompose import Form, Half, RootSplit, Side, SplitForm, WholeForm, rank_cap
+from htcompress.matrix.factored import Factored
 from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings, with_slabs
 from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.layout import Layout, LayoutKind
@@ -42,7 +43,7 @@ class Choice:
 
     parameters: int
     error: float
-    matrix: HTMatrix | None
+    matrix: Factored | None
     """None: kept dense."""
 
 
@@ -245,7 +246,7 @@ class Search:
 
     def _refined(self, choice: Choice, *, iterations: int = ITERATIONS) -> Choice:
         """The choice with its cores refined in the exact metric, where that gains anything."""
-        if choice.matrix is None or choice.matrix.layout.kind is LayoutKind.SVD:
+        if not isinstance(choice.matrix, HTMatrix) or choice.matrix.layout.kind is LayoutKind.SVD:
             return choice
         split = self._split if choice.matrix.layout.is_split else None
         matrix = refine_cores(choice.matrix, self.target, split, iterations=iterations)
@@ -360,7 +361,7 @@ class Search:
         return best
 
     def _stored_error(self, choice: Choice) -> float:
-        assert choice.matrix is not None
+        assert isinstance(choice.matrix, HTMatrix)
         stored = choice.matrix.tensor.map(lambda core: core.float().double())
         return self.target.error_of(HTMatrix(choice.matrix.layout, stored))
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from htcompress.matrix.blocks import Blocks
+from htcompress.matrix.factored import Factored
 from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.metric import Metric
 
@@ -42,17 +43,19 @@ class Target:
         """The squared error of a zero matrix: the scale of all errors."""
         return self.metric.squared(self.matrix.chunks()) if self.gram is None else float(self.gram.trace())
 
-    def error_of(self, stand_in: HTMatrix) -> float:
+    def error_of(self, stand_in: Factored) -> float:
         """The squared error of a stand-in."""
-        if not stand_in.layout.is_split:
+        if not (isinstance(stand_in, HTMatrix) and stand_in.is_split):
             return self.metric.squared(self._lost(stand_in.dense(), None))
         rows, cols = (factor.double() for factor in stand_in.factors())
         error = self.total - 2 * float(self.along(rows, cols)) + float(self.squared(rows, cols))
         return error if error > COARSE * self.total else self.metric.squared(self._lost(rows, cols))
 
-    def weight_error_of(self, stand_in: HTMatrix) -> float:
+    def weight_error_of(self, stand_in: Factored) -> float:
         """The plain relative error ||W - W'|| / ||W||."""
-        factors = stand_in.factors() if stand_in.layout.is_split else (stand_in.dense(), None)
+        factors: tuple[Tensor, Tensor | None] = stand_in.dense(), None
+        if isinstance(stand_in, HTMatrix) and stand_in.is_split:
+            factors = stand_in.factors()
         lost = sum(float(chunk.square().sum()) for _, chunk in self._lost(*factors))
         scale = sum(float(chunk.square().sum()) for _, chunk in self.matrix.chunks())
         return relative(lost, scale)

@@ -15,7 +15,7 @@ from htcompress.nn.kernel import run_cell, run_layer
 from htcompress.nn.plan import Plan
 from htcompress.nn.settings import Kind, RecurrentSettings
 from htcompress.nn.stepwise import State
-from htcompress.nn.weights import GateMatrices, GateWeights, HTWeight
+from htcompress.nn.weights import FactoredWeight, GateMatrices, GateWeights
 
 
 class HTRecurrent(nn.Module):
@@ -65,7 +65,7 @@ class HTRecurrent(nn.Module):
         """
         for gates in self.slots().values():
             weight = gates.ih if gates.joint is None else gates.joint
-            if isinstance(weight, HTWeight):
+            if isinstance(weight, FactoredWeight):
                 weight.use(plan)
 
     @property

@@ -1,7 +1,8 @@
-"""The weights of one layer and direction, in HT form or dense, as parameters that train."""
+"""The weights of one layer and direction, factored or dense, as parameters that train."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from htcompress.formats import NetworkMatrix, Structure
 from htcompress.matrix import HTMatrix, Layout
 from htcompress.matrix.blocks import thin_product
-from htcompress.nn.plan import Plan, admitted, contract, plan_for
+from htcompress.matrix.factored import Factored
+from htcompress.nn.plan import Plan, admitted, plan_for
 from htcompress.nn.settings import Kind, RecurrentSettings
 from htcompress.tensor import HTTensor
 
@@ -36,33 +39,32 @@ class DenseWeight(nn.Module):
         return {"form": "dense", "shape": list(self.shape)}
 
 
-class HTWeight(nn.Module):
-    """A matrix in HT form. Its parameters are the stored cores: `U<mode>` at leaves, `B<modes>` inside."""
+class FactoredWeight(nn.Module):
+    """A matrix stored as cores, which are its parameters."""
 
-    def __init__(self, matrix: HTMatrix) -> None:
+    def __init__(self, matrix: Factored, names: Sequence[str]) -> None:
         super().__init__()
         self.layout = matrix.layout
-        self.ranks = matrix.tensor.ranks
+        self.network = matrix.network
+        self.rank = matrix.rank if matrix.is_split else None
         self.plan = Plan.AUTO
-        self._names: list[str | None] = []
-        for node, core in zip(matrix.layout.tree.nodes, matrix.tensor.cores, strict=True):
-            name = None
-            if core is not None:
-                name = ("U" if node.is_leaf else "B") + "_".join(map(str, node.leaves))
+        self._names = [None if core is None else name for name, core in zip(names, matrix.cores, strict=True)]
+        for name, core in zip(self._names, matrix.cores, strict=True):
+            if name is not None and core is not None:
                 self.register_parameter(name, nn.Parameter(core.detach().clone().contiguous()))
-            self._names.append(name)
 
-    def matrix(self) -> HTMatrix:
+    def matrix(self) -> Factored:
         """The pure object over the live parameters."""
-        cores = tuple(None if name is None else getattr(self, name) for name in self._names)
-        return HTMatrix(self.layout, HTTensor(self.layout.tree, self.layout.shape, self.ranks, cores))
+        raise NotImplementedError
 
     def dense(self) -> Float[Tensor, "rows cols"]:
         return self.matrix().dense()
 
     def factors(self) -> tuple[Float[Tensor, "rows r"], Float[Tensor, "cols r"]]:
         """R and C with W = R C^T; split layouts only."""
-        return self.matrix().factors()
+        matrix = self.matrix()
+        assert isinstance(matrix, HTMatrix)
+        return matrix.factors()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,17 +74,36 @@ class HTWeight(nn.Module):
     def projects(self) -> bool:
         """Whether reducing the input to r numbers first costs less than the matrix itself."""
         rows, cols = self.shape
-        return self.layout.is_split and self.matrix().rank * (rows + cols) < rows * cols
+        return self.rank is not None and self.rank * (rows + cols) < rows * cols
 
     def use(self, plan: Plan | str) -> None:
-        """Always follow one plan. Raises `RequestError` where the layout does not admit it."""
-        self.plan = admitted(self.matrix(), Plan(plan))
+        """Always follow one plan. Raises `RequestError` where the matrix does not admit it."""
+        self.plan = admitted(self.network, self.rank, Plan(plan))
 
     def plan_at(self, vectors: int) -> Plan:
         """The plan for so many input vectors at a time, gradients recorded or not."""
         if self.plan is not Plan.AUTO:
             return self.plan
-        return plan_for(self.layout, self.ranks, vectors, learning=torch.is_grad_enabled())
+        return plan_for(self.network, self.rank, vectors, learning=torch.is_grad_enabled())
+
+    def to_config(self) -> dict[str, Any]:
+        """The structure as JSON values."""
+        raise NotImplementedError
+
+    def _stored(self) -> tuple[Tensor | None, ...]:
+        return tuple(None if name is None else getattr(self, name) for name in self._names)
+
+
+class HTWeight(FactoredWeight):
+    """A matrix in HT form. Its parameters are the stored cores: `U<mode>` at leaves, `B<modes>` inside."""
+
+    def __init__(self, matrix: HTMatrix) -> None:
+        nodes = matrix.layout.tree.nodes
+        super().__init__(matrix, [("U" if node.is_leaf else "B") + "_".join(map(str, node.leaves)) for node in nodes])
+        self.ranks = matrix.tensor.ranks
+
+    def matrix(self) -> HTMatrix:
+        return HTMatrix(self.layout, HTTensor(self.layout.tree, self.layout.shape, self.ranks, self._stored()))
 
     def to_config(self) -> dict[str, Any]:
         return {"form": "ht", "layout": self.layout.to_config(), "ranks": list(self.ranks)}
@@ -92,20 +113,47 @@ class HTWeight(nn.Module):
         return f"{rows} x {cols}, modes={self.layout.shape}, ranks={self.ranks}"
 
 
-Weight = DenseWeight | HTWeight
+class NetworkWeight(FactoredWeight):
+    """A matrix in one of the formats that HT is compared with."""
+
+    def __init__(self, matrix: NetworkMatrix) -> None:
+        super().__init__(matrix, matrix.structure.names)
+        self.structure = matrix.structure
+
+    def matrix(self) -> NetworkMatrix:
+        return NetworkMatrix(self.structure, tuple(getattr(self, name) for name in self.structure.names))
+
+    def to_config(self) -> dict[str, Any]:
+        return self.structure.to_config()
+
+    def extra_repr(self) -> str:
+        rows, cols = self.shape
+        return f"{self.structure.format}, {rows} x {cols}, modes={self.layout.shape}, ranks={self.structure.ranks}"
+
+
+Weight = DenseWeight | FactoredWeight
 
 
 def weight_from_config(config: dict[str, Any]) -> Weight:
     """A weight of the right structure, filled with zeros; the numbers come from a state_dict."""
     if config["form"] == "dense":
         return DenseWeight(torch.zeros(*config["shape"]))
+    if config["form"] != "ht":
+        return NetworkWeight(NetworkMatrix.zeros(Structure.from_config(config)))
     layout = Layout.from_config(config["layout"])
     return HTWeight(HTMatrix(layout, HTTensor.zeros(layout.tree, layout.shape, config["ranks"])))
 
 
-def make_weight(matrix: HTMatrix | Tensor, *, shared: bool = False) -> Weight:
+def _factored(matrix: Factored) -> FactoredWeight:
+    if isinstance(matrix, HTMatrix):
+        return HTWeight(matrix)
+    assert isinstance(matrix, NetworkMatrix)
+    return NetworkWeight(matrix)
+
+
+def make_weight(matrix: Factored | Tensor, *, shared: bool = False) -> Weight:
     """The module for a decomposed or a dense matrix."""
-    return HTWeight(matrix) if isinstance(matrix, HTMatrix) else DenseWeight(matrix, shared=shared)
+    return DenseWeight(matrix, shared=shared) if isinstance(matrix, Tensor) else _factored(matrix)
 
 
 _MANY = 16
@@ -121,7 +169,7 @@ class KernelWeights:
     (rows, state), or as factors R (rows, r) and C (state, r).
     """
 
-    reduce: Tensor | HTMatrix | None
+    reduce: Tensor | Factored | None
     ih: Tensor | None
     recurrent: Tensor | tuple[Tensor, Tensor]
     bias_ih: Tensor | None
@@ -132,8 +180,8 @@ class KernelWeights:
         """What `ih` reads of the input."""
         if self.reduce is None:
             return x
-        if isinstance(self.reduce, HTMatrix):
-            return contract(self.reduce, x)
+        if not isinstance(self.reduce, Tensor):
+            return self.reduce.network.times(self.reduce.operands(), x)
         flat = x.reshape(-1, x.shape[-1])
         if x.device.type != "cpu" or len(flat) < _MANY:
             return F.linear(x, self.reduce)
@@ -155,19 +203,19 @@ class KernelWeights:
 
 @dataclass(frozen=True)
 class GateMatrices:
-    """The matrices of one layer and direction before they become parameters, each HT or dense.
+    """The matrices of one layer and direction before they become parameters, each factored or dense.
 
     Either `joint`, one matrix for [W_ih | W_hh | biases], or `ih` and `hh`. `bias` (rows) is the merged
     bias where it is not a column of `joint`; `bias_hn` (hidden) is what a GRU cannot merge; `hr` is an
     LSTM's projection. Where they are `shared`, dense matrices become parameters without being copied.
     """
 
-    ih: HTMatrix | Tensor | None = None
-    hh: HTMatrix | Tensor | None = None
-    joint: HTMatrix | None = None
+    ih: Factored | Tensor | None = None
+    hh: Factored | Tensor | None = None
+    joint: Factored | None = None
     bias: Tensor | None = None
     bias_hn: Tensor | None = None
-    hr: HTMatrix | Tensor | None = None
+    hr: Factored | Tensor | None = None
     shared: bool = False
 
 
@@ -180,7 +228,7 @@ class GateWeights(nn.Module):
 
     ih: Weight | None
     hh: Weight | None
-    joint: HTWeight | None
+    joint: FactoredWeight | None
     hr: Weight | None
     bias: nn.Parameter | None
     bias_hn: nn.Parameter | None
@@ -191,7 +239,7 @@ class GateWeights(nn.Module):
         self.input_size = settings.layer_input(layer)
         self.ih = None if matrices.ih is None else make_weight(matrices.ih, shared=matrices.shared)
         self.hh = None if matrices.hh is None else make_weight(matrices.hh, shared=matrices.shared)
-        self.joint = None if matrices.joint is None else HTWeight(matrices.joint)
+        self.joint = None if matrices.joint is None else _factored(matrices.joint)
         self.hr = None if matrices.hr is None else make_weight(matrices.hr, shared=matrices.shared)
         for name in ("bias", "bias_hn"):
             value = getattr(matrices, name)
@@ -222,7 +270,7 @@ class GateWeights(nn.Module):
 
     def _plan(self, vectors: int) -> Plan:
         weight = self.ih if self.joint is None else self.joint
-        if not isinstance(weight, HTWeight):
+        if not isinstance(weight, FactoredWeight):
             return Plan.MATERIALISE
         plan = weight.plan_at(vectors)
         # The input is but a part of what a joint matrix reads.
@@ -235,15 +283,15 @@ class GateWeights(nn.Module):
         assert self.ih is not None
         assert self.hh is not None
         bias_ih, bias_hh = self._biases(self.bias)
-        recurrent = self.hh.factors() if isinstance(self.hh, HTWeight) and self.hh.projects else self.hh.dense()
-        if isinstance(self.ih, HTWeight) and plan is Plan.PROJECT:
+        recurrent = self.hh.factors() if isinstance(self.hh, FactoredWeight) and self.hh.projects else self.hh.dense()
+        if isinstance(self.ih, FactoredWeight) and plan is Plan.PROJECT:
             rows, cols = self.ih.factors()
             return KernelWeights(cols.T, rows, recurrent, bias_ih, bias_hh, hr)
-        if isinstance(self.ih, HTWeight) and plan is Plan.CONTRACT:
+        if isinstance(self.ih, FactoredWeight) and plan is Plan.CONTRACT:
             return KernelWeights(self.ih.matrix(), None, recurrent, bias_ih, bias_hh, hr)
         return KernelWeights(None, self.ih.dense(), recurrent, bias_ih, bias_hh, hr)
 
-    def _resolve_joint(self, joint: HTWeight, plan: Plan, hr: Tensor | None) -> KernelWeights:
+    def _resolve_joint(self, joint: FactoredWeight, plan: Plan, hr: Tensor | None) -> KernelWeights:
         n, s = self.input_size, self.settings.state_size
         reduce = None
         recurrent: Tensor | tuple[Tensor, Tensor]

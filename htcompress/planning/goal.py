@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from htcompress.errors import RequestError
+from htcompress.formats import Format
 from htcompress.matrix import LayoutKind
 
 
@@ -28,6 +29,8 @@ class Goal:
         error: relative Frobenius error of each weight matrix that is not exceeded.
         ratio: how many times fewer numbers than the checkpoint's; a budget in other words.
 
+    `format` is Hierarchical Tucker unless another is to be compared with it; truncated SVD is HT of order two.
+
     Raises:
         RequestError: none or several of the three, or a value that makes no sense.
     """
@@ -37,6 +40,7 @@ class Goal:
     ratio: float | None = None
     scope: Scope = Scope.AUTO
     layout: LayoutKind = LayoutKind.AUTO
+    format: Format = Format.HT
 
     def __post_init__(self) -> None:
         given = [name for name in ("budget", "error", "ratio") if getattr(self, name) is not None]
@@ -53,8 +57,17 @@ class Goal:
                 f"The error is relative to the norm of a weight matrix: at least 0 and below 1 (such as 0.1); "
                 f"found {self.error}."
             )
+        if self.format in (Format.TT, Format.TR, Format.BT) and self.layout is not LayoutKind.AUTO:
+            raise RequestError(
+                f"The format {self.format} has one family of layouts; leave the layout at auto. Found {self.layout}."
+            )
         if self.ratio is not None and not (self.ratio >= 1 and math.isfinite(self.ratio)):
             raise RequestError(f"The ratio is how many times smaller, at least 1 (such as 100); found {self.ratio}.")
+
+    @property
+    def folds(self) -> bool:
+        """Whether matrices are folded into tensors; a truncated SVD takes them as they are."""
+        return self.layout is not LayoutKind.SVD and self.format is not Format.SVD
 
     def budget_for(self, parameters: int) -> int | None:
         """The stored numbers allowed, of layers that store `parameters` now; None for an error goal."""

@@ -74,7 +74,7 @@ def plan_layers(
     budget = goal.budget_for(before)
     cap = budget if budget is not None else before
     targets = [
-        SlotTarget(slot, (statistics or {}).get(layer.name, {}).get(name), cap, goal.scope, goal.layout)
+        SlotTarget(slot, (statistics or {}).get(layer.name, {}).get(name), cap, goal.scope, goal.layout, goal.format)
         for layer in layers
         for name, slot in layer.slots.items()
     ]

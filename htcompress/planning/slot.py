@@ -9,8 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from htcompress.matrix import HTMatrix, LayoutKind, Metric
+from htcompress.formats import Format
+from htcompress.formats.search import NetworkSearch
+from htcompress.matrix import LayoutKind, Metric
 from htcompress.matrix.blocks import Block, Blocks
+from htcompress.matrix.factored import Factored
 from htcompress.matrix.inputs import Inputs, gather
 from htcompress.matrix.search import Choice, Columns, Search
 from htcompress.matrix.target import Target
@@ -23,10 +26,10 @@ from htcompress.statistics.collect import SlotStatistics
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One matrix of a slot that may be put into HT form: `joint`, `ih`, `hh` or `hr`."""
+    """One matrix of a slot that may be factored: `joint`, `ih`, `hh` or `hr`."""
 
     name: str
-    search: Search
+    search: Search | NetworkSearch
     weight: float
     """What a squared error of this matrix counts beside those of other slots."""
 
@@ -67,6 +70,7 @@ class SlotTarget:
     max_parameters: int
     scope: Scope
     layout: LayoutKind
+    format: Format = Format.HT
 
     @cached_property
     def recipes(self) -> list[Recipe]:
@@ -92,15 +96,22 @@ class SlotTarget:
         matrix, metric = self._matrix(name, biases_apart=biases_apart), self._metric(name, biases_apart=biases_apart)
         settings, inputs = self.dense.settings, self.dense.ih.shape[1]
         columns = Columns(inputs, matrix.shape[1] - inputs) if name == "joint" else Columns(matrix.shape[1])
-        search = Search(
-            matrix,
-            metric,
-            max_parameters=self.max_parameters,
-            gates=1 if name == "hr" else settings.kind.gates,
-            columns=columns,
-            kind=self.layout,
-            like=None if like is None else like.search,
-        )
+        gates = 1 if name == "hr" else settings.kind.gates
+        search: Search | NetworkSearch
+        if self.format in (Format.HT, Format.SVD):
+            search = Search(
+                matrix,
+                metric,
+                max_parameters=self.max_parameters,
+                gates=gates,
+                columns=columns,
+                kind=LayoutKind.SVD if self.format is Format.SVD else self.layout,
+                like=None if like is None or not isinstance(like.search, Search) else like.search,
+            )
+        else:
+            search = NetworkSearch(
+                matrix, metric, form=self.format, max_parameters=self.max_parameters, gates=gates, columns=columns
+            )
         return Part(name, search, self._weight(name, search))
 
     @cached_property
@@ -135,7 +146,7 @@ class SlotTarget:
         gradients = self.seen.gradients_hh if name == "hh" else self.seen.gradients_ih
         return Metric(rows, cols, gradients, self._inputs.select(*kinds, constants=columns, centred=centred))
 
-    def _weight(self, name: str, search: Search) -> float:
+    def _weight(self, name: str, search: Search | NetworkSearch) -> float:
         if self.seen is not None and name != "hr":
             return 1.0
         norms = [self.dense.ih, self.dense.hh] + ([] if self.dense.hr is None else [self.dense.hr])
@@ -171,13 +182,13 @@ class SlotTarget:
     def matrices(self, recipe: Recipe, choices: Sequence[Choice]) -> GateMatrices:
         """What will be stored: the chosen matrices, and the biases with the mean error moved into them."""
         dense = self.dense
-        named: dict[str, HTMatrix | Tensor | None] = {"ih": dense.ih, "hh": dense.hh, "hr": dense.hr}
+        named: dict[str, Factored | Tensor | None] = {"ih": dense.ih, "hh": dense.hh, "hr": dense.hr}
         for part, choice in zip(recipe.parts, choices, strict=True):
             if choice.matrix is not None:
                 named[part.name] = choice.matrix
         bias, bias_hn = dense.bias, dense.bias_hn
         joint = named.pop("joint", None)
-        if isinstance(joint, HTMatrix):
+        if joint is not None and not isinstance(joint, Tensor):
             part = recipe.parts[0]
             if part.search.matrix.shape[1] > dense.ih.shape[1] + dense.hh.shape[1]:
                 return GateMatrices(joint=joint, hr=named["hr"])
@@ -192,7 +203,9 @@ class SlotTarget:
                 bias, bias_hn = _add(bias, change[0]), _add(bias_hn, change[1])
         return GateMatrices(ih=named["ih"], hh=named["hh"], bias=bias, bias_hn=bias_hn, hr=named["hr"])
 
-    def _correction(self, search: Search, stand_in: HTMatrix, inputs: int) -> tuple[Tensor, Tensor | None]:
+    def _correction(
+        self, search: Search | NetworkSearch, stand_in: Factored, inputs: int
+    ) -> tuple[Tensor, Tensor | None]:
         """(W - W') mu, for the bias; for a GRU the candidate's hidden part apart."""
         assert search.metric.mean is not None
         mean = search.metric.mean

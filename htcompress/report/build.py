@@ -6,10 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from htcompress.formats import Format, NetworkMatrix
 from htcompress.matrix import HTMatrix
+from htcompress.matrix.factored import Factored
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.nn.weights import GateWeights, HTWeight
+from htcompress.nn.weights import FactoredWeight, GateWeights
 from htcompress.planning import Goal, LayerPlan
 from htcompress.report.report import LayerReport, MatrixReport, Totals
 
@@ -22,6 +24,7 @@ def request_of(goal: Goal, *, task: str | None, layers: str) -> dict[str, Any]:
         "ratio": goal.ratio,
         "scope": goal.scope.value,
         "layout": goal.layout.value,
+        "format": goal.format.value,
         "task": task,
         "layers": layers,
     }
@@ -65,7 +68,7 @@ def slot_macs(gates: GateWeights) -> int:
     s = gates.settings
     total = s.rows * s.state_size + s.proj_size * s.hidden_size
     weight = gates.joint or gates.ih
-    if isinstance(weight, HTWeight) and weight.projects:
+    if isinstance(weight, FactoredWeight) and weight.projects:
         return total + weight.matrix().rank * (gates.input_size + s.rows)
     return total + s.rows * gates.input_size
 
@@ -95,15 +98,23 @@ def _layer(plan: LayerPlan, module: HTRecurrent) -> LayerReport:
 def _matrix_report(
     name: str,
     shape: tuple[int, int],
-    stored: HTMatrix | None,
+    stored: Factored | None,
     parameters: int,
     error: dict[str, float | None],
 ) -> MatrixReport:
     if stored is None:
         return MatrixReport(name, shape, "dense", (), (), [], {}, parameters, error, kept_dense=True)
     layout = stored.layout
+    if isinstance(stored, NetworkMatrix):
+        structure = stored.structure
+        form = structure.format.value
+        names = ("blocks", "rank") if structure.format is Format.BT else [f"r{k}" for k in range(len(structure.ranks))]
+        ranks = dict(zip(names, structure.ranks, strict=True))
+        modes = layout.row_modes, layout.col_modes
+        return MatrixReport(name, shape, form, *modes, [], ranks, parameters, error, kept_dense=False)
+    assert isinstance(stored, HTMatrix)
     config = layout.to_config()
-    ranks = dict(zip((node.name for node in layout.tree.nodes), stored.tensor.ranks, strict=True))
+    by_node = dict(zip((node.name for node in layout.tree.nodes), stored.tensor.ranks, strict=True))
     return MatrixReport(
         name,
         shape,
@@ -111,7 +122,7 @@ def _matrix_report(
         layout.row_modes,
         layout.col_modes,
         config["tree"],
-        ranks,
+        by_node,
         parameters,
         error,
         kept_dense=False,

@@ -74,7 +74,7 @@ def form(matrix: MatrixReport) -> str:
     """The layout in a few characters: 4·8·8 | 60·60."""
     if matrix.kept_dense:
         return "dense"
-    if matrix.layout == "paired":
+    if matrix.layout in PAIRED:
         return " ".join(f"{m}×{n}" for m, n in zip(matrix.row_modes, matrix.col_modes, strict=True))
     rows = [m for m, n in zip(matrix.row_modes, matrix.col_modes, strict=True) if n == 1 and m > 1]
     cols = [n for m, n in zip(matrix.row_modes, matrix.col_modes, strict=True) if m == 1 and n > 1]
@@ -87,7 +87,7 @@ def rank(matrix: MatrixReport) -> str:
         return ""
     ranks = list(matrix.ranks.values())
     # Post-order: the last is the root, the one before it is the root's right child.
-    return str(ranks[-2] if matrix.layout != "paired" and len(ranks) > 1 else max(ranks))
+    return str(ranks[-2] if matrix.layout not in PAIRED and len(ranks) > 1 else max(ranks))
 
 
 def sensitive(report: Report) -> str | None:
@@ -101,6 +101,9 @@ def sensitive(report: Report) -> str | None:
         f"would help there first."
     )
 
+
+PAIRED = ("paired", "tt", "tr", "bt")
+"""Layouts whose modes take rows and columns together."""
 
 SENSITIVE = 0.5
 """The relative error of a matrix's output from which on it is named."""

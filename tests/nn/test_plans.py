@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from htcompress.errors import RequestError
 from htcompress.matrix import HTMatrix, Layout
+from htcompress.matrix.network import Network
 from htcompress.nn import HTGRU, HTLSTM, HTRNN, HTRecurrent
-from htcompress.nn.plan import Plan, contract, plan_costs, plan_for
+from htcompress.nn.plan import Plan, plan_costs, plan_for
 from htcompress.nn.settings import Kind, RecurrentSettings
 from htcompress.nn.weights import GateMatrices
 
@@ -33,11 +34,16 @@ def matrix_of(name: str, rank: int = 3) -> HTMatrix:
     return HTMatrix(layout, random_ht(layout.tree, layout.shape, ranks))
 
 
+def form_of(matrix: HTMatrix) -> tuple[Network, int | None]:
+    """What the cost model looks at."""
+    return matrix.network, matrix.rank if matrix.is_split else None
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_contraction_is_the_product(name: str) -> None:
     matrix = matrix_of(name)
     x = torch.randn(5, 2, matrix.layout.cols, dtype=torch.float64)
-    assert distance(contract(matrix, x), x @ matrix.dense().T) < 1e-12
+    assert distance(matrix.network.times(matrix.operands(), x), x @ matrix.dense().T) < 1e-12
 
 
 CASES: list[tuple[type[HTRecurrent], type[nn.Module], Kind]] = [
@@ -80,7 +86,7 @@ def test_every_plan_gives_the_same_outputs_states_and_gradients(
     if packed:
         x = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([7, 4, 2]))
     results = {}
-    for plan in plan_costs(LAYOUTS[layout], (3, 3, 1), 1, False):
+    for plan in plan_costs(*form_of(matrix_of(layout)), 1, False):
         model.use_plan(plan)
         results[plan] = run(model, x)
         with torch.no_grad():  # where what is written out is kept
@@ -134,7 +140,7 @@ def test_the_cost_model_ranks_plans_as_a_clock_does(name: str) -> None:
     model = HTRNN.from_matrices(settings, [GateMatrices(ih=matrix, hh=hh, bias=torch.zeros(layout.rows))])
     (gates,) = model.slots().values()
     x = torch.randn(vectors, layout.cols)
-    costs = plan_costs(layout, (*ranks, 1), vectors, False)
+    costs = plan_costs(*form_of(matrix), vectors, False)
     seconds: dict[Plan, list[float]] = {plan: [] for plan in costs}
     with torch.no_grad():
         for turn in range(8):
@@ -147,6 +153,6 @@ def test_the_cost_model_ranks_plans_as_a_clock_does(name: str) -> None:
                 if turn:
                     seconds[plan].append(time.perf_counter() - began)
     cheap, dear = sorted(costs, key=lambda plan: costs[plan])
-    assert plan_for(layout, (*ranks, 1), vectors, learning=False) is cheap
+    assert plan_for(*form_of(matrix), vectors, learning=False) is cheap
     assert costs[dear] > 3 * costs[cheap], "the case should be clear"
     assert median(seconds[cheap]) < median(seconds[dear])

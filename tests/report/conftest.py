@@ -108,6 +108,7 @@ def report() -> Report:
             "ratio": None,
             "scope": "auto",
             "layout": "auto",
+            "format": "ht",
             "task": "task.py",
             "layers": "*",
         },

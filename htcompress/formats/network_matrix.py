@@ -1,0 +1,95 @@
+"""A matrix in one of the formats that HT is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from htcompress.errors import ShapeError
+from htcompress.formats.structure import Structure
+from htcompress.matrix.layout import Layout
+from htcompress.matrix.network import Network
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkMatrix:
+    """A matrix as a network of cores; the counterpart of `HTMatrix`.
+
+    Raises `ShapeError` where the cores do not have the structure's shapes.
+    """
+
+    structure: Structure
+    cores: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        found = tuple(tuple(core.shape) for core in self.cores)
+        if found != self.structure.shapes:
+            raise ShapeError(f"Cores of shapes {found} do not fit a structure of {self.structure.shapes}.")
+
+    @classmethod
+    def zeros(cls, structure: Structure) -> NetworkMatrix:
+        """The zero matrix of a structure."""
+        return cls(structure, tuple(torch.zeros(shape) for shape in structure.shapes))
+
+    @property
+    def layout(self) -> Layout:
+        """How the matrix is folded."""
+        return self.structure.layout
+
+    @cached_property
+    def network(self) -> Network:
+        """How the cores hang together."""
+        return self.structure.network
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are stored."""
+        return self.structure.parameters
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it is a product of a row factor and a column factor: never, its modes are paired."""
+        return False
+
+    @property
+    def rank(self) -> int:
+        """The largest of its ranks."""
+        return max(self.structure.ranks)
+
+    def operands(self) -> tuple[Tensor, ...]:
+        """The cores of `network`."""
+        return self.cores
+
+    def with_cores(self, cores: Sequence[Tensor | None]) -> NetworkMatrix:
+        """The same structure with other numbers."""
+        return replace(self, cores=tuple(core for core in cores if core is not None))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> NetworkMatrix:
+        """The same structure with a function applied to every core."""
+        return self.with_cores([function(core) for core in self.cores])
+
+    def dense(self) -> Float[Tensor, "rows cols"]:
+        """The matrix itself."""
+        return self.network.dense(self.cores)
+
+    def times(self, vectors: Float[Tensor, "cols k"]) -> Float[Tensor, "rows k"]:
+        """W X in the vectors' precision."""
+        return self.dense().to(vectors.dtype) @ vectors
+
+    def equalise(self) -> NetworkMatrix:
+        """The same matrix with equal norms in all cores."""
+        norms = [float(torch.linalg.vector_norm(core)) for core in self.cores]
+        if min(norms) == 0.0:
+            return self
+        mean = prod(n ** (1 / len(norms)) for n in norms)
+        return self.map(lambda core: core * (mean / torch.linalg.vector_norm(core)))
+
+    def balance(self) -> NetworkMatrix:
+        """The same matrix from well-scaled cores."""
+        return self.equalise()

@@ -1,0 +1,93 @@
+"""How the cores of a factored matrix hang together: all that contracting them, or x with them, needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import opt_einsum
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from htcompress.matrix.layout import Layout
+
+
+@dataclass(frozen=True)
+class Network:
+    """A matrix as a contraction of cores; hashable, so that orders of contraction are planned once.
+
+    Args:
+        layout: how the matrix is folded into row and column modes.
+        legs: for each core the names of its axes: `m0`, `m1`, ... are row modes, `n0`, `n1`, ... column modes,
+            anything else a bond between cores.
+        shapes: the sizes of these axes.
+    """
+
+    layout: Layout
+    legs: tuple[tuple[str, ...], ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def dense(self, cores: Sequence[Tensor]) -> Float[Tensor, "rows cols"]:
+        """The matrix; padding is cut off."""
+        row_modes, col_modes = self._modes("m"), self._modes("n")
+        full = _contraction(self, row_modes + col_modes, None)(*self._reshaped(cores), backend="torch")
+        layout = self.layout
+        return full.reshape(prod(layout.row_modes), prod(layout.col_modes))[: layout.rows, : layout.cols]
+
+    def times(self, cores: Sequence[Tensor], x: Float[Tensor, "*vectors cols"]) -> Float[Tensor, "*vectors rows"]:
+        """W x for every vector, core by core along the planned order.
+
+        Padding of the columns is appended to x; that of the rows is cut off.
+        """
+        layout = self.layout
+        flat = x.reshape(-1, layout.cols)
+        missing = prod(layout.col_modes) - layout.cols
+        if missing:
+            flat = torch.nn.functional.pad(flat, (0, missing))
+        folded = flat.reshape(-1, *layout.col_modes)
+        expression = _contraction(self, ("x", *self._modes("m")), len(flat))
+        product = expression(folded, *self._reshaped(cores), backend="torch")
+        return product.reshape(len(flat), -1)[:, : layout.rows].reshape(*x.shape[:-1], layout.rows)
+
+    def cost(self, vectors: int) -> tuple[float, float]:
+        """The multiplications of W x for so many vectors, and the largest intermediate."""
+        return _cost(self, vectors)
+
+    def _modes(self, side: str) -> tuple[str, ...]:
+        return tuple(f"{side}{k}" for k in range(self.layout.tree.order))
+
+    def _reshaped(self, cores: Sequence[Tensor]) -> list[Tensor]:
+        return [core.reshape(shape) for core, shape in zip(cores, self.shapes, strict=True)]
+
+    def _operands(self, vectors: int | None) -> tuple[list[tuple[str, ...]], list[tuple[int, ...]]]:
+        legs, shapes = list(self.legs), list(self.shapes)
+        if vectors is not None:
+            legs.insert(0, ("x", *self._modes("n")))
+            shapes.insert(0, (vectors, *self.layout.col_modes))
+        return legs, shapes
+
+
+def _equation(legs: Sequence[tuple[str, ...]], out: tuple[str, ...]) -> str:
+    names = dict.fromkeys(name for axes in (*legs, out) for name in axes)
+    letters = {name: opt_einsum.get_symbol(k) for k, name in enumerate(names)}
+    written = ("".join(letters[name] for name in axes) for axes in (*legs, out))
+    *inputs, output = written
+    return ",".join(inputs) + "->" + output
+
+
+@lru_cache(maxsize=512)
+def _contraction(network: Network, out: tuple[str, ...], vectors: int | None) -> Callable[..., Tensor]:
+    """A contraction, its order planned once."""
+    legs, shapes = network._operands(vectors)
+    return opt_einsum.contract_expression(_equation(legs, out), *shapes, optimize="auto")
+
+
+@lru_cache(maxsize=1024)
+def _cost(network: Network, vectors: int) -> tuple[float, float]:
+    legs, shapes = network._operands(vectors)
+    equation = _equation(legs, ("x", *network._modes("m")))
+    _, info = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize="auto")
+    return float(info.opt_cost) / 2, float(info.largest_intermediate)
