@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from htcompress.finetuning.distill import FineTuning
     from htcompress.pipeline import Compressed
     from htcompress.planning import Goal
+    from htcompress.study import Place, Study
 
 app = typer.Typer(
     name="htcompress",
@@ -38,11 +39,29 @@ TaskOption = Annotated[
 NeededTask = Annotated[
     str, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
 ]
+ScopeOption = Annotated[
+    str, typer.Option(metavar="SCOPE", help="What is factored together: auto, integrated, separate, input.")
+]
+Layers = Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers; the others stay dense.")]
+Finetune = Annotated[bool, typer.Option("--finetune/--no-finetune", help="Distil from the dense model.")]
 Steps = Annotated[str | None, typer.Option(metavar="N", help="Steps of fine-tuning.", show_default="400")]
 TimeLimit = Annotated[
     str | None, typer.Option(metavar="SECONDS", help="Of fine-tuning; its schedule shortens with it.")
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random.")]
+StudyOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="Where it and its points are kept.",
+        show_default="<name>-<command>",
+    ),
+]
+Jobs = Annotated[int | None, typer.Option(metavar="N", help="Processes at a time.", show_default="cores")]
+EngineOption = Annotated[str, typer.Option("--engine", metavar="NAME", help="Where points run: local, dask.")]
+Scheduler = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a Dask cluster: tcp://host:8786.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Where the model runs: cpu, cuda, cuda:1, ...")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
@@ -104,8 +123,8 @@ def convert(
     layout: Annotated[
         str, typer.Option(metavar="LAYOUT", help="How matrices are folded: auto, split, paired, svd.")
     ] = "auto",
-    layers: Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers; the others stay dense.")] = "*",
-    finetune: Annotated[bool, typer.Option("--finetune/--no-finetune", help="Distil from the dense model.")] = True,
+    layers: Layers = "*",
+    finetune: Finetune = True,
     steps: Steps = None,
     time_limit: TimeLimit = None,
     seed: Seed = 0,
@@ -191,6 +210,130 @@ def evaluate(
         return
     for name, value in metrics.items():
         typer.echo(f"{name}  {value:.6g}")
+
+
+@app.command()
+def sweep(
+    checkpoint: Checkpoint,
+    task: NeededTask,
+    budgets: Annotated[str | None, typer.Option(metavar="N,N,...", help="Sizes to look at: 1k,2k,5k.")] = None,
+    errors: Annotated[
+        str | None, typer.Option(metavar="E,E,...", help="Or relative errors of the weights: 0.5,0.2.")
+    ] = None,
+    formats: Annotated[str, typer.Option(metavar="FORMAT,...", help="Formats to look at: ht, tt, tr, bt, svd.")] = "ht",
+    output: StudyOutput = None,
+    scope: ScopeOption = "auto",
+    layers: Layers = "*",
+    finetune: Finetune = True,
+    steps: Steps = None,
+    time_limit: TimeLimit = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    jobs: Jobs = None,
+    engine: EngineOption = "local",
+    scheduler: Scheduler = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Size against accuracy: compress to several budgets, in parallel. Started again, it goes on where it was."""
+    from htcompress_cli.numbers import listed, real, whole
+
+    sizes = [whole(text, "--budgets", "1k,2k,5k") for text in listed(budgets)]
+    limits = [real(text, "--errors", "0.5,0.2,0.1") for text in listed(errors)]
+    tuning = _finetuning(steps, time_limit, seed) if finetune else None
+    place = _place(jobs, engine, scheduler)
+    folder = output if output is not None else Path(f"{checkpoint.stem}-sweep")
+    from htcompress import study
+
+    with _screen(quiet) as screen:
+        made = study.sweep(
+            checkpoint,
+            folder,
+            budgets=sizes,
+            errors=limits,
+            formats=listed(formats),
+            task=task,
+            layers=layers,
+            scope=scope,
+            finetuning=tuning,
+            seed=seed,
+            device=device,
+            place=place,
+            observer=screen,
+        )
+    _show_study(made, folder, as_json)
+
+
+@app.command()
+def compare(
+    checkpoint: Checkpoint,
+    budget: Annotated[str, typer.Option(metavar="N", help="Numbers that the RNN may store: 5000, 5k, 1.5m.")],
+    task: NeededTask,
+    formats: Annotated[
+        str, typer.Option(metavar="FORMAT,...", help="Formats to look at: ht, tt, tr, bt, svd.")
+    ] = "ht,tt,tr,bt,svd",
+    output: StudyOutput = None,
+    scope: ScopeOption = "auto",
+    layers: Layers = "*",
+    finetune: Finetune = True,
+    steps: Steps = None,
+    time_limit: TimeLimit = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    jobs: Jobs = None,
+    engine: EngineOption = "local",
+    scheduler: Scheduler = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """HT beside tensor trains, tensor rings, block terms and truncated SVD at one budget, all treated alike."""
+    from htcompress_cli.numbers import listed, whole
+
+    size = whole(budget, "--budget", "5000, 5k or 1.5m")
+    tuning = _finetuning(steps, time_limit, seed) if finetune else None
+    place = _place(jobs, engine, scheduler)
+    folder = output if output is not None else Path(f"{checkpoint.stem}-compare")
+    from htcompress import study
+
+    with _screen(quiet) as screen:
+        made = study.compare(
+            checkpoint,
+            folder,
+            budget=size,
+            formats=listed(formats),
+            task=task,
+            layers=layers,
+            scope=scope,
+            finetuning=tuning,
+            seed=seed,
+            device=device,
+            place=place,
+            observer=screen,
+        )
+    _show_study(made, folder, as_json)
+
+
+def _place(jobs: int | None, engine: str, scheduler: str | None) -> Place:
+    from htcompress.pipeline import one_of
+    from htcompress.study import Engine, Place
+
+    return Place(jobs, one_of(Engine, engine, "--engine"), scheduler)
+
+
+def _show_study(made: Study, folder: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(made.to_json(), nl=False)
+        return
+    from rich.text import Text
+
+    from htcompress.report.study import study_to_terminal
+
+    console = _console()
+    console.print(study_to_terminal(made))
+    places = "  (study.md, study.json; each point in points/)"
+    console.print(Text.assemble(" written to ", (str(folder), "bold"), places), soft_wrap=True)
 
 
 def _goal(budget: str | None, error: str | None, ratio: str | None, scope: str, layout: str) -> Goal:

@@ -32,6 +32,15 @@ def real(text: str, option: str, examples: str) -> float:
     return value
 
 
+def listed(text: str | None) -> list[str]:
+    """The parts of a list such as 1k,2k,5k; none of None.
+
+    >>> listed("1k, 2k")
+    ['1k', '2k']
+    """
+    return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _value(text: str) -> float | None:
     match = re.fullmatch(r"(.*?)\s*([kmg]?)", text.strip().lower(), re.DOTALL)
     assert match is not None

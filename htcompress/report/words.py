@@ -49,6 +49,11 @@ def metric(value: float | None) -> str:
     return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.3g}"
 
 
+def milliseconds(value: float | None) -> str:
+    """A latency in milliseconds; a dash where it was not measured."""
+    return "-" if value is None else f"{value:.3g}"
+
+
 def change(quality: Quality) -> str:
     """The final metric against the dense one, with its sign."""
     if quality.final is None or quality.dense is None:

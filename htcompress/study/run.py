@@ -1,0 +1,334 @@
+"""Running a study: cases in parallel, each kept as soon as it is done, so that an interrupted study goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import joblib
+import torch
+from torch import nn
+
+from htcompress.checkpoint.directory import load, read_report, write_directory
+from htcompress.checkpoint.read import read_checkpoint
+from htcompress.errors import CheckpointError, RequestError, UnreachableError
+from htcompress.finetuning.distill import FineTuning
+from htcompress.formats import Format
+from htcompress.observer import Observer
+from htcompress.pipeline import dense_model, one_of
+from htcompress.planning import Goal, Scope
+from htcompress.report import Report
+from htcompress.report.study import study_to_markdown
+from htcompress.study.case import Case, Dense, Point, Study, cases
+from htcompress.study.latency import latencies
+from htcompress.study.work import Job, Made, compress_case
+from htcompress.task import Task, load_task
+
+
+class Engine(StrEnum):
+    """Where the cases run: in processes on this machine, or on the workers of a Dask cluster."""
+
+    LOCAL = "local"
+    DASK = "dask"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a study runs.
+
+    Args:
+        jobs: processes at a time, each on one thread; None: one for each core.
+        engine: `local` or `dask`.
+        scheduler: the address of a Dask scheduler (tcp://host:8786); its workers need htcompress, and the files of
+            the checkpoint and the task under the same paths.
+    """
+
+    jobs: int | None = None
+    engine: Engine = Engine.LOCAL
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None and self.jobs < 1:
+            raise RequestError(f"A study needs at least 1 process at a time; found --jobs {self.jobs}.")
+        if self.engine is Engine.DASK and self.scheduler is None:
+            raise RequestError("The engine dask needs the address of a scheduler: --scheduler tcp://host:8786.")
+        if self.engine is Engine.LOCAL and self.scheduler is not None:
+            raise RequestError("A scheduler is for the engine dask: add --engine dask, or leave --scheduler out.")
+
+    @contextlib.contextmanager
+    def workers(self) -> Iterator[dict[str, Any]]:
+        """The arguments of joblib for it; whatever still runs at the end is stopped."""
+        if self.engine is Engine.DASK:
+            try:
+                from distributed import Client
+            except ImportError:
+                raise RequestError('The engine dask needs dask: pip install "htcompress[dask]".') from None
+            try:
+                client = Client(self.scheduler, timeout=10)
+            except (OSError, ValueError) as error:
+                raise RequestError(
+                    f"There is no Dask scheduler at {self.scheduler}: {error}. Start one with `dask scheduler`, and "
+                    f"workers with `dask worker`."
+                ) from error
+            with client, joblib.parallel_config(backend="dask"):
+                yield {}
+            return
+        jobs = self.jobs or joblib.cpu_count()
+        if jobs == 1:
+            yield {"n_jobs": 1}
+            return
+        try:
+            with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+                yield {"n_jobs": jobs}
+        finally:
+            from joblib.externals.loky import get_reusable_executor
+
+            get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+def sweep(
+    checkpoint: str | Path,
+    directory: str | Path,
+    *,
+    budgets: Sequence[int] = (),
+    errors: Sequence[float] = (),
+    formats: Sequence[Format | str] = (Format.HT,),
+    **options: Any,
+) -> Study:
+    """Compress a checkpoint to several sizes, in one format or several; what `htcompress sweep` does.
+
+    Args:
+        budgets: numbers that the recurrent layers may store.
+        errors: relative errors that every weight matrix keeps to.
+        formats: `ht`, `tt`, `tr`, `bt`, `svd`.
+        options: those of `study`; `task` is needed.
+
+    Raises `RequestError` where nothing is asked for or a number makes no sense, and what `study` raises.
+    """
+    if not budgets and not errors:
+        raise RequestError("A sweep needs budgets (--budgets 1k,2k,5k) or errors (--errors 0.5,0.2,0.1).")
+    return study(checkpoint, directory, _cases(formats, budgets, errors), kind="sweep", **options)
+
+
+def compare(
+    checkpoint: str | Path,
+    directory: str | Path,
+    *,
+    budget: int,
+    formats: Sequence[Format | str] = tuple(Format),
+    **options: Any,
+) -> Study:
+    """Compress a checkpoint to one size in several formats, all treated alike; what `htcompress compare` does.
+
+    Every format is weighted by the same data, refined in the same metric, given one budget over all matrices and
+    fine-tuned by the same steps. Arguments and errors are those of `sweep`.
+    """
+    return study(checkpoint, directory, _cases(formats, [budget], []), kind="compare", **options)
+
+
+def study(
+    checkpoint: str | Path,
+    directory: str | Path,
+    asked: Sequence[Case],
+    *,
+    kind: str,
+    task: str | Path,
+    layers: str = "*",
+    scope: Scope | str = Scope.AUTO,
+    finetuning: FineTuning | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    place: Place | None = None,
+    observer: Observer | None = None,
+) -> Study:
+    """Compress a checkpoint once for every case, and measure the results side by side.
+
+    Each point is an output directory of its own under `directory/points`, written when it is done. A study that is
+    started again in the same directory takes over the points that were asked for alike, and repeats nothing.
+
+    Args:
+        checkpoint, task, layers, scope, finetuning, seed, device: as for `htcompress.convert`.
+        directory: where the study is written: `study.json`, `study.md` and the points.
+        kind: `sweep` or `compare`.
+        place: where it runs; by default in a process for each core.
+
+    Raises:
+        RequestError: the directory holds something else.
+        UnreachableError: none of the cases can be reached.
+        HTCompressError: as `htcompress.convert`.
+    """
+    observer, folder = observer or Observer(), Path(directory)
+    check_free(folder)
+    loaded = load_task(task)
+    observer.stage("reading the checkpoint")
+    read = read_checkpoint(checkpoint)
+    model = dense_model(loaded, read, observer).to(torch.device(device))
+    where, scope = str(Path(checkpoint).resolve()), one_of(Scope, scope, "--scope")
+    # A module is found by its name wherever a worker stands; a file by its path.
+    source = str(Path(task).resolve()) if Path(task).is_file() else str(task)
+    jobs = [Job(case, where, source, layers, scope, finetuning, seed, device) for case in asked]
+    points = _Points(folder / "points", str(checkpoint), str(task), _same_code(read.sha256, loaded))
+    _run([job for job in jobs if points.missing(job)], points, len(jobs), place or Place(), observer)
+    found = [points.point(job) for job in jobs]
+    reports = {case.name: points.report(case) for case in asked if points.report(case) is not None}
+    if not reports:
+        least = min(point.least for point in found if point.least is not None)
+        raise UnreachableError(f"None of the budgets can be reached; the smallest that can is {least}.", least=least)
+    first = next(report for report in reports.values() if report is not None)
+    observer.stage("measuring latencies")
+    batch = _batch(loaded)
+    measured = {} if batch is None else _latencies(model, points, list(reports), loaded, batch)
+    request = {
+        "task": str(task),
+        "layers": layers,
+        "scope": scope.value,
+        "steps": 0 if finetuning is None else finetuning.steps,
+        "seed": seed,
+    }
+    made = Study(
+        kind,
+        version("htcompress"),
+        {"file": read.path.name, "sha256": read.sha256},
+        request,
+        first.quality.metric,
+        first.quality.higher_is_better,
+        None if batch is None else "one call of the whole model on a batch of the task's, 1 thread",
+        Dense(first.totals.parameters_before, first.totals.bytes_before, first.quality.dense, measured.get("dense")),
+        tuple(replace(point, latency_ms=measured.get(point.case.name)) for point in found),
+    )
+    _written(folder / "study.json", made.to_json())
+    _written(folder / "study.md", study_to_markdown(made))
+    return made
+
+
+def check_free(folder: Path) -> None:
+    """Raise `RequestError` where a study could not be written, before any work is done."""
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"The output {folder} is a file; give a directory with -o.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "points").is_dir():
+        raise RequestError(
+            f"The output directory {folder} exists and is no study of htcompress, so it is left as it is. Give another "
+            f"with -o."
+        )
+
+
+def _cases(formats: Sequence[Format | str], budgets: Sequence[int], errors: Sequence[float]) -> list[Case]:
+    named = [one_of(Format, form, "--formats").value for form in formats]
+    for case in (found := cases(named, budgets=budgets, errors=errors)):
+        Goal(case.budget, case.error)  # which says what is wrong with a number
+    return found
+
+
+@dataclass(frozen=True)
+class _Points:
+    """The finished cases of a study, each an output directory with a note of what it was made from."""
+
+    folder: Path
+    checkpoint: str
+    task: str
+    made_from: dict[str, str]
+
+    def missing(self, job: Job) -> bool:
+        """Whether a job is yet to be done, as it is asked for now."""
+        return self._note(job.case).get("job") != self._asked(job)
+
+    def add(self, job: Job, made: Made) -> None:
+        """Keep what a job has made: its directory first, then the note that makes it count."""
+        case = job.case
+        if made.report is not None:
+            assert made.tensors is not None
+            assert made.config is not None
+            place = self.folder / case.name
+            source = {**made.report.source, "path": os.path.relpath(self.checkpoint, place)}
+            request = {**made.report.request, "task": self.task}
+            write_directory(place, made.tensors, made.config, replace(made.report, source=source, request=request))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note = {"job": self._asked(job), "least": made.least}
+        _written(self.folder / f"{case.name}.json", json.dumps(note, indent=1) + "\n")
+
+    def report(self, case: Case) -> Report | None:
+        """The report of a case; None where its budget cannot be reached."""
+        return None if self._note(case).get("least") is not None else read_report(self.folder / case.name)
+
+    def point(self, job: Job) -> Point:
+        """What came of a case."""
+        report = self.report(job.case)
+        return Point(job.case, least=self._note(job.case)["least"]) if report is None else Point.of(job.case, report)
+
+    def _note(self, case: Case) -> dict[str, Any]:
+        try:
+            note = json.loads((self.folder / f"{case.name}.json").read_text(encoding="utf-8"))
+            if note["least"] is None:
+                read_report(self.folder / case.name)
+            return dict(note)
+        except (OSError, ValueError, KeyError, TypeError, CheckpointError):
+            return {}
+
+    def _asked(self, job: Job) -> dict[str, Any]:
+        asked = {**asdict(job), **self.made_from, "version": version("htcompress")}
+        del asked["checkpoint"], asked["task"], asked["device"]
+        return dict(json.loads(json.dumps(asked)))
+
+
+def _run(jobs: Sequence[Job], points: _Points, total: int, place: Place, observer: Observer) -> None:
+    """Do the jobs, and keep each as it comes."""
+    done = total - len(jobs)
+    observer.stage("compressing", total)
+    if done:
+        observer.message(f"{done} of {total} points are there already.")
+    if not jobs:
+        return
+    by_case = {job.case: job for job in jobs}
+    with place.workers() as options:
+        parallel = joblib.Parallel(return_as="generator_unordered", **options)
+        for made in parallel(joblib.delayed(compress_case)(job) for job in jobs):
+            points.add(by_case[made.case], made)
+            done += 1
+            observer.advance(done, made.case.name)
+            observer.message(f"{done} of {total}: {_told(made)}")
+
+
+def _told(made: Made) -> str:
+    if made.report is None:
+        return f"{made.case.name} cannot be reached; the smallest budget is {made.least}."
+    q = made.report.quality
+    quality = "" if q.final is None else f", {q.metric} {q.final:.4f}"
+    return f"{made.case.name} stores {made.report.totals.parameters_after:,} numbers{quality}."
+
+
+def _same_code(checkpoint: str | None, task: Task) -> dict[str, str]:
+    """What tells whether a point was made from the same model and the same task."""
+    file = getattr(task.module, "__file__", None)
+    text = Path(file).read_bytes() if file else b""
+    return {"model": str(checkpoint), "task_file": hashlib.sha256(text).hexdigest()}
+
+
+def _batch(task: Task) -> tuple[Any, ...] | None:
+    """Something to call the model with."""
+    if task.has("calibration"):
+        return next(iter(task.calibration()), None)
+    return next((inputs for inputs, _ in task.training()), None) if task.can_train else None
+
+
+def _latencies(
+    model: nn.Module, points: _Points, names: Sequence[str], task: Task, batch: tuple[Any, ...]
+) -> dict[str, float]:
+    models = {"dense": model.cpu().eval()}
+    for name in names:
+        models[name] = load(points.folder / name, task.model(), strict=False).eval()
+    return latencies(models, batch)
+
+
+def _written(path: Path, text: str) -> None:
+    """A file that appears whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,65 @@
+"""What a worker does: one compression, from files to what is to be written. It may run on another machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from htcompress import pipeline
+from htcompress.errors import UnreachableError
+from htcompress.finetuning.distill import FineTuning
+from htcompress.formats import Format
+from htcompress.planning import Goal, Scope
+from htcompress.report import Report
+from htcompress.study.case import Case
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case with all that it takes; paths are absolute, for a worker may stand elsewhere."""
+
+    case: Case
+    checkpoint: str
+    task: str
+    layers: str
+    scope: Scope
+    finetuning: FineTuning | None
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """The result of a job: an output directory's contents, or the smallest budget that can be reached."""
+
+    case: Case
+    tensors: dict[str, Tensor] | None = None
+    config: dict[str, Any] | None = None
+    report: Report | None = None
+    least: int | None = None
+
+
+def compress_case(job: Job) -> Made:
+    """Do a job, on one thread: the numbers do not depend on how many run beside it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    case = job.case
+    try:
+        result = pipeline.convert(
+            job.checkpoint,
+            goal=Goal(case.budget, case.error, scope=job.scope, format=Format(case.format)),
+            task=job.task,
+            layers=job.layers,
+            finetuning=job.finetuning,
+            seed=job.seed,
+            device=job.device,
+        )
+    except UnreachableError as error:
+        return Made(case, least=error.least)
+    finally:
+        torch.set_num_threads(threads)
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in result.tensors.items()}
+    return Made(case, tensors, result.config, replace(result.report))
