@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import math
 import os
@@ -33,13 +34,14 @@ from htcompress.finetuning.objective import TaskLoss
 from htcompress.formats import Format
 from htcompress.matrix import LayoutKind
 from htcompress.nn.dense import DenseLayer
+from htcompress.nn.latency import LATENCY_OF, latencies
 from htcompress.nn.plain import without_packing
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.replace import recurrent_modules, replace_modules
 from htcompress.observer import Observer
-from htcompress.planning import Goal, LayerPlan, Scope, plan_layers
+from htcompress.planning import Goal, ModelPlan, Scope, plan_model
 from htcompress.planning.units import arrange_units
-from htcompress.report import Quality, Report, Timings
+from htcompress.report import Latency, Quality, Report, Timings
 from htcompress.report.build import layer_reports, request_of, totals_of
 from htcompress.statistics.collect import SlotStatistics, collect
 from htcompress.task import Task, arguments, load_task, metrics_of, output_of, training_item
@@ -368,7 +370,7 @@ def selected(layers: list[DenseLayer], pattern: str) -> list[DenseLayer]:
 
 def to_device(value: Any, device: torch.device) -> Any:
     """Tensors in tuples, lists, dicts and packed sequences moved to a device; anything else as it is."""
-    if device.type == "cpu":
+    if device.type == "cpu" and not torch.cuda.is_available():
         return value
     if isinstance(value, Tensor):
         return value.to(device)
@@ -396,8 +398,8 @@ class _Run:
     def with_tensors(self, checkpoint: Checkpoint, source: dict[str, Any]) -> Compressed:
         """Work from the weights alone."""
         layers = selected(inventory(checkpoint.tensors, source=str(checkpoint.path)), self.pattern)
-        plans, seconds = self._planned(layers, None)
-        modules = {plan.name: plan.build() for plan in plans}
+        plan, seconds = self._planned(layers, None)
+        modules = {layer.name: layer.build() for layer in plan.layers}
         tensors = dict(checkpoint.tensors)
         for layer in layers:
             for name in names_of(layer, checkpoint.tensors):
@@ -405,7 +407,7 @@ class _Run:
                     del tensors[dense]
                 cores = modules[layer.name].state_dict()
                 tensors |= {f"{name}.{key}" if name else key: core for key, core in cores.items()}
-        report = self._report(layers, plans, modules, checkpoint.tensors, tensors, source, None)
+        report = self._report(layers, plan, modules, checkpoint.tensors, tensors, source, None)
         report = replace(report, timings_s=Timings(decompose=seconds))
         return Compressed(None, modules, tensors, report)
 
@@ -418,6 +420,7 @@ class _Run:
         quality = self.measured(quality, "dense", model)
         evaluated = time.perf_counter() - evaluating
         statistics, calibrating = None, None
+        batch: tuple[Any, ...] | None = None
         reordered: tuple[str, ...] = ()
         # An error goal is about the weights: data would not change what is asked.
         if self.data.calibration is not None and self.goal.error is None:
@@ -428,9 +431,9 @@ class _Run:
                 model, statistics, reordered = arranged.model, arranged.statistics, arranged.layers
                 layers = selected(inventory_of_model(model), self.pattern)
             calibrating = time.perf_counter() - began
-        plans, decomposing = self._planned(layers, statistics)
+        plan, decomposing = self._planned(layers, statistics)
         device = next(model.parameters()).device
-        modules = {plan.name: plan.build().to(device) for plan in plans}
+        modules = {layer.name: layer.build().to(device) for layer in plan.layers}
         compact = replace_modules(model, modules).eval()
         began = time.perf_counter()
         quality = self.measured(quality, "decomposed", compact)
@@ -444,10 +447,21 @@ class _Run:
         compact = compact.cpu()
         own = {name: m for name, m in compact.named_modules() if isinstance(m, HTRecurrent)}
         tensors = dict(compact.state_dict())
-        report = self._report(layers, plans, own, before, tensors, source, task, reordered)
+        report = self._report(layers, plan, own, before, tensors, source, task, reordered)
         timings = Timings(calibrating, decomposing, tuning, evaluated if self.data.evaluate is not None else None)
         rounded = Timings(*(None if t is None else round(t, 3) for t in vars(timings).values()))
-        return Compressed(compact, own, tensors, replace(report, quality=quality, timings_s=rounded))
+        latency = self._latency(model if device.type == "cpu" else copy.deepcopy(model).cpu(), compact, batch)
+        report = replace(report, quality=quality, timings_s=rounded, latency=latency)
+        return Compressed(compact, own, tensors, report)
+
+    def _latency(self, dense: nn.Module, compact: nn.Module, batch: tuple[Any, ...] | None) -> Latency | None:
+        """How long a call takes, before and after; None without anything to call the models with."""
+        if batch is None:
+            return None
+        self.observer.stage("measuring latency")
+        cpu = torch.device("cpu")
+        found = latencies({"dense": dense, "compact": compact}, to_device(batch, cpu))
+        return Latency(found["dense"], found["compact"], f"one call of the model, {LATENCY_OF}")
 
     def _statistics(
         self, model: nn.Module, names: list[str]
@@ -482,12 +496,12 @@ class _Run:
 
     def _planned(
         self, layers: list[DenseLayer], statistics: Mapping[str, Mapping[str, SlotStatistics]] | None
-    ) -> tuple[list[LayerPlan], float]:
+    ) -> tuple[ModelPlan, float]:
         self.observer.stage("decomposing")
         began = time.perf_counter()
         with torch.no_grad():
-            plans = plan_layers(layers, self.goal, statistics)
-        return plans, round(time.perf_counter() - began, 3)
+            plan = plan_model(layers, self.goal, statistics)
+        return plan, round(time.perf_counter() - began, 3)
 
     def measured(self, quality: Quality, stage: str, model: nn.Module) -> Quality:
         """The quality with one more stage, where there is a metric."""
@@ -526,7 +540,7 @@ class _Run:
     def _report(
         self,
         layers: list[DenseLayer],
-        plans: list[LayerPlan],
+        plan: ModelPlan,
         modules: dict[str, HTRecurrent],
         before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
@@ -542,15 +556,17 @@ class _Run:
             model_after=sum(t.numel() for t in after.values()),
         )
         assert self.goal.budget is None or totals.parameters_after <= self.goal.budget
+        tuning = None if self.data.training is None else self.finetuning
         return Report(
             version=version("htcompress"),
             source=source,
             seed=self.seed,
-            request=request_of(self.goal, task=task, layers=self.pattern),
+            request=request_of(self.goal, task=task, layers=self.pattern, finetuning=tuning),
             totals=totals,
-            layers=layer_reports(plans, modules, reordered),
+            layers=layer_reports(plan.layers, modules, reordered),
             quality=Quality(),
             timings_s=Timings(),
+            frontier=plan.frontier,
         )
 
 

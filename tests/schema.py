@@ -20,6 +20,7 @@ MATRIX: dict[str, Any] = {
     "parameters": int,
     "error": {"weights": MAYBE, "outputs": MAYBE},
     "kept_dense": bool,
+    "spectrum": (list, NoneType),
 }
 LAYER: dict[str, Any] = {
     "name": str,
@@ -45,6 +46,8 @@ REPORT: dict[str, Any] = {
         "format": str,
         "task": (str, NoneType),
         "layers": str,
+        "steps": int,
+        "time_limit": MAYBE,
     },
     "totals": {
         "parameters_before": int,
@@ -66,6 +69,8 @@ REPORT: dict[str, Any] = {
         "finetuned": MAYBE,
         "metrics": {str: {str: NUMBER}},
     },
+    "frontier": list,
+    "latency": (dict, NoneType),
     "timings_s": {"statistics": MAYBE, "decompose": MAYBE, "finetune": MAYBE, "evaluate": MAYBE},
 }
 

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import pkgutil
 import subprocess
 import sys
 from typing import Any
 
-import htcompress_cli
 import pytest
-
-import htcompress
-
-MODULES = [
-    name
-    for package in (htcompress, htcompress_cli)
-    for name in (
-        package.__name__,
-        *(module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")),
-    )
-]
+from modules import MODULES
 
 # In a process of its own: the shape checks of the tests would hide decorated functions from doctest, and slow them.
 PROGRAM = """

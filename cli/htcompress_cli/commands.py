@@ -328,7 +328,7 @@ def _show_study(made: Study, folder: Path, as_json: bool) -> None:
         return
     from rich.text import Text
 
-    from htcompress.report.study import study_to_terminal
+    from htcompress.report.study_views import study_to_terminal
 
     console = _console()
     console.print(study_to_terminal(made))

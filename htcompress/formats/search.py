@@ -80,6 +80,12 @@ class NetworkSearch:
         """The squared error of a zero matrix: the scale of all errors."""
         return self.target.total
 
+    @property
+    def spectrum(self) -> Tensor | None:
+        """The singular values in the metric; None where the rows are too many."""
+        gram = self.target.gram
+        return None if gram is None else torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt()
+
     @cached_property
     def layouts(self) -> list[Layout]:
         """The foldings looked at, the one of fewest numbers first."""

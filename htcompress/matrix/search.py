@@ -113,6 +113,11 @@ class Search:
         """The squared error of a zero matrix: the scale of all errors."""
         return self.target.total
 
+    @property
+    def spectrum(self) -> Tensor:
+        """The leading singular values in the metric."""
+        return self._split.values
+
     @cached_property
     def _split(self) -> RootSplit:
         return RootSplit.of(self.target, cap=rank_cap(self.max_parameters, *self.matrix.shape))

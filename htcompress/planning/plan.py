@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from htcompress.errors import UnreachableError
 from htcompress.matrix.search import Choice
@@ -19,6 +20,8 @@ from htcompress.planning.slot import Option, Recipe, SlotTarget
 from htcompress.statistics.collect import SlotStatistics
 
 _MERGED = 4000
+_SHOWN = 64  # singular values of a matrix
+_CURVE = 40  # points of a frontier
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,7 @@ class MatrixPlan:
     shape: tuple[int, int]
     weight_error: float
     output_error: float | None
+    spectrum: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +60,28 @@ class LayerPlan:
         return module_class(self.settings).from_matrices(self.settings, matrices).to(self.dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class ModelPlan:
+    """All layers, and the frontier: numbers and the relative error expected there, up to the budget."""
+
+    layers: list[LayerPlan]
+    frontier: tuple[tuple[int, float], ...]
+
+
 def plan_layers(
     layers: Sequence[DenseLayer],
     goal: Goal,
     statistics: Mapping[str, Mapping[str, SlotStatistics]] | None = None,
 ) -> list[LayerPlan]:
+    """The layers of `plan_model`."""
+    return plan_model(layers, goal, statistics).layers
+
+
+def plan_model(
+    layers: Sequence[DenseLayer],
+    goal: Goal,
+    statistics: Mapping[str, Mapping[str, SlotStatistics]] | None = None,
+) -> ModelPlan:
     """Plan the compression of recurrent layers.
 
     With a budget (or a ratio) one allocation covers all matrices: the combination of least total squared
@@ -93,7 +114,7 @@ def plan_layers(
             index += 1
         dtype = next(iter(layer.slots.values())).ih.dtype
         plans.append(LayerPlan(layer.name, layer.settings, slots, dtype))
-    return plans
+    return ModelPlan(plans, () if budget is None else _frontier(targets, budget))
 
 
 Chosen = tuple[Recipe, tuple[Choice, ...]]
@@ -154,8 +175,23 @@ def _parameters(chosen: Chosen) -> int:
     return recipe.fixed + sum(c.parameters for c in choices)
 
 
+def _frontier(targets: Sequence[SlotTarget], budget: int) -> tuple[tuple[int, float], ...]:
+    """The expected error for every budget up to this one, relative to that of zero matrices."""
+    merged = merge([_with_dense(target) for target in targets], budget)
+    total = sum(part.weight * part.search.total for target in targets for part in target.recipes[-1].parts)
+    step = -(-len(merged) // _CURVE)
+    kept = [*merged[::step], *merged[-1:]] if merged else []
+    return tuple(dict.fromkeys((numbers, float(f"{relative(error, total):.4g}")) for numbers, error, _ in kept))
+
+
 def allocate(frontiers: Sequence[Sequence[Option]], budget: int) -> list[Option] | None:
-    """One option from each frontier, of least total error within the budget; None where nothing fits.
+    """One option from each frontier, of least total error within the budget; None where nothing fits."""
+    merged = merge(frontiers, budget)
+    return list(merged[-1][2]) if merged else None
+
+
+def merge(frontiers: Sequence[Sequence[Option]], budget: int) -> list[tuple[int, float, tuple[Option, ...]]]:
+    """The combinations of one option from each frontier that no other beats, within the budget.
 
     A multiple-choice knapsack, solved by merging the frontiers one after the other and keeping what no
     other combination beats; exact as long as a merged frontier holds no more than a few thousand points.
@@ -176,7 +212,7 @@ def allocate(frontiers: Sequence[Sequence[Option]], budget: int) -> list[Option]
         # Too many to go on with: keep an even spread and both ends.
         step = -(-len(kept) // _MERGED) if kept else 1
         merged = kept[::step] + ([kept[-1]] if step > 1 else [])
-    return list(merged[-1][2]) if merged else None
+    return merged
 
 
 def _spend(chosen: list[Chosen], budget: int) -> list[Chosen]:
@@ -216,10 +252,17 @@ def _slot_plan(target: SlotTarget, recipe: Recipe, choices: tuple[Choice, ...]) 
                 wanted.matrix.shape,
                 0.0 if choice.matrix is None else wanted.weight_error_of(choice.matrix),
                 None if plain else relative(choice.error, part.search.total),
+                None if choice.matrix is None else _spectrum(part.search.spectrum),
             )
         )
     scope = None if all(choice.matrix is None for choice in choices) else recipe.scope
     return SlotPlan(scope, target.matrices(recipe, choices), tuple(matrices))
+
+
+def _spectrum(values: Tensor | None) -> tuple[float, ...] | None:
+    if values is None or not len(values) or float(values[0]) <= 0:
+        return None
+    return tuple((values[:_SHOWN] / values[0]).tolist())
 
 
 def _balanced(choice: Choice) -> Choice:

@@ -1,9 +1,10 @@
 """The report of a compression and its views."""
 
 from htcompress.report.markdown import model_card, to_markdown
-from htcompress.report.report import LayerReport, MatrixReport, Quality, Report, Timings, Totals
+from htcompress.report.report import Latency, LayerReport, MatrixReport, Quality, Report, Timings, Totals
 
 __all__ = [
+    "Latency",
     "LayerReport",
     "MatrixReport",
     "Quality",

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from htcompress.finetuning.distill import FineTuning
 from htcompress.formats import Format, NetworkMatrix
 from htcompress.matrix import HTMatrix
 from htcompress.matrix.factored import Factored
@@ -16,7 +17,7 @@ from htcompress.planning import Goal, LayerPlan
 from htcompress.report.report import LayerReport, MatrixReport, Totals
 
 
-def request_of(goal: Goal, *, task: str | None, layers: str) -> dict[str, Any]:
+def request_of(goal: Goal, *, task: str | None, layers: str, finetuning: FineTuning | None) -> dict[str, Any]:
     """What was asked for, as the report keeps it."""
     return {
         "budget": goal.budget,
@@ -27,6 +28,8 @@ def request_of(goal: Goal, *, task: str | None, layers: str) -> dict[str, Any]:
         "format": goal.format.value,
         "task": task,
         "layers": layers,
+        "steps": 0 if finetuning is None else finetuning.steps,
+        "time_limit": None if finetuning is None else finetuning.time_limit,
     }
 
 
@@ -81,7 +84,9 @@ def _layer(plan: LayerPlan, module: HTRecurrent) -> LayerReport:
             name = own if matrix.name == "joint" else f"{own}.{matrix.name}"
             stored = matrix.choice.matrix
             error = {"weights": _rounded(matrix.weight_error), "outputs": _rounded(matrix.output_error)}
-            matrices.append(_matrix_report(name, matrix.shape, stored, matrix.choice.parameters, error))
+            described = _matrix_report(name, matrix.shape, stored, matrix.choice.parameters, error)
+            spectrum = None if matrix.spectrum is None else tuple(float(f"{v:.4g}") for v in matrix.spectrum)
+            matrices.append(replace(described, spectrum=spectrum))
     scopes = {slot.scope for slot in plan.slots.values()}
     scope = next(iter(scopes)) if len(scopes) == 1 else "mixed"
     return LayerReport(

@@ -42,7 +42,8 @@ class MatrixReport:
     """One weight matrix: how it is stored, and the relative errors of the decomposition.
 
     `error` has `weights` (||W - W'|| / ||W||) and `outputs` (the same weighted by data and gradients; None
-    without calibration). Both are 0 where the matrix is kept dense.
+    without calibration). Both are 0 where the matrix is kept dense. `spectrum` has the leading singular values of
+    the matrix in its metric, divided by the largest; None where they were not found.
     """
 
     name: str
@@ -55,6 +56,7 @@ class MatrixReport:
     parameters: int
     error: dict[str, float | None]
     kept_dense: bool
+    spectrum: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,21 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call of the whole model, dense and as it was written; `of` says on what."""
+
+    dense_ms: float
+    compressed_ms: float
+    of: str
+
+
+@dataclass(frozen=True)
 class Report:
-    """What was asked, what came of it, and how well it works."""
+    """What was asked, what came of it, and how well it works.
+
+    `frontier` has pairs of stored numbers and the relative output error that the plan expects there, up to the
+    budget; `latency` is None where there was nothing to call the model with.
+    """
 
     version: str
     source: dict[str, Any]
@@ -123,6 +138,8 @@ class Report:
     layers: tuple[LayerReport, ...]
     quality: Quality
     timings_s: Timings
+    frontier: tuple[tuple[int, float], ...] = ()
+    latency: Latency | None = None
     schema: str = SCHEMA
 
     def to_json(self) -> str:
@@ -147,6 +164,8 @@ class Report:
                 "layers": layers,
                 "quality": _typed(Quality, data["quality"]),
                 "timings_s": _typed(Timings, data["timings_s"]),
+                "frontier": tuple((int(numbers), float(error)) for numbers, error in data.get("frontier", ())),
+                "latency": None if data.get("latency") is None else _typed(Latency, data["latency"]),
             }
             report = _typed(cls, {**data, **parts})
             _ = report.source["file"], report.source["sha256"]
@@ -160,6 +179,8 @@ class Report:
 
 def _matrix(data: dict[str, Any]) -> MatrixReport:
     lists = {name: tuple(data[name]) for name in ("shape", "row_modes", "col_modes")}
+    if data.get("spectrum") is not None:
+        lists["spectrum"] = tuple(float(value) for value in data["spectrum"])
     return _typed(MatrixReport, {**data, **lists})
 
 

@@ -1,102 +1,141 @@
-"""Views of a study: a table of its points for a terminal, the same in Markdown."""
+"""What a study asks of each compression, and what came of it; one object, of which the views are views."""
 
 from __future__ import annotations
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from htcompress.report import words
-from htcompress.report.terminal import WIDTH
-from htcompress.study.case import Point, Study
+from htcompress.errors import CheckpointError
+from htcompress.report.report import Report
 
-
-def study_to_terminal(study: Study) -> RenderableType:
-    """The study as something rich can print, 80 columns wide."""
-    metric = study.metric or "metric"
-    table = Table(box=None, header_style="dim", pad_edge=False, expand=True)
-    for head in (
-        "format",
-        "asked for",
-        "numbers",
-        "smaller",
-        "output\nlost",
-        "before\ntuning",
-        f"{metric}\nafter",
-        "ms",
-    ):
-        table.add_column(head, justify="left" if head == "format" else "right", overflow="fold")
-    dense = study.dense
-    ms = words.milliseconds(dense.latency_ms)
-    table.add_row("dense", "", words.count(dense.parameters), "", "", "", words.metric(dense.metric), ms, style="dim")
-    best = _best(study)
-    for point in _ordered(study):
-        row = _row(point)
-        table.add_row(*row, style="bold" if point is best else None)
-    title = Text.assemble(("htcompress ", "bold"), (study.kind, "bold"), "  ", (str(study.source["file"]), "bold cyan"))
-    panel = Panel(table, title=title, title_align="left", box=box.ROUNDED, padding=(0, 1), width=WIDTH)
-    return Group(panel, *(Padding(Text(note, style="yellow"), (0, 2)) for note in _notes(study)))
+SCHEMA = "htcompress.study/1"
 
 
-def study_to_markdown(study: Study) -> str:
-    """The study as Markdown text."""
-    dense, metric = study.dense, study.metric or "metric"
-    title = {"sweep": "Size against accuracy", "compare": "Formats side by side"}[study.kind]
-    lines = [
-        f"# {study.source['file']}: {title.lower()}",
-        "",
-        f"| format | asked for | numbers | | output lost | {metric} before fine-tuning | {metric} after | ms |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-        f"| dense | | {words.count(dense.parameters)} | | | | {words.metric(dense.metric)} | "
-        f"{words.milliseconds(dense.latency_ms)} |",
-    ]
-    best = _best(study)
-    for point in _ordered(study):
-        row = _row(point)
-        if point is best:
-            row[0] = f"**{row[0]}**"
-        lines.append("| " + " | ".join(row) + " |")
-    for note in _notes(study):
-        lines += ["", note]
-    steps = study.request["steps"]
-    tuned = f"{steps} steps of fine-tuning" if steps else "no fine-tuning"
-    latency = "" if study.latency is None else f" ms: {study.latency}."
-    lines += ["", f"htcompress {study.version}, seed {study.request['seed']}, {tuned}.{latency}", ""]
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Case:
+    """One compression that a study asks for: a format, and a budget of numbers or a relative error of the weights."""
+
+    format: str
+    budget: int | None = None
+    error: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its output directory within the study's: `ht-5000`, `svd-error-0.1`."""
+        return f"{self.format}-{self.budget}" if self.budget is not None else f"{self.format}-error-{self.error:g}"
 
 
-def _ordered(study: Study) -> list[Point]:
-    """A comparison lists the best first, a sweep keeps the order that was asked for."""
-    return study.best_first() if study.kind == "compare" else list(study.points)
+@dataclass(frozen=True)
+class Point:
+    """What came of a case; None where it was not measured.
+
+    Attributes:
+        parameters: stored numbers of the recurrent layers; None where the budget cannot be reached.
+        least: the smallest budget that can be, where this one cannot.
+        output_error: the largest relative error that the decomposition makes in what a matrix puts out, on the
+            calibration data.
+        decomposed, finetuned: the headline metric before and after fine-tuning.
+        latency_ms: of one call of the whole model, milliseconds.
+        seconds: from the checkpoint to the evaluated model.
+    """
+
+    case: Case
+    parameters: int | None = None
+    ratio: float | None = None
+    bytes: int | None = None
+    output_error: float | None = None
+    decomposed: float | None = None
+    finetuned: float | None = None
+    latency_ms: float | None = None
+    seconds: float | None = None
+    least: int | None = None
+
+    @property
+    def final(self) -> float | None:
+        """The metric of the model as it was written."""
+        return self.decomposed if self.finetuned is None else self.finetuned
+
+    @classmethod
+    def of(cls, case: Case, report: Report) -> Point:
+        """The point that a report describes."""
+        lost = [m.error["outputs"] for layer in report.layers for m in layer.matrices if not m.kept_dense]
+        known = [error for error in lost if error is not None]
+        spent = [seconds for seconds in vars(report.timings_s).values() if seconds is not None]
+        return cls(
+            case,
+            report.totals.parameters_after,
+            report.totals.ratio,
+            report.totals.bytes_after,
+            max(known) if known and len(known) == len(lost) else None,
+            report.quality.decomposed,
+            report.quality.finetuned,
+            seconds=round(sum(spent), 1),
+        )
 
 
-def _best(study: Study) -> Point | None:
-    """The best of a comparison; a sweep's is for the reader to choose."""
-    first = study.best_first()[0]
-    return first if study.kind == "compare" and first.final is not None else None
+@dataclass(frozen=True)
+class Dense:
+    """The model that all points start from."""
+
+    parameters: int
+    bytes: int
+    metric: float | None = None
+    latency_ms: float | None = None
 
 
-def _row(point: Point) -> list[str]:
-    case = point.case
-    asked = f"{case.budget:,}" if case.budget is not None else f"error {case.error:g}"
-    if point.parameters is None:
-        return [case.format.upper(), asked, f"{point.least:,} at least", "", "", "", "", ""]
-    return [
-        case.format.upper(),
-        asked,
-        words.count(point.parameters),
-        f"{point.ratio:,.4g}x" if point.ratio and point.ratio < 1000 else f"{point.ratio or 0:,.0f}x",
-        words.percent(point.output_error),
-        words.metric(point.decomposed),
-        words.metric(point.final if point.finetuned is not None else None),
-        words.milliseconds(point.latency_ms),
-    ]
+@dataclass(frozen=True)
+class Study:
+    """A finished sweep or comparison.
+
+    Attributes:
+        kind: `sweep` or `compare`.
+        request: what was asked for beside the cases: task, layers, scope, seed, steps of fine-tuning.
+        metric: the name of the headline metric; None without one.
+        latency: what the latencies are of: batch and threads.
+    """
+
+    kind: str
+    version: str
+    source: dict[str, Any]
+    request: dict[str, Any]
+    metric: str | None
+    higher_is_better: bool
+    latency: str | None
+    dense: Dense
+    points: tuple[Point, ...]
+    schema: str = SCHEMA
+
+    def best_first(self) -> list[Point]:
+        """The points by their final metric, best first; unmeasured ones last."""
+
+        def key(point: Point) -> tuple[bool, float]:
+            if point.final is None:
+                return True, 0.0
+            return False, -point.final if self.higher_is_better else point.final
+
+        return sorted(self.points, key=key)
+
+    def to_json(self) -> str:
+        """The study as JSON text (schema `htcompress.study/1`)."""
+        return json.dumps({"schema": self.schema, **asdict(self)}, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "study.json") -> Study:
+        """The inverse of `to_json`. Raises `CheckpointError` where the text is no such study."""
+        try:
+            data = json.loads(text)
+            if data["schema"] != SCHEMA:
+                raise CheckpointError(f"{source} has the schema {data['schema']!r}; expected {SCHEMA!r}.")
+            points = tuple(Point(**{**point, "case": Case(**point["case"])}) for point in data["points"])
+            return cls(**{**data, "dense": Dense(**data["dense"]), "points": points})
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{source} is not a study of htcompress: {error}. Run it again.") from error
 
 
-def _notes(study: Study) -> list[str]:
-    if study.metric is None:
-        return ["Accuracy was not looked at: the task has no evaluate(model)."]
-    return []
+def cases(formats: Sequence[str], *, budgets: Sequence[int] = (), errors: Sequence[float] = ()) -> list[Case]:
+    """Every format at every budget and error, each once, in order."""
+    found = [Case(form, budget=b) for form in formats for b in budgets]
+    found += [Case(form, error=e) for form in formats for e in errors]
+    return list(dict.fromkeys(found))

@@ -22,13 +22,13 @@ from htcompress.checkpoint.read import read_checkpoint
 from htcompress.errors import CheckpointError, RequestError, UnreachableError
 from htcompress.finetuning.distill import FineTuning
 from htcompress.formats import Format
+from htcompress.nn.latency import LATENCY_OF, latencies
 from htcompress.observer import Observer
 from htcompress.pipeline import dense_model, one_of
 from htcompress.planning import Goal, Scope
 from htcompress.report import Report
-from htcompress.report.study import study_to_markdown
-from htcompress.study.case import Case, Dense, Point, Study, cases
-from htcompress.study.latency import latencies
+from htcompress.report.study import Case, Dense, Point, Study, cases
+from htcompress.report.study_views import study_to_markdown
 from htcompress.study.work import Job, Made, compress_case
 from htcompress.task import Task, load_task
 
@@ -200,7 +200,7 @@ def study(
         request,
         first.quality.metric,
         first.quality.higher_is_better,
-        None if batch is None else "one call of the whole model on a batch of the task's, 1 thread",
+        None if batch is None else f"one call of the model, {LATENCY_OF}",
         Dense(first.totals.parameters_before, first.totals.bytes_before, first.quality.dense, measured.get("dense")),
         tuple(replace(point, latency_ms=measured.get(point.case.name)) for point in found),
     )

@@ -14,7 +14,7 @@ from htcompress.finetuning.distill import FineTuning
 from htcompress.formats import Format
 from htcompress.planning import Goal, Scope
 from htcompress.report import Report
-from htcompress.study.case import Case
+from htcompress.report.study import Case
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ STAGES = [
     "evaluating the decomposed model",
     "fine-tuning",
     "evaluating the finetuned model",
+    "measuring latency",
     "writing",
 ]
 

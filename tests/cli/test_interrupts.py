@@ -178,13 +178,13 @@ def test_a_second_interrupt_does_not_disturb_the_first(
     htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tagger(tmp_path / "model.pt")
-    original = htcompress.pipeline.plan_layers
+    original = htcompress.pipeline.plan_model
 
     def interrupted(*arguments: object, **options: object) -> object:
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
-            monkeypatch.setattr(htcompress.pipeline, "plan_layers", original)
+            monkeypatch.setattr(htcompress.pipeline, "plan_model", original)
         return original(*arguments, **options)
 
     from htcompress_cli import main
@@ -196,7 +196,7 @@ def test_a_second_interrupt_does_not_disturb_the_first(
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(htcompress.pipeline, "plan_layers", interrupted)
+    monkeypatch.setattr(htcompress.pipeline, "plan_model", interrupted)
     monkeypatch.setattr(main, "_deafen", deafened)
     ended = htc("convert", "model.pt", "--budget", "400", "-o", "out")
     assert ended.code == 130

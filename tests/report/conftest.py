@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from htcompress.nn.settings import Kind, RecurrentSettings
-from htcompress.report import LayerReport, MatrixReport, Quality, Report, Timings, Totals
+from htcompress.report import Latency, LayerReport, MatrixReport, Quality, Report, Timings, Totals
 
 SPLIT = MatrixReport(
     name="encoder.rnn.l0",
@@ -18,6 +18,7 @@ SPLIT = MatrixReport(
     parameters=6890,
     error={"weights": 0.931, "outputs": 0.0871},
     kept_dense=False,
+    spectrum=(1.0, 0.71, 0.4, 0.33, 0.29, 0.2, 0.14, 0.1, 0.071, 0.05, 0.031, 0.02, 0.012, 0.009, 0.004, 0.0),
 )
 SVD = MatrixReport(
     name="encoder.rnn.l1.ih",
@@ -111,9 +112,13 @@ def report() -> Report:
             "format": "ht",
             "task": "task.py",
             "layers": "*",
+            "steps": 400,
+            "time_limit": None,
         },
         totals=totals,
         layers=(lstm, cell),
         quality=quality,
         timings_s=Timings(1.25, 3.5, 12.0, 0.75),
+        frontier=((4_200, 0.91), (6_000, 0.62), (8_800, 0.31), (12_000, 0.16), (15_080, 0.0912)),
+        latency=Latency(118.25, 3.91, "one call of the model, a batch of the task's, 1 thread on a CPU"),
     )

@@ -16,8 +16,8 @@ from htcompress import FineTuning, study
 from htcompress.errors import CheckpointError, RequestError, TaskError, UnreachableError
 from htcompress.observer import Observer
 from htcompress.planning import Goal
+from htcompress.report.study import cases
 from htcompress.study import Case, Engine, Place, Point, Study
-from htcompress.study.case import cases
 
 SERIAL = Place(jobs=1)
 TUNING = FineTuning(steps=5)
