@@ -123,6 +123,9 @@ def convert(
     layout: Annotated[
         str, typer.Option(metavar="LAYOUT", help="How matrices are folded: auto, split, paired, svd.")
     ] = "auto",
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="ht, or for comparison tt, tr, bt, svd.")
+    ] = "ht",
     layers: Layers = "*",
     finetune: Finetune = True,
     steps: Steps = None,
@@ -134,7 +137,7 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Compress a checkpoint: calibrate, decompose, fine-tune, evaluate, write the output directory."""
-    goal = _goal(budget, error, ratio, scope, layout)
+    goal = _goal(budget, error, ratio, scope, layout, form)
     place = output if output is not None else Path(f"{checkpoint.stem}-ht")
     options = _finetuning(steps, time_limit, seed) if finetune else None
     from htcompress.checkpoint.directory import check_writable
@@ -332,11 +335,11 @@ def _show_study(made: Study, folder: Path, as_json: bool) -> None:
 
     console = _console()
     console.print(study_to_terminal(made))
-    places = "  (study.md, study.json; each point in points/)"
+    places = "  (study.html, study.json; each point in points/)"
     console.print(Text.assemble(" written to ", (str(folder), "bold"), places), soft_wrap=True)
 
 
-def _goal(budget: str | None, error: str | None, ratio: str | None, scope: str, layout: str) -> Goal:
+def _goal(budget: str | None, error: str | None, ratio: str | None, scope: str, layout: str, form: str) -> Goal:
     from htcompress_cli.numbers import real, whole
 
     numbers = (
@@ -349,11 +352,13 @@ def _goal(budget: str | None, error: str | None, ratio: str | None, scope: str, 
             "convert needs a goal: --budget N (numbers to store, such as 5000 or 5k), --error E (relative error of the "
             "weights, such as 0.1) or --ratio R (times smaller, such as 100)."
         )
+    from htcompress.formats import Format
     from htcompress.matrix import LayoutKind
     from htcompress.pipeline import one_of
     from htcompress.planning.goal import Goal, Scope
 
-    return Goal(*numbers, one_of(Scope, scope, "--scope"), one_of(LayoutKind, layout, "--layout"))
+    forms = one_of(Scope, scope, "--scope"), one_of(LayoutKind, layout, "--layout"), one_of(Format, form, "--format")
+    return Goal(*numbers, *forms)
 
 
 def _finetuning(steps: str | None, time_limit: str | None, seed: int) -> FineTuning:
@@ -399,5 +404,5 @@ def _show(result: Compressed, place: Path, as_json: bool) -> None:
 
     console = _console()
     console.print(to_terminal(result.report))
-    written = Text.assemble(" written to ", (str(place), "bold"), "  (report.md, report.json, model.safetensors)")
+    written = Text.assemble(" written to ", (str(place), "bold"), "  (report.html, report.json, model.safetensors)")
     console.print(written, soft_wrap=True)

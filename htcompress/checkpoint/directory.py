@@ -18,7 +18,7 @@ from htcompress.errors import CheckpointError, RequestError
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.replace import recurrent_modules, replace_modules
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.report import Report, model_card, to_markdown
+from htcompress.report import Report, model_card, to_html, to_markdown
 
 FORMAT = "htcompress.model/1"
 _STRUCTURE = ("kind", "input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "cell")
@@ -77,6 +77,7 @@ def _write(directory: Path, tensors: Mapping[str, Tensor], config: Mapping[str, 
         (partial / "model.safetensors").chmod(0o666 & ~_umask())
         (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         (partial / "report.json").write_text(report.to_json(), encoding="utf-8")
+        (partial / "report.html").write_text(to_html(report), encoding="utf-8")
         (partial / "report.md").write_text(to_markdown(report), encoding="utf-8")
         (partial / "README.md").write_text(model_card(report), encoding="utf-8")
         if directory.exists():

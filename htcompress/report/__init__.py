@@ -1,5 +1,6 @@
 """The report of a compression and its views."""
 
+from htcompress.report.html import to_html
 from htcompress.report.markdown import model_card, to_markdown
 from htcompress.report.report import Latency, LayerReport, MatrixReport, Quality, Report, Timings, Totals
 
@@ -12,5 +13,6 @@ __all__ = [
     "Timings",
     "Totals",
     "model_card",
+    "to_html",
     "to_markdown",
 ]

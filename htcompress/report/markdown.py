@@ -79,7 +79,7 @@ Load it into an instance of the original class; its recurrent modules are replac
 
 - `model.safetensors`: every tensor of the model
 - `config.json`: the layers' settings, layouts, trees and ranks
-- `report.json`, `report.md`: what was spent and lost in each layer
+- `report.html`, `report.md`, `report.json`: what was spent and lost in each layer
 {order}
 Compressed from {source} by htcompress {report.version}.
 """

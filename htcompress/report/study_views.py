@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -13,78 +15,100 @@ from htcompress.report import words
 from htcompress.report.study import Point, Study
 from htcompress.report.terminal import WIDTH
 
+TITLES = {"sweep": "Size against accuracy", "compare": "Formats side by side"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; `name` is that of its output directory, None where there is none."""
+
+    cells: tuple[str, ...]
+    best: bool = False
+    name: str | None = None
+
+
+def heads(study: Study) -> tuple[str, ...]:
+    """The names of the columns."""
+    metric = study.metric or "metric"
+    return ("format", "asked for", "numbers", "smaller", "output lost", "before tuning", f"{metric} after", "ms")
+
+
+def rows(study: Study) -> list[Row]:
+    """The dense model and the points: a comparison's best first, a sweep's in the order that was asked for."""
+    dense = study.dense
+    ordered = study.best_first() if study.kind == "compare" else list(study.points)
+    first = (
+        "dense",
+        "",
+        words.count(dense.parameters),
+        "",
+        "",
+        "",
+        words.metric(dense.metric),
+        words.milliseconds(dense.latency_ms),
+    )
+    found = [Row(first)]
+    for index, point in enumerate(ordered):
+        best = study.kind == "compare" and index == 0 and point.final is not None
+        name = None if point.parameters is None else point.case.name
+        found.append(Row(_cells(point), best, name))
+    return found
+
+
+def notes(study: Study) -> list[str]:
+    """What a reader should know beside the numbers."""
+    if study.metric is None:
+        return ["Accuracy was not looked at: the task has no evaluate(model)."]
+    return []
+
+
+def made_by(study: Study) -> str:
+    """How the study was made, in a line."""
+    steps = study.request["steps"]
+    tuned = f"{steps} steps of fine-tuning" if steps else "no fine-tuning"
+    latency = "" if study.latency is None else f" ms: {study.latency}."
+    return f"htcompress {study.version}, seed {study.request['seed']}, {tuned}.{latency}"
+
 
 def study_to_terminal(study: Study) -> RenderableType:
     """The study as something rich can print, 80 columns wide."""
-    metric = study.metric or "metric"
     table = Table(box=None, header_style="dim", pad_edge=False, expand=True)
-    for head in (
-        "format",
-        "asked for",
-        "numbers",
-        "smaller",
-        "output\nlost",
-        "before\ntuning",
-        f"{metric}\nafter",
-        "ms",
-    ):
-        table.add_column(head, justify="left" if head == "format" else "right", overflow="fold")
-    dense = study.dense
-    ms = words.milliseconds(dense.latency_ms)
-    table.add_row("dense", "", words.count(dense.parameters), "", "", "", words.metric(dense.metric), ms, style="dim")
-    best = _best(study)
-    for point in _ordered(study):
-        row = _row(point)
-        table.add_row(*row, style="bold" if point is best else None)
+    for index, head in enumerate(heads(study)):
+        # The last words of two go below the first, but for "asked for".
+        lines = head if head == "asked for" else "\n".join(head.rsplit(" ", 1))
+        table.add_column(lines, justify="right" if index else "left", overflow="fold")
+    dense, *others = rows(study)
+    table.add_row(*dense.cells, style="dim")
+    for row in others:
+        table.add_row(*row.cells, style="bold" if row.best else None)
     title = Text.assemble(("htcompress ", "bold"), (study.kind, "bold"), "  ", (str(study.source["file"]), "bold cyan"))
     panel = Panel(table, title=title, title_align="left", box=box.ROUNDED, padding=(0, 1), width=WIDTH)
-    return Group(panel, *(Padding(Text(note, style="yellow"), (0, 2)) for note in _notes(study)))
+    return Group(panel, *(Padding(Text(note, style="yellow"), (0, 2)) for note in notes(study)))
 
 
 def study_to_markdown(study: Study) -> str:
     """The study as Markdown text."""
-    dense, metric = study.dense, study.metric or "metric"
-    title = {"sweep": "Size against accuracy", "compare": "Formats side by side"}[study.kind]
     lines = [
-        f"# {study.source['file']}: {title.lower()}",
+        f"# {study.source['file']}: {TITLES[study.kind].lower()}",
         "",
-        f"| format | asked for | numbers | | output lost | {metric} before fine-tuning | {metric} after | ms |",
+        "| " + " | ".join(heads(study)) + " |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
-        f"| dense | | {words.count(dense.parameters)} | | | | {words.metric(dense.metric)} | "
-        f"{words.milliseconds(dense.latency_ms)} |",
     ]
-    best = _best(study)
-    for point in _ordered(study):
-        row = _row(point)
-        if point is best:
-            row[0] = f"**{row[0]}**"
-        lines.append("| " + " | ".join(row) + " |")
-    for note in _notes(study):
+    for row in rows(study):
+        first, *others = row.cells
+        lines.append("| " + " | ".join([f"**{first}**" if row.best else first, *others]) + " |")
+    for note in notes(study):
         lines += ["", note]
-    steps = study.request["steps"]
-    tuned = f"{steps} steps of fine-tuning" if steps else "no fine-tuning"
-    latency = "" if study.latency is None else f" ms: {study.latency}."
-    lines += ["", f"htcompress {study.version}, seed {study.request['seed']}, {tuned}.{latency}", ""]
+    lines += ["", made_by(study), ""]
     return "\n".join(lines)
 
 
-def _ordered(study: Study) -> list[Point]:
-    """A comparison lists the best first, a sweep keeps the order that was asked for."""
-    return study.best_first() if study.kind == "compare" else list(study.points)
-
-
-def _best(study: Study) -> Point | None:
-    """The best of a comparison; a sweep's is for the reader to choose."""
-    first = study.best_first()[0]
-    return first if study.kind == "compare" and first.final is not None else None
-
-
-def _row(point: Point) -> list[str]:
+def _cells(point: Point) -> tuple[str, ...]:
     case = point.case
     asked = f"{case.budget:,}" if case.budget is not None else f"error {case.error:g}"
     if point.parameters is None:
-        return [case.format.upper(), asked, f"{point.least:,} at least", "", "", "", "", ""]
-    return [
+        return (case.format.upper(), asked, f"{point.least:,} at least", "", "", "", "", "")
+    return (
         case.format.upper(),
         asked,
         words.count(point.parameters),
@@ -93,10 +117,4 @@ def _row(point: Point) -> list[str]:
         words.metric(point.decomposed),
         words.metric(point.final if point.finetuned is not None else None),
         words.milliseconds(point.latency_ms),
-    ]
-
-
-def _notes(study: Study) -> list[str]:
-    if study.metric is None:
-        return ["Accuracy was not looked at: the task has no evaluate(model)."]
-    return []
+    )

@@ -20,11 +20,7 @@ WIDTH = 80
 def to_terminal(report: Report) -> RenderableType:
     """The report as something rich can print."""
     parts: list[RenderableType] = [_headline(report), *_layers(report)]
-    sensitive = words.sensitive(report)
-    if sensitive is not None:
-        parts.append(Padding(Text(sensitive, style="yellow"), (0, 2, 1, 2)))
-    if report.quality.metric is None:
-        parts.append(Padding(Text(words.NOT_LOOKED_AT, style="yellow"), (0, 2, 1, 2)))
+    parts += [Padding(Text(note, style="yellow"), (0, 2, 1, 2)) for note in words.notes(report)]
     return Group(*parts)
 
 
@@ -43,13 +39,11 @@ def _headline(report: Report) -> RenderableType:
     ):
         table.add_row(name, write(before), write(after), words.ratio(before, after))
     if q.metric is not None:
-        worse = q.final is not None and q.dense is not None and (q.final < q.dense) == q.higher_is_better
-        worse = worse and q.final != q.dense
         table.add_row(
             q.metric,
             words.metric(q.dense),
             words.metric(q.final),
-            Text(words.change(q), style="red" if worse else "green"),
+            Text(words.change(q), style="red" if words.worse(q) else "green"),
         )
         if q.finetuned is not None:
             table.add_row(Text("  before fine-tuning", style="dim"), "", Text(words.metric(q.decomposed), "dim"), "")

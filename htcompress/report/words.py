@@ -61,6 +61,13 @@ def change(quality: Quality) -> str:
     return f"{quality.final - quality.dense:+.4f}"
 
 
+def worse(quality: Quality) -> bool:
+    """Whether the final metric is worse than the dense model's."""
+    if quality.final is None or quality.dense is None or quality.final == quality.dense:
+        return False
+    return (quality.final < quality.dense) == quality.higher_is_better
+
+
 def layer(settings: Mapping[str, Any]) -> str:
     """What a layer is, from its settings: LSTM 3600 to 64, 2 layers, both directions."""
     names = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
@@ -105,6 +112,12 @@ def sensitive(report: Report) -> str | None:
         f"Too sensitive for this budget: {', '.join(named)}. Fine-tuning has to make up for that; a larger budget "
         f"would help there first."
     )
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader should know beside the numbers."""
+    found = [sensitive(report), NOT_LOOKED_AT if report.quality.metric is None else None]
+    return [note for note in found if note is not None]
 
 
 PAIRED = ("paired", "tt", "tr", "bt")

@@ -27,6 +27,7 @@ from htcompress.observer import Observer
 from htcompress.pipeline import dense_model, one_of
 from htcompress.planning import Goal, Scope
 from htcompress.report import Report
+from htcompress.report.html import study_to_html
 from htcompress.report.study import Case, Dense, Point, Study, cases
 from htcompress.report.study_views import study_to_markdown
 from htcompress.study.work import Job, Made, compress_case
@@ -206,6 +207,7 @@ def study(
     )
     _written(folder / "study.json", made.to_json())
     _written(folder / "study.md", study_to_markdown(made))
+    _written(folder / "study.html", study_to_html(made))
     return made
 
 

@@ -48,7 +48,7 @@ def test_convert_without_a_task(htc: Command, folder: Path) -> None:
     assert ended.code == 0
     assert "model.pt" in ended.out
     assert "Accuracy was not looked at" in ended.out
-    assert ended.out.endswith(" written to out  (report.md, report.json, model.safetensors)\n")
+    assert ended.out.endswith(" written to out  (report.html, report.json, model.safetensors)\n")
     assert max(map(cell_len, ended.out.splitlines())) <= 80
     assert ended.err.splitlines() == ["reading the checkpoint ...", "decomposing ...", "writing ..."]
     assert sorted(path.name for path in folder.iterdir()) == ["model.pt", "out", "task.py"]

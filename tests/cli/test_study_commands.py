@@ -27,9 +27,14 @@ def test_sweep(htc: Command, folder: Path) -> None:
     ended = htc("sweep", "model.pt", "--budgets", "0.2k,400", *COMMON)
     assert ended.code == 0
     assert max(map(cell_len, ended.out.splitlines())) <= 80
-    assert ended.out.endswith(" written to model-sweep  (study.md, study.json; each point in points/)\n")
+    assert ended.out.endswith(" written to model-sweep  (study.html, study.json; each point in points/)\n")
     assert "note: 2 of 2: ht-400 stores" in ended.err
-    assert sorted(path.name for path in (folder / "model-sweep").iterdir()) == ["points", "study.json", "study.md"]
+    assert sorted(path.name for path in (folder / "model-sweep").iterdir()) == [
+        "points",
+        "study.html",
+        "study.json",
+        "study.md",
+    ]
     again = htc("sweep", "model.pt", "--budgets", "0.2k,400", *COMMON)
     assert "note: 2 of 2 points are there already." in again.err
 
