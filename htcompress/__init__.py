@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from htcompress.checkpoint.directory import load
     from htcompress.errors import HTCompressError
     from htcompress.finetuning.distill import FineTuning
+    from htcompress.gate import Verdict, check
     from htcompress.pipeline import Compressed, compress, convert, evaluate, finetune, save
     from htcompress.planning import Goal, Scope
     from htcompress.report import Report
@@ -26,6 +27,8 @@ _HOMES = {
     "HTCompressError": "htcompress.errors",
     "Report": "htcompress.report",
     "Scope": "htcompress.planning",
+    "Verdict": "htcompress.gate",
+    "check": "htcompress.gate",
     "compress": "htcompress.pipeline",
     "convert": "htcompress.pipeline",
     "evaluate": "htcompress.pipeline",
@@ -41,6 +44,8 @@ __all__ = [
     "HTCompressError",
     "Report",
     "Scope",
+    "Verdict",
+    "check",
     "compress",
     "convert",
     "evaluate",

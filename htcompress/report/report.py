@@ -150,7 +150,7 @@ class Report:
     def from_json(cls, text: str, *, source: str = "report.json") -> Report:
         """The inverse of `to_json`. Raises `CheckpointError` where the text is no such report."""
         try:
-            data = json.loads(text)
+            data = json.loads(text, parse_constant=_no_number)
             if data.get("schema") != SCHEMA:
                 raise CheckpointError(
                     f"{source} has the schema {data.get('schema')!r}; expected {SCHEMA!r}. Convert the model again."
@@ -177,10 +177,18 @@ class Report:
             ) from error
 
 
+def _no_number(text: str) -> float:
+    raise ValueError(f"it has {text} where JSON has numbers or null")
+
+
 def _matrix(data: dict[str, Any]) -> MatrixReport:
     lists = {name: tuple(data[name]) for name in ("shape", "row_modes", "col_modes")}
     if data.get("spectrum") is not None:
         lists["spectrum"] = tuple(float(value) for value in data["spectrum"])
+    for name in ("weights", "outputs"):
+        error = data["error"][name]
+        if isinstance(error, bool) or not isinstance(error, (int, float, NoneType)):
+            raise TypeError(f"the error of {name} is {json.dumps(error)}; expected float or null")
     return _typed(MatrixReport, {**data, **lists})
 
 

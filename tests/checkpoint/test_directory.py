@@ -29,7 +29,7 @@ from htcompress.errors import CheckpointError, RequestError
 from htcompress.matrix import LayoutKind
 from htcompress.nn import HTRecurrent
 
-FILES = {"model.safetensors", "config.json", "report.json", "report.md", "README.md"}
+FILES = {"model.safetensors", "config.json", "report.json", "report.md", "report.html", "README.md"}
 
 MODULES: dict[str, tuple[nn.Module, dict[str, Any]]] = {
     "lstm": (nn.LSTM(10, 6), {"scope": "integrated"}),

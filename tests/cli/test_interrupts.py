@@ -19,7 +19,7 @@ from htcompress.checkpoint.directory import load, read_report
 
 Command = Callable[..., Outcome]
 
-FILES = {"model.safetensors", "config.json", "report.json", "report.md", "README.md"}
+FILES = {"model.safetensors", "config.json", "report.json", "report.md", "report.html", "README.md"}
 CONVERT = ("convert", "model.pt", "--budget", "400", "--layout", "svd", "-o", "made/out", "--task", "task.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from htcompress_cli.numbers import real, whole
 
 from htcompress.errors import RequestError
+from htcompress.numbers import real, whole
 
 
 @pytest.mark.parametrize(

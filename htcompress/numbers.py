@@ -18,7 +18,7 @@ def whole(text: str, option: str, examples: str) -> int:
 
     Raises `RequestError`, naming the option, where it is none.
     """
-    value = _value(text)
+    value = number(text)
     if value is None or value != int(value):
         raise RequestError(f"{option} is a whole number such as {examples}; found {text!r}.")
     return int(value)
@@ -26,7 +26,7 @@ def whole(text: str, option: str, examples: str) -> int:
 
 def real(text: str, option: str, examples: str) -> float:
     """A number, with the same units. Raises `RequestError`, naming the option, where it is none."""
-    value = _value(text)
+    value = number(text)
     if value is None:
         raise RequestError(f"{option} is a number such as {examples}; found {text!r}.")
     return value
@@ -41,7 +41,12 @@ def listed(text: str | None) -> list[str]:
     return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _value(text: str) -> float | None:
+def number(text: str) -> float | None:
+    """A finite number with the same units; None where the text is none.
+
+    >>> number("2.5k"), number("many")
+    (2500.0, None)
+    """
     match = re.fullmatch(r"(.*?)\s*([kmg]?)", text.strip().lower(), re.DOTALL)
     assert match is not None
     try:

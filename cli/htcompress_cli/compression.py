@@ -1,0 +1,194 @@
+"""inspect, convert, finetune, evaluate: one checkpoint, one output directory."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from htcompress.errors import RequestError
+from htcompress_cli.consoles import open_screen, result_console
+from htcompress_cli.options import (
+    Checkpoint,
+    Debug,
+    Device,
+    Finetune,
+    Json,
+    Layers,
+    NeededTask,
+    Quiet,
+    Seed,
+    Steps,
+    TaskOption,
+    TimeLimit,
+    finetuning_of,
+)
+
+if TYPE_CHECKING:
+    from htcompress.pipeline import Compressed
+    from htcompress.planning import Goal
+
+
+def inspect(
+    checkpoint: Checkpoint,
+    layers: Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers.")] = "*",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the recurrent layers found, their sizes and spectra, and what a few budgets would give."""
+    from htcompress.report.inspection import inspect_checkpoint, inspection_to_terminal
+
+    found = inspect_checkpoint(checkpoint, layers=layers)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        result_console().print(inspection_to_terminal(found))
+
+
+def convert(
+    checkpoint: Checkpoint,
+    budget: Annotated[
+        str | None, typer.Option(metavar="N", help="Numbers that the RNN may store: 5000, 5k, 1.5m.")
+    ] = None,
+    error: Annotated[
+        str | None, typer.Option(metavar="E", help="Instead: relative error that each weight matrix keeps to: 0.1.")
+    ] = None,
+    ratio: Annotated[str | None, typer.Option(metavar="R", help="Instead: how many times smaller: 100.")] = None,
+    task: TaskOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="The output directory.", show_default="<name>-ht"),
+    ] = None,
+    scope: Annotated[
+        str, typer.Option(metavar="SCOPE", help="What is put into HT form together: auto, integrated, separate, input.")
+    ] = "auto",
+    layout: Annotated[
+        str, typer.Option(metavar="LAYOUT", help="How matrices are folded: auto, split, paired, svd.")
+    ] = "auto",
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="ht, or for comparison tt, tr, bt, svd.")
+    ] = "ht",
+    layers: Layers = "*",
+    finetune: Finetune = True,
+    steps: Steps = None,
+    time_limit: TimeLimit = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compress a checkpoint: calibrate, decompose, fine-tune, evaluate, write the output directory."""
+    goal = _goal(budget, error, ratio, scope, layout, form)
+    place = output if output is not None else Path(f"{checkpoint.stem}-ht")
+    options = finetuning_of(steps, time_limit, seed) if finetune else None
+    from htcompress.checkpoint.directory import check_writable
+
+    check_writable(place)
+    from htcompress import pipeline
+
+    with open_screen(quiet) as screen:
+        result = pipeline.convert(
+            checkpoint,
+            goal=goal,
+            task=task,
+            layers=layers,
+            finetuning=options,
+            seed=seed,
+            device=device,
+            observer=screen,
+        )
+        screen.stage("writing")
+        pipeline.save(result, place)
+    _show(result, place, as_json)
+
+
+def finetune(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output directory of convert.")],
+    task: NeededTask,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="CKPT", help="The dense checkpoint; by default the one the directory was made from."),
+    ] = None,
+    steps: Steps = None,
+    time_limit: TimeLimit = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Continue fine-tuning of an output directory; it is replaced when all is done."""
+    options = finetuning_of(steps, time_limit, seed)
+    from htcompress import pipeline
+    from htcompress.checkpoint.directory import check_writable, read_config
+
+    read_config(directory)
+    check_writable(directory)
+    with open_screen(quiet) as screen:
+        result = pipeline.finetune(
+            directory, task=task, teacher=teacher, options=options, device=device, observer=screen
+        )
+        screen.stage("writing")
+        pipeline.save(result, directory)
+    _show(result, directory, as_json)
+
+
+def evaluate(
+    source: Annotated[Path, typer.Argument(metavar="DIR_OR_CKPT", help="An output directory, or a checkpoint.")],
+    task: NeededTask,
+    device: Device = "cpu",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the task's metric of an output directory or of a dense checkpoint."""
+    from htcompress import pipeline
+
+    with open_screen(quiet) as screen:
+        metrics = pipeline.evaluate(source, task=task, device=device, observer=screen)
+    if as_json:
+        # JSON has no NaN: null, as everything that is not known.
+        typer.echo(json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}, indent=2))
+        return
+    for name, value in metrics.items():
+        typer.echo(f"{name}  {value:.6g}")
+
+
+def _goal(budget: str | None, error: str | None, ratio: str | None, scope: str, layout: str, form: str) -> Goal:
+    from htcompress.numbers import real, whole
+
+    numbers = (
+        None if budget is None else whole(budget, "--budget", "5000, 5k or 1.5m"),
+        None if error is None else real(error, "--error", "0.1"),
+        None if ratio is None else real(ratio, "--ratio", "100"),
+    )
+    if all(number is None for number in numbers):
+        raise RequestError(
+            "convert needs a goal: --budget N (numbers to store, such as 5000 or 5k), --error E (relative error of the "
+            "weights, such as 0.1) or --ratio R (times smaller, such as 100)."
+        )
+    from htcompress.formats import Format
+    from htcompress.matrix import LayoutKind
+    from htcompress.pipeline import one_of
+    from htcompress.planning.goal import Goal, Scope
+
+    forms = one_of(Scope, scope, "--scope"), one_of(LayoutKind, layout, "--layout"), one_of(Format, form, "--format")
+    return Goal(*numbers, *forms)
+
+
+def _show(result: Compressed, place: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(result.report.to_json(), nl=False)
+        return
+    from rich.text import Text
+
+    from htcompress.report.terminal import to_terminal
+
+    console = result_console()
+    console.print(to_terminal(result.report))
+    written = Text.assemble(" written to ", (str(place), "bold"), "  (report.html, report.json, model.safetensors)")
+    console.print(written, soft_wrap=True)

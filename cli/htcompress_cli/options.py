@@ -1,0 +1,67 @@
+"""The options that commands share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from htcompress.errors import RequestError
+
+if TYPE_CHECKING:
+    from htcompress.finetuning.distill import FineTuning
+
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CKPT", help="A trained state_dict: .pt, .pth, .ckpt, .safetensors.")
+]
+TaskOption = Annotated[
+    str | None, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
+]
+NeededTask = Annotated[
+    str, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
+]
+ScopeOption = Annotated[
+    str, typer.Option(metavar="SCOPE", help="What is factored together: auto, integrated, separate, input.")
+]
+Layers = Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers; the others stay dense.")]
+Finetune = Annotated[bool, typer.Option("--finetune/--no-finetune", help="Distil from the dense model.")]
+Steps = Annotated[str | None, typer.Option(metavar="N", help="Steps of fine-tuning.", show_default="400")]
+TimeLimit = Annotated[
+    str | None, typer.Option(metavar="SECONDS", help="Of fine-tuning; its schedule shortens with it.")
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random.")]
+StudyOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="Where it and its points are kept.",
+        show_default="<name>-<command>",
+    ),
+]
+Jobs = Annotated[int | None, typer.Option(metavar="N", help="Processes at a time.", show_default="cores")]
+EngineOption = Annotated[str, typer.Option("--engine", metavar="NAME", help="Where points run: local, dask.")]
+Scheduler = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a Dask cluster: tcp://host:8786.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="Where the model runs: cpu, cuda, cuda:1, ...")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def finetuning_of(steps: str | None, time_limit: str | None, seed: int) -> FineTuning:
+    """The settings of fine-tuning that options ask for. Raises `RequestError` where they make no sense."""
+    from htcompress.numbers import real, whole
+
+    count = None if steps is None else whole(steps, "--steps", "400 or 1k")
+    if count is not None and count < 0:
+        raise RequestError(f"--steps is a number of steps, at least 0; found {steps}.")
+    seconds = None if time_limit is None else real(time_limit, "--time-limit", "60")
+    if seconds is not None and seconds <= 0:
+        raise RequestError(f"--time-limit is a number of seconds, above 0; found {time_limit}.")
+    from htcompress.finetuning.distill import FineTuning
+
+    options = FineTuning(seed=seed, time_limit=seconds)
+    return options if count is None else replace(options, steps=count)

@@ -1,0 +1,154 @@
+"""sweep and compare: several compressions side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from htcompress_cli.consoles import open_screen, result_console
+from htcompress_cli.options import (
+    Checkpoint,
+    Debug,
+    Device,
+    EngineOption,
+    Finetune,
+    Jobs,
+    Json,
+    Layers,
+    NeededTask,
+    Quiet,
+    Scheduler,
+    ScopeOption,
+    Seed,
+    Steps,
+    StudyOutput,
+    TimeLimit,
+    finetuning_of,
+)
+
+if TYPE_CHECKING:
+    from htcompress.study import Place, Study
+
+
+def sweep(
+    checkpoint: Checkpoint,
+    task: NeededTask,
+    budgets: Annotated[str | None, typer.Option(metavar="N,N,...", help="Sizes to look at: 1k,2k,5k.")] = None,
+    errors: Annotated[
+        str | None, typer.Option(metavar="E,E,...", help="Or relative errors of the weights: 0.5,0.2.")
+    ] = None,
+    formats: Annotated[str, typer.Option(metavar="FORMAT,...", help="Formats to look at: ht, tt, tr, bt, svd.")] = "ht",
+    output: StudyOutput = None,
+    scope: ScopeOption = "auto",
+    layers: Layers = "*",
+    finetune: Finetune = True,
+    steps: Steps = None,
+    time_limit: TimeLimit = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    jobs: Jobs = None,
+    engine: EngineOption = "local",
+    scheduler: Scheduler = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Size against accuracy: compress to several budgets, in parallel. Started again, it goes on where it was."""
+    from htcompress.numbers import listed, real, whole
+
+    sizes = [whole(text, "--budgets", "1k,2k,5k") for text in listed(budgets)]
+    limits = [real(text, "--errors", "0.5,0.2,0.1") for text in listed(errors)]
+    tuning = finetuning_of(steps, time_limit, seed) if finetune else None
+    place = _place(jobs, engine, scheduler)
+    folder = output if output is not None else Path(f"{checkpoint.stem}-sweep")
+    from htcompress import study
+
+    with open_screen(quiet) as screen:
+        made = study.sweep(
+            checkpoint,
+            folder,
+            budgets=sizes,
+            errors=limits,
+            formats=listed(formats),
+            task=task,
+            layers=layers,
+            scope=scope,
+            finetuning=tuning,
+            seed=seed,
+            device=device,
+            place=place,
+            observer=screen,
+        )
+    _show_study(made, folder, as_json)
+
+
+def compare(
+    checkpoint: Checkpoint,
+    budget: Annotated[str, typer.Option(metavar="N", help="Numbers that the RNN may store: 5000, 5k, 1.5m.")],
+    task: NeededTask,
+    formats: Annotated[
+        str, typer.Option(metavar="FORMAT,...", help="Formats to look at: ht, tt, tr, bt, svd.")
+    ] = "ht,tt,tr,bt,svd",
+    output: StudyOutput = None,
+    scope: ScopeOption = "auto",
+    layers: Layers = "*",
+    finetune: Finetune = True,
+    steps: Steps = None,
+    time_limit: TimeLimit = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    jobs: Jobs = None,
+    engine: EngineOption = "local",
+    scheduler: Scheduler = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """HT beside tensor trains, tensor rings, block terms and truncated SVD at one budget, all treated alike."""
+    from htcompress.numbers import listed, whole
+
+    size = whole(budget, "--budget", "5000, 5k or 1.5m")
+    tuning = finetuning_of(steps, time_limit, seed) if finetune else None
+    place = _place(jobs, engine, scheduler)
+    folder = output if output is not None else Path(f"{checkpoint.stem}-compare")
+    from htcompress import study
+
+    with open_screen(quiet) as screen:
+        made = study.compare(
+            checkpoint,
+            folder,
+            budget=size,
+            formats=listed(formats),
+            task=task,
+            layers=layers,
+            scope=scope,
+            finetuning=tuning,
+            seed=seed,
+            device=device,
+            place=place,
+            observer=screen,
+        )
+    _show_study(made, folder, as_json)
+
+
+def _place(jobs: int | None, engine: str, scheduler: str | None) -> Place:
+    from htcompress.pipeline import one_of
+    from htcompress.study import Engine, Place
+
+    return Place(jobs, one_of(Engine, engine, "--engine"), scheduler)
+
+
+def _show_study(made: Study, folder: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(made.to_json(), nl=False)
+        return
+    from rich.text import Text
+
+    from htcompress.report.study_views import study_to_terminal
+
+    console = result_console()
+    console.print(study_to_terminal(made))
+    places = "  (study.html, study.json; each point in points/)"
+    console.print(Text.assemble(" written to ", (str(folder), "bold"), places), soft_wrap=True)
