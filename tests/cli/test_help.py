@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer.main
 from htcompress_cli.commands import app
 from rich.cells import cell_len
+from sample_report import sample_report
 from small import Outcome
 
 import htcompress
@@ -51,6 +53,14 @@ def test_help_imports_nothing_heavy() -> None:
     for arguments, (code, heavy, out, err) in found.items():
         assert (code, heavy, err) == (0, [], 0), arguments
         assert out > 0
+
+
+def test_check_imports_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(sample_report().to_json())
+    asked = [["check", str(tmp_path), "--max-parameters", "1m", "--junit", str(tmp_path / "found.xml")]]
+    names = [*HEAVY, "jinja2", "matplotlib"]
+    ((code, heavy, _, err),) = json.loads(python(LIGHT, json.dumps(asked), json.dumps(names))).values()
+    assert (code, heavy, err) == (0, [], 0)
 
 
 def test_the_library_is_imported_without_torch() -> None:
