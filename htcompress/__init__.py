@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from htcompress.checkpoint.directory import load
     from htcompress.errors import HTCompressError
+    from htcompress.exporting import Exported, export
     from htcompress.finetuning.distill import FineTuning
     from htcompress.gate import Verdict, check
     from htcompress.pipeline import Compressed, compress, convert, evaluate, finetune, save
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Names are imported when they are used: `import htcompress` costs no torch.
 _HOMES = {
     "Compressed": "htcompress.pipeline",
+    "Exported": "htcompress.exporting",
     "FineTuning": "htcompress.finetuning.distill",
     "Goal": "htcompress.planning",
     "HTCompressError": "htcompress.errors",
@@ -32,6 +34,7 @@ _HOMES = {
     "compress": "htcompress.pipeline",
     "convert": "htcompress.pipeline",
     "evaluate": "htcompress.pipeline",
+    "export": "htcompress.exporting",
     "finetune": "htcompress.pipeline",
     "load": "htcompress.checkpoint.directory",
     "save": "htcompress.pipeline",
@@ -39,6 +42,7 @@ _HOMES = {
 
 __all__ = [
     "Compressed",
+    "Exported",
     "FineTuning",
     "Goal",
     "HTCompressError",
@@ -49,6 +53,7 @@ __all__ = [
     "compress",
     "convert",
     "evaluate",
+    "export",
     "finetune",
     "load",
     "save",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from htcompress_cli import compression, gate, studies
+from htcompress_cli import compression, exports, gate, studies
 
 app = typer.Typer(
     name="htcompress",
@@ -43,5 +43,6 @@ for command in (
     studies.sweep,
     studies.compare,
     gate.check,
+    exports.export,
 ):
     app.command()(command)

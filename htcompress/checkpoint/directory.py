@@ -178,6 +178,50 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read: {error}. Convert the model again.") from error
 
 
+def read_modules(directory: Path, tensors: Mapping[str, Tensor]) -> list[tuple[list[str], HTRecurrent]]:
+    """The compressed layers of an output directory without the model around them, and the names of each.
+
+    A layer that the model holds under several names stands once.
+
+    Args:
+        directory: as written by `htcompress convert`.
+        tensors: its tensors, see `read_tensors`.
+
+    Raises `CheckpointError` where `config.json` and the tensors do not fit each other.
+    """
+    config = read_config(directory)
+    found = []
+    for name, layer in config["layers"].items():
+        try:
+            settings = RecurrentSettings.from_config(layer["settings"])
+            module = module_class(settings).from_config(settings, layer["weights"])
+            own = _under(name, module, tensors)
+            assert own is not None
+            module.load_state_dict(own)
+            module.to(next(iter(own.values())).dtype)
+            module.load_state_dict(own)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
+            raise CheckpointError(
+                f"{directory / 'config.json'} does not fit model.safetensors at layer {name!r} "
+                f"({type(error).__name__}: {error}). Convert the model again."
+            ) from error
+        last = next(reversed(own))
+        others = [
+            key.removesuffix(last).removesuffix(".") for key in tensors if key == last or key.endswith("." + last)
+        ]
+        tied = [n for n in others if n not in config["layers"] and _under(n, module, tensors) is not None]
+        found.append(([name, *tied], module.eval()))
+    return found
+
+
+def _under(name: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The tensors of a module under a name; None where they are not all there or have other shapes."""
+    prefix = f"{name}." if name else ""
+    own = {key: tensors.get(prefix + key) for key in module.state_dict()}
+    fits = all(t is not None and t.shape == module.state_dict()[key].shape for key, t in own.items())
+    return {key: t for key, t in own.items() if t is not None} if fits else None
+
+
 def load(directory: str | Path, model: nn.Module, *, strict: bool = True) -> nn.Module:
     """Load an output directory into a dense model: a copy with its recurrent modules replaced.
 

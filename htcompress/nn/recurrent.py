@@ -88,12 +88,12 @@ class HTRecurrent(nn.Module):
                 parts.append(f"{name}={getattr(s, name)}")
         return ", ".join([*parts, f"parameters={self.parameter_count} of {s.dense_parameters}"])
 
-    def _zeros(self, like: Tensor, *shape: int) -> State:
+    def _zeros(self, like: Tensor, *shape: int | torch.SymInt) -> State:
         """The initial state: h, and c for an LSTM, whose size differs where there is a projection."""
         h = like.new_zeros(*shape, self.settings.state_size)
         return (h, like.new_zeros(*shape, self.settings.hidden_size)) if self.settings.kind is Kind.LSTM else (h,)
 
-    def _given(self, hx: Any, expected: tuple[int, ...]) -> State:
+    def _given(self, hx: Any, expected: tuple[int | torch.SymInt, ...]) -> State:
         """The caller's state as a tuple, its shapes checked."""
         if self.settings.kind is Kind.LSTM:
             if not (isinstance(hx, tuple | list) and len(hx) == 2):
@@ -161,7 +161,7 @@ class HTLayers(HTRecurrent):
                 f"last; found shape {tuple(x.shape)}."
             )
 
-    def _state(self, like: Tensor, batch: int, hx: Any, order: Tensor | None) -> State:
+    def _state(self, like: Tensor, batch: int | torch.SymInt, hx: Any, order: Tensor | None) -> State:
         stack = self.settings.num_layers * self.settings.directions
         if hx is None:
             return self._zeros(like, stack, batch)
@@ -219,11 +219,14 @@ class HTCell(HTRecurrent):
         state = self._zeros(input, *batch) if hx is None else self._given(hx, batch)
         if input.ndim == 1:
             input, state = input.unsqueeze(0), tuple(t.unsqueeze(0) for t in state)
-        (gates,) = self.slots().values()
-        after = run_cell(s.kind, input, state, gates.resolve(len(input)))
+        after = self._run(input, state)
         if not batch:
             after = tuple(t.squeeze(0) for t in after)
         return self._as_torch(after)
+
+    def _run(self, x: Tensor, state: State) -> State:
+        (gates,) = self.slots().values()
+        return run_cell(self.settings.kind, x, state, gates.resolve(len(x)))
 
 
 class HTLSTMCell(HTCell):

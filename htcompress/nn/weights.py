@@ -268,6 +268,10 @@ class GateWeights(nn.Module):
             self._kept = key, self._resolve(plan)
         return self._kept[1]
 
+    def written_out(self) -> KernelWeights:
+        """The kernel's weights with the matrices written out, whatever the plan."""
+        return self._resolve(Plan.MATERIALISE)
+
     def _plan(self, vectors: int) -> Plan:
         weight = self.ih if self.joint is None else self.joint
         if not isinstance(weight, FactoredWeight):

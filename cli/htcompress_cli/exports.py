@@ -1,0 +1,40 @@
+"""export: an output directory in a form that needs no htcompress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from htcompress_cli.consoles import open_screen, result_console
+from htcompress_cli.options import Debug, Quiet, TaskOption
+
+
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output directory of convert.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: model.pt, model.onnx.")],
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="FORM", help="dense: weights for the original class; onnx: for other runtimes."),
+    ],
+    task: TaskOption = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Leave the format: dense weights for the original class, or ONNX, checked against torch.
+
+    For onnx a task gives the model around the layers; without one the recurrent layers are exported alone.
+    """
+    from htcompress import exporting
+    from htcompress.pipeline import one_of
+    from htcompress.report import words
+
+    destination = one_of(exporting.Destination, to, "--to")
+    with open_screen(quiet) as screen:
+        done = exporting.export(directory, out, to=destination, task=task, observer=screen)
+    console = result_console()
+    for file in done.files:
+        console.print(f" written to {file}  ({words.size(file.stat().st_size)})", soft_wrap=True)
+    if done.error is not None:
+        console.print(f" largest difference between onnxruntime and torch: {done.error:.1g}")

@@ -1,0 +1,53 @@
+"""The way back: an output directory as the state_dict of the original class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from htcompress.checkpoint.directory import read_modules, read_tensors
+from htcompress.nn.recurrent import HTRecurrent
+
+
+def dense_weights(module: HTRecurrent) -> dict[str, Tensor]:
+    """The weights of a compressed layer under torch's names (`weight_ih_l0`, ...).
+
+    The biases, which are merged, stand in `bias_ih`; `bias_hh` is zero, except for what a GRU keeps apart.
+    """
+    named: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for (_, _, suffix), gates in zip(module.settings.slots(), module.slots().values(), strict=True):
+            whole = gates.written_out()
+            parts = {
+                "weight_ih": whole.ih,
+                "weight_hh": whole.hh,
+                "bias_ih": whole.bias_ih,
+                "bias_hh": whole.bias_hh,
+                "weight_hr": whole.hr,
+            }
+            # Each in memory of its own: slices of one matrix would be stored whole.
+            named |= {name + suffix: t.detach().clone() for name, t in parts.items() if t is not None}
+    return named
+
+
+def dense_tensors(directory: str | Path) -> dict[str, Tensor]:
+    """The state_dict that loads into the original class with `strict=True`.
+
+    >>> model = OriginalModel()  # doctest: +SKIP
+    >>> model.load_state_dict(dense_tensors("model-ht"))  # doctest: +SKIP
+    <All keys matched successfully>
+
+    Raises `CheckpointError` where the directory cannot be read.
+    """
+    directory = Path(directory)
+    tensors = read_tensors(directory)
+    for names, module in read_modules(directory, tensors):
+        weights = dense_weights(module)
+        for name in names:
+            prefix = f"{name}." if name else ""
+            for key in module.state_dict():
+                del tensors[prefix + key]
+            tensors |= {prefix + key: value.clone() for key, value in weights.items()}
+    return tensors

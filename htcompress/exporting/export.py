@@ -1,0 +1,139 @@
+"""`htcompress export`: an output directory in a form that needs no htcompress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from htcompress.checkpoint.directory import load, read_config, read_modules, read_tensors
+from htcompress.errors import RequestError
+from htcompress.exporting.dense import dense_tensors
+from htcompress.observer import Observer
+from htcompress.task import load_task
+
+
+class Destination(StrEnum):
+    """Where to: the original class, or ONNX runtimes."""
+
+    DENSE = "dense"
+    ONNX = "onnx"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files that were written; `error` is the largest difference between torch and onnxruntime, None for dense."""
+
+    files: tuple[Path, ...]
+    error: float | None = None
+
+
+def export(
+    directory: str | Path,
+    out: str | Path,
+    *,
+    to: Destination | str,
+    task: str | Path | None = None,
+    observer: Observer | None = None,
+) -> Exported:
+    """Write an output directory in another form.
+
+    `dense`: a state_dict with the matrices written out, which loads into the original class with `strict=True`; as
+    safetensors where `out` ends so, else as `torch.save` writes it. `onnx`: with a task the whole model, without one
+    each recurrent layer alone (`out` for one, `out` with the layer's name before the suffix for several). Batch and
+    time are dynamic; the file holds the cores. It is run by onnxruntime on other batches and lengths than it was made
+    with before it is written.
+
+    Args:
+        directory: as written by `htcompress convert`.
+        out: the file.
+        to: where to.
+        task: the task whose `model()` the whole model is, and whose `calibration()` gives its inputs.
+        observer: is told the stages.
+
+    Raises:
+        CheckpointError: the directory cannot be read.
+        RequestError: the file cannot be written, a package is missing, or ONNX cannot express the model.
+        TaskError: the task lacks model() or calibration().
+    """
+    observer, place, file = observer or Observer(), Path(directory), Path(out)
+    read_config(place)
+    _check_file(file)
+    if Destination(to) is Destination.DENSE:
+        observer.stage("writing out the matrices")
+        _save(dense_tensors(place), file)
+        return Exported((file,))
+    _check_onnx()
+    from htcompress.exporting.layer import layer_model
+    from htcompress.exporting.model import whole_model
+
+    if task is not None:
+        loaded = load_task(task)
+        loaded.require("model", "calibration", purpose="exporting the whole model")
+        model = load(place, loaded.model(), strict=False)
+        made, error = whole_model(model, loaded, observer)
+        _write(made, file)
+        return Exported((file,), error)
+    modules = read_modules(place, read_tensors(place))
+    files, worst, models = [], 0.0, []
+    for (name, *_), module in modules:
+        observer.stage(f"exporting {name or 'the recurrent layer'}")
+        made, error = layer_model(module, name)
+        models.append(made)
+        files.append(file if len(modules) == 1 else file.with_name(f"{file.stem}.{name or 'recurrent'}{file.suffix}"))
+        worst = max(worst, error)
+    for path, made in zip(files, models, strict=True):
+        _write(made, path)
+    return Exported(tuple(files), worst)
+
+
+def _check_file(file: Path) -> None:
+    if file.is_dir():
+        raise RequestError(f"{file} is a directory; export writes a file, such as {file / 'model.pt'}.")
+    if not file.parent.is_dir():
+        raise RequestError(f"There is no folder {file.parent} to write {file.name} to; make it first.")
+    if not os.access(file.parent, os.W_OK):
+        raise RequestError(f"The folder {file.parent} cannot be written to; give another place for {file.name}.")
+
+
+def _check_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise RequestError(
+            f"export --to onnx needs the package {error.name}, which is not installed: pip install 'htcompress[onnx]'."
+        ) from error
+
+
+def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata={"format": "pt"})
+        else:
+            torch.save(dict(tensors), partial)
+        partial.replace(file)
+    except (OSError, RuntimeError) as error:
+        raise RequestError(f"{file} cannot be written: {error}. Make room, or give another place.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(data: bytes, file: Path) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(file)
+    except OSError as error:
+        raise RequestError(f"{file} cannot be written: {error}. Make room, or give another place.") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""A part of an ONNX graph while it is built: nodes, the numbers they read, names that do not clash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+OPSET = 18
+IR_VERSION = 10
+"""Both are old enough for the runtimes of the last years."""
+
+
+class Graph:
+    """Nodes in the order they were added. Values are named by their operator and a number, behind a prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self._stored: set[str] = set()
+        self._count = 0
+
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """A node with one output; the output's name. An input that is left out is an empty string."""
+        (output,) = self.add_many(op, inputs, 1, **attributes)
+        return output
+
+    def add_many(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
+        """A node with several outputs."""
+        name = self._name(op)
+        made = [name] if outputs == 1 else [f"{name}.{k}" for k in range(outputs)]
+        self.nodes.append(helper.make_node(op, list(inputs), made, name=name, **attributes))
+        return made
+
+    def numbers(self, tensor: Tensor, name: str) -> str:
+        """An initializer with weights, in float32; one that is there already is not stored again."""
+        if f"{self.prefix}{name}" in self._stored:
+            return f"{self.prefix}{name}"
+        return self._initializer(tensor.detach().cpu().float().contiguous().numpy(), f"{self.prefix}{name}")
+
+    def whole(self, *values: int) -> str:
+        """An initializer with whole numbers: a shape, axes, indices."""
+        return self._initializer(np.asarray(values, dtype=np.int64), self._name("shape"))
+
+    def reshape(self, value: str, *shape: int) -> str:
+        """The value in another shape; 0 keeps a size, -1 stands for the rest."""
+        return self.add("Reshape", value, self.whole(*shape))
+
+    def zeros(self, *shape: int) -> str:
+        """Zeros, which are not stored."""
+        return self.add("ConstantOfShape", self.whole(*shape))
+
+    def eye(self, size: int) -> str:
+        """An identity, which is not stored."""
+        return self.add("EyeLike", self.zeros(size, size), dtype=onnx.TensorProto.FLOAT)
+
+    def cut(self, value: str, start: int, stop: int, axis: int = 0) -> str:
+        """A slice along one axis."""
+        return self.add("Slice", value, self.whole(start), self.whole(stop), self.whole(axis))
+
+    def squeeze(self, value: str, axis: int) -> str:
+        return self.add("Squeeze", value, self.whole(axis))
+
+    def unsqueeze(self, value: str, axis: int) -> str:
+        return self.add("Unsqueeze", value, self.whole(axis))
+
+    def concat(self, values: Sequence[str], axis: int) -> str:
+        """The values side by side; one value is itself."""
+        return values[0] if len(values) == 1 else self.add("Concat", *values, axis=axis)
+
+    def _initializer(self, array: np.ndarray, name: str) -> str:
+        self._stored.add(name)
+        self.initializers.append(numpy_helper.from_array(array, name))
+        return name
+
+    def _name(self, op: str) -> str:
+        self._count += 1
+        return f"{self.prefix}{op}_{self._count}"

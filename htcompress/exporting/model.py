@@ -1,0 +1,275 @@
+"""A whole model as ONNX: torch's exporter for what is around the recurrent layers, our nodes for the layers.
+
+The exporter sees each compressed layer as one unknown operator, whose place its nodes then take.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
+
+from htcompress.errors import RequestError, TaskError
+from htcompress.exporting.graph import Graph
+from htcompress.exporting.recurrent import add_recurrent, check_expressible
+from htcompress.exporting.verify import difference, session
+from htcompress.nn.recurrent import HTCell, HTLayers, HTRecurrent
+from htcompress.nn.replace import replace_modules
+from htcompress.nn.settings import Kind
+from htcompress.nn.stepwise import State
+from htcompress.observer import Observer
+from htcompress.task import Task, output_of
+
+DOMAIN = "htcompress"
+ALONE = "Export the recurrent layers alone, without --task."
+
+
+def whole_model(model: nn.Module, task: Task, observer: Observer) -> tuple[bytes, float]:
+    """The model around its compressed layers as ONNX, and the largest difference from torch.
+
+    Args:
+        model: with compressed layers.
+        task: its calibration data give the inputs; sizes that the model leaves open are dynamic.
+        observer: is told the stages.
+
+    Raises `RequestError` where the model cannot be expressed, `TaskError` where its inputs are no tensors.
+    """
+    model = copy.deepcopy(model).float().eval()
+    modules = {name: m for name, m in model.named_modules() if isinstance(m, HTRecurrent)}
+    for name, module in modules.items():
+        check_expressible(module.settings, name)
+    given = _arguments(task)
+    _check_inputs(model, modules, given, task)
+    given = _larger(model, given)
+    observer.stage("exporting the model")
+    made = _spliced(_traced(model, modules, given), modules)
+    observer.stage("comparing with onnxruntime")
+    return _verified(model, made, given)
+
+
+def _arguments(task: Task) -> tuple[Any, ...]:
+    given = next(task.calibration(), None)
+    if given is None:
+        raise TaskError(f"calibration() of {task.source} yields nothing; export needs an input of the model.")
+    leaves = pytree.tree_leaves(given)
+    strange = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
+    if strange:
+        raise RequestError(
+            f"calibration() of {task.source} yields a {strange[0]}, which is no input of an ONNX model; tensors are. "
+            f"{ALONE}"
+        )
+    return given
+
+
+def _check_inputs(model: nn.Module, modules: Mapping[str, HTRecurrent], given: tuple[Any, ...], task: Task) -> None:
+    """Run the model once. Raises `RequestError` where a layer reads packed sequences."""
+
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], PackedSequence):
+            name = next(name for name, other in modules.items() if other is module)
+            raise RequestError(
+                f"Layer {name or '(top level)'} reads packed sequences, which ONNX does not have. {ALONE}"
+            )
+
+    hooks = [module.register_forward_pre_hook(look) for module in modules.values()]
+    try:
+        with torch.no_grad():
+            output_of(model, given, source=task.source)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _larger(model: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs with a batch or a sequence of one doubled, as far as the model takes that.
+
+    The exporter takes a size of 1 for a fixed one.
+    """
+    leaves, spec = pytree.tree_flatten(given)
+    ones = [(k, axis) for k, leaf in enumerate(leaves) for axis in range(min(2, leaf.ndim)) if leaf.shape[axis] == 1]
+    for count in range(min(len(ones), 6), 0, -1):
+        for chosen in itertools.combinations(ones[:6], count):
+            larger = list(leaves)
+            for k, axis in chosen:
+                larger[k] = torch.cat([larger[k]] * 2, axis)
+            made = pytree.tree_unflatten(larger, spec)
+            try:
+                with torch.no_grad():
+                    model(*made)
+            except Exception:
+                continue
+            return tuple(made)
+    return given
+
+
+class _PlaceLayers(HTLayers):
+    """Stands for a layer while the model is traced; calls an operator that only this module knows."""
+
+    kinds = tuple(Kind)
+
+    def __init__(self, module: HTRecurrent, name: str) -> None:
+        nn.Module.__init__(self)
+        self.settings, self.place = module.settings, name
+
+    def _run(self, x: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
+        if batch_sizes is not None:
+            raise RequestError(
+                f"Layer {self.place or '(top level)'} reads packed sequences, which ONNX has not. {ALONE}"
+            )
+        s = self.settings
+        out, *last = _placed(self.place, x, state, (x.shape[0], x.shape[1], s.directions * s.state_size))
+        return out, tuple(last)
+
+
+class _PlaceCell(HTCell):
+    """The same for a cell."""
+
+    kinds = tuple(Kind)
+
+    def __init__(self, module: HTRecurrent, name: str) -> None:
+        nn.Module.__init__(self)
+        self.settings, self.place = module.settings, name
+
+    def _run(self, x: Tensor, state: State) -> State:
+        _, *last = _placed(self.place, x, state, tuple(state[0].shape))
+        return tuple(last)
+
+
+def _placed(name: str, x: Tensor, state: State, shape: tuple[int, ...]) -> Sequence[Tensor]:
+    return torch.onnx.ops.symbolic_multi_out(
+        f"{DOMAIN}::Recurrent",
+        (x, *state),
+        {"layer": name},
+        dtypes=(x.dtype,) * (1 + len(state)),
+        shapes=(shape, *(t.shape for t in state)),
+        version=1,
+    )
+
+
+def _traced(model: nn.Module, modules: Mapping[str, HTRecurrent], given: tuple[Any, ...]) -> onnx.ModelProto:
+    """The model with an unknown operator in each layer's place. Raises `RequestError` where torch cannot trace it."""
+    places: dict[str, nn.Module] = {
+        name: (_PlaceCell if isinstance(module, HTCell) else _PlaceLayers)(module, name).eval()
+        for name, module in modules.items()
+    }
+    hollow = replace_modules(model, places)
+    shapes = pytree.tree_map(lambda t: [torch.export.Dim.AUTO] * t.ndim, given)
+    try:
+        with _quiet(), torch.no_grad():
+            exported = torch.export.export(hollow, given, dynamic_shapes=shapes, strict=False)
+            program = torch.onnx.export(exported, dynamo=True, verbose=False)
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        said = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise RequestError(f"torch cannot export the model around the layers: {said.strip()}. {ALONE}") from error
+    assert program is not None
+    return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on its own registry."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _spliced(model: onnx.ModelProto, modules: Mapping[str, HTRecurrent]) -> onnx.ModelProto:
+    """The layers' nodes in place of the unknown operators."""
+    graphs = {name: Graph(f"{name}/" if name else "recurrent/") for name in modules}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+            continue
+        name = next(a.s for a in node.attribute if a.name == "layer").decode()
+        graph, module = graphs[name], modules[name]
+        start = len(graph.nodes)
+        x, *state = node.input
+        if isinstance(module, HTCell):
+            y, after = add_recurrent(graph, module, graph.unsqueeze(x, 0), [graph.unsqueeze(t, 0) for t in state])
+            results = [graph.squeeze(value, 0) for value in (y, *after)]
+        else:
+            y, after = add_recurrent(graph, module, x, state)
+            results = [y, *after]
+        for value, result in zip(results, node.output, strict=True):
+            if result:
+                graph.nodes.append(helper.make_node("Identity", [value], [result], name=f"{graph.prefix}{result}"))
+        nodes += graph.nodes[start:]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(number for graph in graphs.values() for number in graph.initializers)
+    kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    model.producer_name = "htcompress"
+    onnx.checker.check_model(model)
+    return model
+
+
+def _verified(model: nn.Module, made: onnx.ModelProto, given: tuple[Any, ...]) -> tuple[bytes, float]:
+    """The model's bytes and the largest difference, on the inputs and with other sizes wherever they are open.
+
+    Sizes that the exporter left open but torch does not take otherwise (the features of a layer) are fixed first.
+    """
+    inputs = list(made.graph.input)
+    leaves, spec = pytree.tree_flatten(given)
+    sizes = {
+        d.dim_param: leaf.shape[axis]
+        for value, leaf in zip(inputs, leaves, strict=True)
+        for axis, d in enumerate(value.type.tensor_type.shape.dim)
+        if d.dim_param
+    }
+    cases: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    with torch.no_grad():
+        cases["the calibration data"] = leaves, pytree.tree_leaves(model(*given))
+        for symbol, size in sizes.items():
+            for other in (size + 1, 1):
+                values = [_resized(leaf, value, symbol, other) for leaf, value in zip(leaves, inputs, strict=True)]
+                try:
+                    expected = pytree.tree_leaves(model(*pytree.tree_unflatten(values, spec)))
+                except Exception:
+                    _fix(made, symbol, size)
+                    break
+                cases[f"inputs with {other} in place of {size} along {symbol}"] = values, expected
+    data = made.SerializeToString()
+    runtime, names = session(data), [value.name for value in inputs]
+    found = [
+        difference(runtime, dict(zip(names, values, strict=True)), expected, case)
+        for case, (values, expected) in cases.items()
+    ]
+    return data, max(found)
+
+
+def _resized(leaf: Tensor, value: onnx.ValueInfoProto, symbol: str, size: int) -> Tensor:
+    """The tensor with another size along every axis of this symbol: cut off, or its first entries once more."""
+    for axis, d in enumerate(value.type.tensor_type.shape.dim):
+        if d.dim_param == symbol:
+            leaf = torch.cat([leaf, leaf], axis).narrow(axis, 0, size)
+    return leaf
+
+
+def _fix(model: onnx.ModelProto, symbol: str, size: int) -> None:
+    """Write a size in place of its symbol."""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for d in value.type.tensor_type.shape.dim:
+            if d.dim_param == symbol:
+                d.dim_value = size
