@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from htcompress.gate import Verdict, check
     from htcompress.pipeline import Compressed, compress, convert, evaluate, finetune, save
     from htcompress.planning import Goal, Scope
-    from htcompress.report import Report
+    from htcompress.report import Report, read_report
 
 # Names are imported when they are used: `import htcompress` costs no torch.
 _HOMES = {
@@ -37,6 +37,7 @@ _HOMES = {
     "export": "htcompress.exporting",
     "finetune": "htcompress.pipeline",
     "load": "htcompress.checkpoint.directory",
+    "read_report": "htcompress.report",
     "save": "htcompress.pipeline",
 }
 
@@ -56,6 +57,7 @@ __all__ = [
     "export",
     "finetune",
     "load",
+    "read_report",
     "save",
 ]
 

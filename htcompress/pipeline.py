@@ -18,14 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from htcompress.checkpoint.directory import (
-    config_of,
-    load,
-    read_config,
-    read_report,
-    read_tensors,
-    write_directory,
-)
+from htcompress.checkpoint.directory import config_of, load, read_config, read_tensors, write_directory
 from htcompress.checkpoint.inventory import inventory, inventory_of_model, names_of, same_memory, tensor_names
 from htcompress.checkpoint.read import Checkpoint, read_checkpoint
 from htcompress.errors import CheckpointError, RequestError, TaskError
@@ -41,7 +34,7 @@ from htcompress.nn.replace import recurrent_modules, replace_modules
 from htcompress.observer import Observer
 from htcompress.planning import Goal, ModelPlan, Scope, plan_model
 from htcompress.planning.units import arrange_units
-from htcompress.report import Latency, Quality, Report, Timings
+from htcompress.report import Latency, Quality, Report, Timings, read_report
 from htcompress.report.build import layer_reports, request_of, totals_of
 from htcompress.statistics.collect import SlotStatistics, collect
 from htcompress.task import Task, arguments, load_task, metrics_of, output_of, training_item

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -15,10 +17,13 @@ hook.__enter__()
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from small import tagger  # noqa: E402
+from htcompress_cli import main  # noqa: E402
+from small import Outcome, tagger  # noqa: E402
 
 import htcompress  # noqa: E402
 from htcompress import Compressed  # noqa: E402
+
+Command = Callable[..., Outcome]
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 torch.set_num_threads(1)
@@ -54,3 +59,25 @@ def compressed() -> Compressed:
     """A small model in tree layouts, without data; for reading only."""
     torch.manual_seed(0)
     return htcompress.compress(tagger(), budget=400)
+
+
+@pytest.fixture
+def htc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs a command line with an empty folder as the present one."""
+    monkeypatch.chdir(tmp_path)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["htcompress", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main.run()
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        assert isinstance(ended.value.code, int)
+        return Outcome(ended.value.code, *capsys.readouterr())
+
+    yield run
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)

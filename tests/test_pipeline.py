@@ -21,13 +21,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import htcompress
 from htcompress import FineTuning, Goal
-from htcompress.checkpoint.directory import load, read_config, read_report, read_tensors
+from htcompress.checkpoint.directory import load, read_config, read_tensors
 from htcompress.errors import CheckpointError, HTCompressError, RequestError, TaskError, UnreachableError
 from htcompress.finetuning.distill import distill
 from htcompress.matrix import LayoutKind
 from htcompress.nn import HTRecurrent
 from htcompress.observer import Observer
 from htcompress.pipeline import to_device
+from htcompress.report import read_report
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 SVD = Goal(budget=400, layout=LayoutKind.SVD)

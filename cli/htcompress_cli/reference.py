@@ -10,6 +10,7 @@ from inspect import cleandoc
 from typing import Any
 
 import typer.main
+
 from htcompress_cli.commands import app
 
 
@@ -19,8 +20,8 @@ def reference() -> str:
     parts = [
         "# Command line reference",
         "",
-        "Written from the code by `python -m htcompress_cli.reference`. Every command has `--help`, which says the same. "
-        "Numbers take k, m and g: `5k`, `1.5m`.",
+        "Written from the code by `python -m htcompress_cli.reference`. Every command has `--help`, which says the "
+        "same. Numbers take k, m and g: `5k`, `1.5m`.",
     ]
     for name, command in group.commands.items():
         parts += ["", f"## {name}", "", _plain(command.help or "")]

@@ -152,20 +152,6 @@ def read_config(directory: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def read_report(directory: Path) -> Report:
-    """The report of an output directory. Raises `CheckpointError` where there is none."""
-    path = directory / "report.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{directory} has no report.json. Give an output directory that htcompress convert has written."
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Convert the model again.") from error
-    return Report.from_json(text, source=str(path))
-
-
 def read_tensors(directory: Path) -> dict[str, Tensor]:
     """The tensors of an output directory by name. Raises `CheckpointError` where they cannot be read."""
     from safetensors import SafetensorError

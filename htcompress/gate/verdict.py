@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from htcompress.errors import CheckpointError, HTCompressError, RequestError
+from htcompress.errors import HTCompressError, RequestError
 from htcompress.gate.config import Target
 from htcompress.gate.limits import Limit, Rule, Unit, output_errors, parse_limit
 from htcompress.report import words
-from htcompress.report.report import Report
+from htcompress.report.report import Report, read_report, report_file
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,15 @@ def exit_code(verdicts: Sequence[Verdict]) -> int:
 
 
 def _judged(target: Target) -> Verdict:
-    report = _read(target.report)
+    report = read_report(target.report)
     earlier = None
     if target.baseline is not None:
-        if _file(target.baseline).resolve() == _file(target.report).resolve():
+        if report_file(target.baseline).resolve() == report_file(target.report).resolve():
             raise RequestError(
                 f"{target.baseline} is the report that is checked; a baseline is an earlier one. Keep a copy of the "
                 f"report.json that changes are measured against."
             )
-        earlier = _read(target.baseline)
+        earlier = read_report(target.baseline)
     checks, problems = [], []
     for limit in target.limits:
         try:
@@ -114,22 +114,6 @@ def _judged(target: Target) -> Verdict:
         except RequestError as error:
             problems.append(str(error))
     return Verdict(target, tuple(sorted(checks, key=lambda check: check.passed)), tuple(problems))
-
-
-def _file(place: Path) -> Path:
-    return place / "report.json" if place.is_dir() else place
-
-
-def _read(place: Path) -> Report:
-    path = _file(place)
-    if not path.is_file():
-        missing = f"{place} has no report.json" if place.is_dir() else f"{place} is not there"
-        raise CheckpointError(f"{missing}. Give an output directory of htcompress convert, or its report.json.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    return Report.from_json(text, source=str(path))
 
 
 def _held(limit: Limit, report: Report, earlier: Report | None, target: Target) -> Check:

@@ -2,7 +2,7 @@
 
 from htcompress.report.html import to_html
 from htcompress.report.markdown import model_card, to_markdown
-from htcompress.report.report import Latency, LayerReport, MatrixReport, Quality, Report, Timings, Totals
+from htcompress.report.report import Latency, LayerReport, MatrixReport, Quality, Report, Timings, Totals, read_report
 
 __all__ = [
     "Latency",
@@ -13,6 +13,7 @@ __all__ = [
     "Timings",
     "Totals",
     "model_card",
+    "read_report",
     "to_html",
     "to_markdown",
 ]

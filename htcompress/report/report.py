@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -175,6 +176,28 @@ class Report:
             raise CheckpointError(
                 f"{source} is not a report of htcompress: {what}. Convert the model again."
             ) from error
+
+
+def read_report(place: str | Path) -> Report:
+    """The report of an output directory, or of a report.json.
+
+    Raises `CheckpointError` where there is none, or it cannot be read.
+    """
+    path = report_file(place)
+    if not path.is_file():
+        missing = f"{place} has no report.json" if Path(place).is_dir() else f"{place} is not there"
+        raise CheckpointError(f"{missing}. Give an output directory that htcompress convert has written.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Convert the model again.") from error
+    return Report.from_json(text, source=str(path))
+
+
+def report_file(place: str | Path) -> Path:
+    """The report.json of an output directory; any other place is one itself."""
+    path = Path(place)
+    return path / "report.json" if path.is_dir() else path
 
 
 def _no_number(text: str) -> float:

@@ -17,7 +17,7 @@ import joblib
 import torch
 from torch import nn
 
-from htcompress.checkpoint.directory import load, read_report, write_directory
+from htcompress.checkpoint.directory import load, write_directory
 from htcompress.checkpoint.read import read_checkpoint
 from htcompress.errors import CheckpointError, RequestError, UnreachableError
 from htcompress.finetuning.distill import FineTuning
@@ -26,7 +26,7 @@ from htcompress.nn.latency import LATENCY_OF, latencies
 from htcompress.observer import Observer
 from htcompress.pipeline import dense_model, one_of
 from htcompress.planning import Goal, Scope
-from htcompress.report import Report
+from htcompress.report import Report, read_report
 from htcompress.report.html import study_to_html
 from htcompress.report.study import Case, Dense, Point, Study, cases
 from htcompress.report.study_views import study_to_markdown

@@ -24,10 +24,11 @@ from torch import nn
 import htcompress
 from htcompress import Compressed
 from htcompress.checkpoint import directory as directory_module
-from htcompress.checkpoint.directory import check_writable, config_of, load, read_config, read_report, read_tensors
+from htcompress.checkpoint.directory import check_writable, config_of, load, read_config, read_tensors
 from htcompress.errors import CheckpointError, RequestError
 from htcompress.matrix import LayoutKind
 from htcompress.nn import HTRecurrent
+from htcompress.report import read_report
 
 FILES = {"model.safetensors", "config.json", "report.json", "report.md", "report.html", "README.md"}
 

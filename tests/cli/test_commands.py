@@ -17,8 +17,7 @@ from schema import check_report
 from small import Outcome, Tagger, listing, save_tagger, write_task
 
 import htcompress
-from htcompress.checkpoint.directory import read_report
-from htcompress.report import Report
+from htcompress.report import Report, read_report
 
 Command = Callable[..., Outcome]
 

@@ -15,7 +15,8 @@ from small import Outcome, listing, save_tagger, tagger, write_task
 
 import htcompress
 from htcompress.checkpoint import directory
-from htcompress.checkpoint.directory import load, read_report
+from htcompress.checkpoint.directory import load
+from htcompress.report import read_report
 
 Command = Callable[..., Outcome]
 
