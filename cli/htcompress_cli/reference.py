@@ -55,7 +55,7 @@ def _plain(text: str) -> str:
 
 
 def _cell(text: str | None) -> str:
-    return re.sub(r"([|<>])", r"\\\1", _plain(text or ""))
+    return _plain(text or "").replace("|", r"\|").replace("<", "&lt;").replace(">", "&gt;")
 
 
 if __name__ == "__main__":

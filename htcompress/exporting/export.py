@@ -15,6 +15,7 @@ from htcompress.checkpoint.directory import load, read_config, read_modules, rea
 from htcompress.errors import RequestError
 from htcompress.exporting.dense import dense_tensors
 from htcompress.observer import Observer
+from htcompress.report import read_report
 from htcompress.task import load_task
 
 
@@ -80,6 +81,12 @@ def export(
         _write(made, file)
         return Exported((file,), error)
     modules = read_modules(place, read_tensors(place))
+    reordered = [layer.name or "(top level)" for layer in read_report(place).layers if layer.units_reordered]
+    if reordered:
+        observer.message(
+            f"The hidden units of {', '.join(reordered)} stand in another order than in the original. Read their "
+            f"outputs with the weights of this directory (export --to dense), or export the whole model with --task."
+        )
     files, worst, models = [], 0.0, []
     for (name, *_), module in modules:
         observer.stage(f"exporting {name or 'the recurrent layer'}")

@@ -69,7 +69,8 @@ def _arguments(task: Task) -> tuple[Any, ...]:
             f"calibration() of {task.source} yields a {strange[0]}, which is no input of an ONNX model; tensors are. "
             f"{ALONE}"
         )
-    return given
+    # The model is exported in float32, whatever it was trained in.
+    return tuple(pytree.tree_map(lambda leaf: leaf.float() if leaf.is_floating_point() else leaf, given))
 
 
 def _check_inputs(model: nn.Module, modules: Mapping[str, HTRecurrent], given: tuple[Any, ...], task: Task) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small import Tagger, write_task
 
 import htcompress
 from htcompress.errors import HTCompressError, RequestError, TaskError
 from htcompress.exporting.verify import session
+from htcompress.observer import Observer
+from htcompress.report import read_report
 from htcompress.task import load_task
 
 HEAD = """\
@@ -216,6 +220,32 @@ def test_layers_alone(tmp_path: Path) -> None:
     done = htcompress.export(out, tmp_path / "model.onnx", to="onnx")
     assert [path.name for path in done.files] == ["model.first.onnx", "model.second.onnx"]
     assert all(path.is_file() for path in done.files)
+
+
+def test_reordered_units_are_named(tmp_path: Path) -> None:
+    _, out = converted(tmp_path, MODELS["two layers that follow"])
+    report = read_report(out)
+    layers = (replace(report.layers[0], units_reordered=True), report.layers[1])
+    (out / "report.json").write_text(replace(report, layers=layers).to_json())
+    told: list[str] = []
+
+    class Listener(Observer):
+        def message(self, text: str) -> None:
+            told.append(text)
+
+    htcompress.export(out, tmp_path / "model.onnx", to="onnx", observer=Listener())
+    assert len(told) == 1
+    assert told[0].startswith("The hidden units of first stand in another order")
+
+
+def test_half_precision_is_exported_in_single(tmp_path: Path) -> None:
+    half = MODELS["both directions"] + "\n\ndef inputs(generator):\n    return torch.randn(4, 6, 10).half()\n"
+    task, out = converted(tmp_path, half)
+    tensors = {name: tensor.half() for name, tensor in load_file(out / "model.safetensors").items()}
+    save_file(tensors, out / "model.safetensors")
+    done = htcompress.export(out, tmp_path / "model.onnx", to="onnx", task=task)
+    assert done.error is not None
+    assert done.error < 1e-5
 
 
 def test_a_task_without_a_model(tmp_path: Path) -> None:
