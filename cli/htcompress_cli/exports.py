@@ -19,6 +19,10 @@ def export(
         typer.Option("--to", metavar="FORM", help="dense: weights for the original class; onnx: for other runtimes."),
     ],
     task: TaskOption = None,
+    lengths: Annotated[
+        bool,
+        typer.Option("--lengths", help="Layers alone read the lengths of padded sequences (packed ones in torch)."),
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -32,7 +36,7 @@ def export(
 
     destination = one_of(exporting.Destination, to, "--to")
     with open_screen(quiet) as screen:
-        done = exporting.export(directory, out, to=destination, task=task, observer=screen)
+        done = exporting.export(directory, out, to=destination, task=task, lengths=lengths, observer=screen)
     console = result_console()
     for file in done.files:
         console.print(f" written to {file}  ({words.size(file.stat().st_size)})", soft_wrap=True)

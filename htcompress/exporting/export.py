@@ -40,6 +40,7 @@ def export(
     *,
     to: Destination | str,
     task: str | Path | None = None,
+    lengths: bool = False,
     observer: Observer | None = None,
 ) -> Exported:
     """Write an output directory in another form.
@@ -55,6 +56,7 @@ def export(
         out: the file.
         to: where to.
         task: the task whose `model()` the whole model is, and whose `calibration()` gives its inputs.
+        lengths: whether layers alone read the lengths of padded sequences, in place of torch's packed ones.
         observer: is told the stages.
 
     Raises:
@@ -65,6 +67,8 @@ def export(
     observer, place, file = observer or Observer(), Path(directory), Path(out)
     read_config(place)
     _check_file(file)
+    if lengths and (task is not None or Destination(to) is Destination.DENSE):
+        raise RequestError("--lengths is an input of recurrent layers alone: --to onnx without --task.")
     if Destination(to) is Destination.DENSE:
         observer.stage("writing out the matrices")
         _save(dense_tensors(place), file)
@@ -90,7 +94,7 @@ def export(
     files, worst, models = [], 0.0, []
     for (name, *_), module in modules:
         observer.stage(f"exporting {name or 'the recurrent layer'}")
-        made, error = layer_model(module, name)
+        made, error = layer_model(module, name, lengths=lengths)
         models.append(made)
         files.append(file if len(modules) == 1 else file.with_name(f"{file.stem}.{name or 'recurrent'}{file.suffix}"))
         worst = max(worst, error)

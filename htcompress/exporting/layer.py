@@ -8,7 +8,9 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from htcompress.errors import RequestError
 from htcompress.exporting.graph import IR_VERSION, OPSET, Graph
 from htcompress.exporting.recurrent import add_recurrent, check_expressible
 from htcompress.exporting.verify import difference, session
@@ -19,25 +21,36 @@ TRIED = ((1, 1), (3, 7), (5, 2))
 """Batches and lengths that each model is tried on."""
 
 
-def layer_model(module: HTRecurrent, name: str) -> tuple[bytes, float]:
+def layer_model(module: HTRecurrent, name: str, *, lengths: bool = False) -> tuple[bytes, float]:
     """The layer as an ONNX model, and the largest difference from torch.
 
     Its inputs are `input`, `h_0` and, for an LSTM, `c_0`; its outputs `output`, `h_n`, `c_n`, with torch's shapes for
     a batch; a cell has no `output`.
 
+    Args:
+        module: the compressed layer.
+        name: what messages call it.
+        lengths: whether there is an input `lengths` besides, (batch,) in int32, of sequences that are padded at their
+            ends: what a packed sequence is in torch.
+
     Raises `RequestError` where ONNX cannot express the layer.
     """
     check_expressible(module.settings, name)
+    if lengths and module.settings.cell:
+        raise RequestError(f"Layer {name or '(top level)'} is a cell: it takes one step, and has no lengths.")
     module = module.float().eval()
-    made = _model(module).SerializeToString()
+    made = _model(module, lengths).SerializeToString()
     runtime, worst = session(made), 0.0
     for batch, steps in TRIED:
         inputs = _inputs(module, batch, steps)
+        if lengths:
+            inputs["lengths"] = 1 + torch.arange(batch, dtype=torch.int32) * 3 % steps
+            inputs["lengths"][batch // 2] = steps
         worst = max(worst, difference(runtime, inputs, _expected(module, inputs), f"batch {batch}, {steps} steps"))
     return made, worst
 
 
-def _model(module: HTRecurrent) -> onnx.ModelProto:
+def _model(module: HTRecurrent, lengths: bool) -> onnx.ModelProto:
     s, graph = module.settings, Graph("")
     names = ["h", "c"] if s.kind is Kind.LSTM else ["h"]
     sizes = [s.state_size, s.hidden_size]
@@ -47,7 +60,7 @@ def _model(module: HTRecurrent) -> onnx.ModelProto:
         x, initial = graph.unsqueeze(x, 0), [graph.unsqueeze(value, 0) for value in given]
     elif s.batch_first:
         x = graph.add("Transpose", x, perm=[1, 0, 2])
-    y, after = add_recurrent(graph, module, x, initial)
+    y, after = add_recurrent(graph, module, x, initial, lengths="lengths" if lengths else "")
     results = dict(zip([f"{n}_n" for n in names], after, strict=True))
     if s.cell:
         results = {n: graph.squeeze(value, 0) for n, value in results.items()}
@@ -65,8 +78,11 @@ def _model(module: HTRecurrent) -> onnx.ModelProto:
     def infos(which: Sequence[str]) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(n, TensorProto.FLOAT, shapes[n]) for n in which]
 
+    inputs = infos(["input", *given])
+    if lengths:
+        inputs.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, ["batch"]))
     body = helper.make_graph(
-        graph.nodes, f"htcompress_{s.kind.value}", infos(["input", *given]), infos(list(results)), graph.initializers
+        graph.nodes, f"htcompress_{s.kind.value}", inputs, infos(list(results)), graph.initializers
     )
     model = helper.make_model(
         body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="htcompress"
@@ -92,10 +108,15 @@ def _inputs(module: HTRecurrent, batch: int, steps: int) -> dict[str, Tensor]:
 
 
 def _expected(module: HTRecurrent, inputs: dict[str, Tensor]) -> list[Tensor]:
-    x, *state = inputs.values()
+    x, lengths = inputs["input"], inputs.get("lengths")
+    state = [inputs[name] for name in ("h_0", "c_0") if name in inputs]
+    s = module.settings
+    given = x if lengths is None else pack_padded_sequence(x, lengths, s.batch_first, enforce_sorted=False)
     with torch.no_grad():
-        result = module(x, tuple(state) if len(state) == 2 else state[0])
-    if module.settings.cell:
+        result = module(given, tuple(state) if len(state) == 2 else state[0])
+    if s.cell:
         return list(result) if isinstance(result, tuple) else [result]
     output, last = result
+    if lengths is not None:
+        output, _ = pad_packed_sequence(output, s.batch_first)
     return [output, *(last if isinstance(last, tuple) else [last])]

@@ -80,7 +80,8 @@ def _check_inputs(model: nn.Module, modules: Mapping[str, HTRecurrent], given: t
         if inputs and isinstance(inputs[0], PackedSequence):
             name = next(name for name, other in modules.items() if other is module)
             raise RequestError(
-                f"Layer {name or '(top level)'} reads packed sequences, which ONNX does not have. {ALONE}"
+                f"Layer {name or '(top level)'} reads packed sequences, which no ONNX model takes. Export the recurrent "
+                f"layers alone, without --task and with --lengths."
             )
 
     hooks = [module.register_forward_pre_hook(look) for module in modules.values()]
@@ -124,10 +125,7 @@ class _PlaceLayers(HTLayers):
         self.settings, self.place = module.settings, name
 
     def _run(self, x: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
-        if batch_sizes is not None:
-            raise RequestError(
-                f"Layer {self.place or '(top level)'} reads packed sequences, which ONNX has not. {ALONE}"
-            )
+        assert batch_sizes is None
         s = self.settings
         out, *last = _placed(self.place, x, state, (x.shape[0], x.shape[1], s.directions * s.state_size))
         return out, tuple(last)

@@ -51,7 +51,9 @@ class _Slot:
     b: str | None
 
 
-def add_recurrent(graph: Graph, module: HTRecurrent, x: str, state: Sequence[str] | None) -> tuple[str, list[str]]:
+def add_recurrent(
+    graph: Graph, module: HTRecurrent, x: str, state: Sequence[str] | None, *, lengths: str = ""
+) -> tuple[str, list[str]]:
     """Add the nodes of a layer.
 
     Args:
@@ -59,9 +61,10 @@ def add_recurrent(graph: Graph, module: HTRecurrent, x: str, state: Sequence[str
         module: the compressed layer or cell.
         x: the input, (time, batch, features).
         state: (h,) or (h, c), each (layers * directions, batch, size); zeros if None.
+        lengths: of the sequences, (batch,) in int32; by default all are as long as the input.
 
     Returns:
-        the outputs (time, batch, directions * size), and the last states.
+        the outputs (time, batch, directions * size), zero behind the end of a sequence, and the last states.
     """
     s = module.settings
     check_expressible(s, graph.prefix.rstrip("/"))
@@ -70,13 +73,13 @@ def add_recurrent(graph: Graph, module: HTRecurrent, x: str, state: Sequence[str
     for layer in range(s.num_layers):
         start, stop = layer * s.directions, (layer + 1) * s.directions
         initial = [] if state is None else [graph.cut(value, start, stop) for value in state]
-        x, after = _layer(graph, s, x, slots[start:stop], initial)
+        x, after = _layer(graph, s, x, slots[start:stop], initial, lengths)
         last.append(after)
     return x, [graph.concat(parts, 0) for parts in zip(*last, strict=True)]
 
 
 def _layer(
-    graph: Graph, s: RecurrentSettings, x: str, slots: Sequence[_Slot], initial: Sequence[str]
+    graph: Graph, s: RecurrentSettings, x: str, slots: Sequence[_Slot], initial: Sequence[str], lengths: str
 ) -> tuple[str, list[str]]:
     if any(slot.reduce is not None for slot in slots):
         parts = [x if slot.reduce is None else graph.add("MatMul", x, slot.reduce) for slot in slots]
@@ -94,7 +97,7 @@ def _layer(
         return graph.concat([graph.unsqueeze(value, 0) for value in values], 0)
 
     biases = [slot.b for slot in slots if slot.b is not None]
-    inputs = [x, stacked(ws), stacked([slot.r for slot in slots]), stacked(biases) if biases else "", "", *initial]
+    inputs = [x, stacked(ws), stacked([slot.r for slot in slots]), stacked(biases) if biases else "", lengths, *initial]
     while not inputs[-1]:
         inputs.pop()
     attributes: dict[str, Any] = {"hidden_size": s.hidden_size, **_ATTRIBUTES.get(s.kind, {})}

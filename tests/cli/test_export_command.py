@@ -52,6 +52,7 @@ def test_onnx(htc: Command, folder: Path) -> None:
         (("out", "gone/model.pt", "--to", "dense"), ("no folder gone",)),
         (("out", "out", "--to", "dense"), ("out is a directory",)),
         (("out", "model.onnx", "--to", "onnx", "--task", "gone.py"), ("gone.py",)),
+        (("out", "model.onnx", "--to", "onnx", "--task", "task.py", "--lengths"), ("--lengths", "without --task")),
     ],
 )
 def test_bad_calls(htc: Command, folder: Path, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ import torch
 from layers import HIDDEN, INPUTS, LAYOUTS, SCOPES, TABLE, drop_in, make
 from onnx import numpy_helper
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import htcompress
 from htcompress.errors import RequestError
@@ -63,6 +64,26 @@ def looks_standard(made: bytes, module: HTRecurrent, layout: str) -> None:
     # The file holds the stored numbers and no others.
     numbers = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
     assert sum(array.size for array in numbers if array.dtype == np.float32) == module.parameter_count
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "tanh", "relu"])
+def test_lengths_are_packed_sequences(kind: str, both: bool, first: bool) -> None:
+    module = make(kind, num_layers=2, bidirectional=both, batch_first=first)
+    made, _ = layer_model(drop_in(module), "rnn", lengths=True)
+    x, lengths = torch.randn(4, 9, INPUTS), torch.tensor([3, 9, 1, 6], dtype=torch.int32)
+    x = x if first else x.transpose(0, 1).contiguous()
+    states = {"h_0": torch.randn(4 if both else 2, 4, HIDDEN)}
+    if kind == "LSTM":
+        states["c_0"] = torch.randn(4 if both else 2, 4, HIDDEN)
+    packed = pack_padded_sequence(x, lengths, first, enforce_sorted=False)
+    output, last = module(packed, tuple(states.values()) if kind == "LSTM" else states["h_0"])
+    padded, _ = pad_packed_sequence(output, first)
+    # What stands behind the end of a sequence plays no part.
+    behind = torch.arange(9)[None] >= lengths[:, None]
+    x[behind if first else behind.T] = 1e3
+    close(run(made, input=x, lengths=lengths, **states), [padded, *(last if kind == "LSTM" else [last])])
 
 
 @pytest.mark.parametrize("scope", SCOPES)

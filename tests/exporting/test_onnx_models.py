@@ -187,7 +187,7 @@ REFUSED = {
             "self.head(self.rnn(x)[0])",
             "self.head(pad_packed_sequence(self.rnn(pack_padded_sequence(x, [6], True))[0], True)[0])",
         ),
-        ("packed sequences", "without --task"),
+        ("packed sequences", "without --task and with --lengths"),
     ),
     "projection": (MODELS["a batch of one"].replace("10, 8", "10, 9, proj_size=8"), ("proj_size=8", "--to dense")),
     "text": (
