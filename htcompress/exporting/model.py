@@ -80,8 +80,8 @@ def _check_inputs(model: nn.Module, modules: Mapping[str, HTRecurrent], given: t
         if inputs and isinstance(inputs[0], PackedSequence):
             name = next(name for name, other in modules.items() if other is module)
             raise RequestError(
-                f"Layer {name or '(top level)'} reads packed sequences, which no ONNX model takes. Export the recurrent "
-                f"layers alone, without --task and with --lengths."
+                f"Layer {name or '(top level)'} reads packed sequences, which no ONNX model takes. Export the "
+                f"recurrent layers alone, without --task and with --lengths."
             )
 
     hooks = [module.register_forward_pre_hook(look) for module in modules.values()]
