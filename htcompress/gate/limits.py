@@ -131,8 +131,9 @@ def parse_limit(name: str, value: Any, *, where: str | None = None) -> Limit:
 
     >>> parse_limit("max_parameters", "5k").value
     5000.0
-    >>> parse_limit("max_parameters_change", "5%")
-    Limit(rule=..., value=0.05, share=True)
+    >>> limit = parse_limit("max_parameters_change", "5%")
+    >>> limit.value, limit.share
+    (0.05, True)
 
     Args:
         name: the limit's name, a key of `RULES`.
