@@ -93,13 +93,9 @@ def read_targets(
         )
 
     def target(name: str | None, section: _Section, place: Path | None) -> Target:
-        # A default report belongs to the check without targets only.
-        where = place if place is not None else section.places.get("report")
-        if where is None:
-            table = SECTION if name is None else f"{SECTION}.{name}"
-            raise RequestError(f'[{table}] has no report. Say which: report = "model-ht".')
         earlier = baseline or section.places.get("baseline") or defaults.places.get("baseline")
-        return Target(where, tuple({**defaults.limits, **section.limits, **given}.values()), earlier, name)
+        limits = tuple({**defaults.limits, **section.limits, **given}.values())
+        return Target(section.places["report"] if place is None else place, limits, earlier, name)
 
     if report is not None and not names:
         if sections and not (given or defaults.limits):
