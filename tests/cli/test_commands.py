@@ -55,6 +55,18 @@ def test_convert_without_a_task(htc: Command, folder: Path) -> None:
     assert back(torch.zeros(1, 2, 24)).shape == (1, 3)
 
 
+@pytest.mark.parametrize("form", ["tt", "tr", "bt"])
+def test_convert_to_another_format(htc: Command, folder: Path, form: str) -> None:
+    ended = htc("convert", "model.pt", "--budget", "500", "--format", form, "-o", "out", "--json")
+    report = Report.from_json(ended.out)
+    assert report.request["format"] == form
+    assert report.totals.parameters_after <= 500
+    layouts = {matrix.layout for layer in report.layers for matrix in layer.matrices if not matrix.kept_dense}
+    assert layouts == {form}
+    back = htcompress.load(folder / "out", Tagger())
+    assert sum(p.numel() for p in back.rnn.parameters()) == report.totals.parameters_after
+
+
 def test_convert_with_a_task(htc: Command, folder: Path) -> None:
     ended = htc(*CONVERT, "--task", "task.py", "--steps", "10", "-o", "out")
     assert ended.code == 0
