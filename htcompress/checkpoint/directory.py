@@ -182,11 +182,10 @@ def read_modules(directory: Path, tensors: Mapping[str, Tensor]) -> list[tuple[l
             settings = RecurrentSettings.from_config(layer["settings"])
             module = module_class(settings).from_config(settings, layer["weights"])
             own = _under(name, module, tensors)
-            assert own is not None
-            module.load_state_dict(own)
-            module.to(next(iter(own.values())).dtype)
-            module.load_state_dict(own)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
+            if own is None:
+                raise ValueError("tensors are missing or have other shapes")
+            module.to(next(iter(own.values())).dtype).load_state_dict(own)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CheckpointError(
                 f"{directory / 'config.json'} does not fit model.safetensors at layer {name!r} "
                 f"({type(error).__name__}: {error}). Convert the model again."
@@ -203,9 +202,13 @@ def read_modules(directory: Path, tensors: Mapping[str, Tensor]) -> list[tuple[l
 def _under(name: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """The tensors of a module under a name; None where they are not all there or have other shapes."""
     prefix = f"{name}." if name else ""
-    own = {key: tensors.get(prefix + key) for key in module.state_dict()}
-    fits = all(t is not None and t.shape == module.state_dict()[key].shape for key, t in own.items())
-    return {key: t for key, t in own.items() if t is not None} if fits else None
+    found: dict[str, Tensor] = {}
+    for key, like in module.state_dict().items():
+        tensor = tensors.get(prefix + key)
+        if tensor is None or tensor.shape != like.shape:
+            return None
+        found[key] = tensor
+    return found
 
 
 def load(directory: str | Path, model: nn.Module, *, strict: bool = True) -> nn.Module:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -82,7 +83,8 @@ def export(
         loaded.require("model", "calibration", purpose="exporting the whole model")
         model = load(place, loaded.model(), strict=False)
         made, error = whole_model(model, loaded, observer)
-        _write(made, file)
+        with _replacing(file) as partial:
+            partial.write_bytes(made)
         return Exported((file,), error)
     modules = read_modules(place, read_tensors(place))
     reordered = [layer.name or "(top level)" for layer in read_report(place).layers if layer.units_reordered]
@@ -99,7 +101,8 @@ def export(
         files.append(file if len(modules) == 1 else file.with_name(f"{file.stem}.{name or 'recurrent'}{file.suffix}"))
         worst = max(worst, error)
     for path, made in zip(files, models, strict=True):
-        _write(made, path)
+        with _replacing(path) as partial:
+            partial.write_bytes(made)
     return Exported(tuple(files), worst)
 
 
@@ -124,27 +127,23 @@ def _check_onnx() -> None:
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
+    with _replacing(file) as partial:
         if file.suffix == ".safetensors":
             from safetensors.torch import save_file
 
             save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata={"format": "pt"})
         else:
             torch.save(dict(tensors), partial)
-        partial.replace(file)
-    except (OSError, RuntimeError) as error:
-        raise RequestError(f"{file} cannot be written: {error}. Make room, or give another place.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def _write(data: bytes, file: Path) -> None:
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """A place beside the file that takes the file's once it is written; what was there stays if it cannot be."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(data)
+        yield partial
         partial.replace(file)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise RequestError(f"{file} cannot be written: {error}. Make room, or give another place.") from error
     finally:
         partial.unlink(missing_ok=True)

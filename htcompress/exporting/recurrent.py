@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from math import isqrt, prod
 from typing import Any
 
-import opt_einsum
-
 from htcompress.errors import RequestError
 from htcompress.exporting.graph import Graph
 from htcompress.matrix import HTMatrix
 from htcompress.matrix.factored import Factored
+from htcompress.matrix.network import equation
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.settings import Kind, RecurrentSettings
 from htcompress.nn.weights import DenseWeight, FactoredWeight, GateWeights, Weight
@@ -52,27 +51,26 @@ class _Slot:
 
 
 def add_recurrent(
-    graph: Graph, module: HTRecurrent, x: str, state: Sequence[str] | None, *, lengths: str = ""
+    graph: Graph, module: HTRecurrent, x: str, state: Sequence[str], *, lengths: str = ""
 ) -> tuple[str, list[str]]:
     """Add the nodes of a layer.
 
     Args:
         graph: where to.
-        module: the compressed layer or cell.
+        module: the compressed layer or cell; see `check_expressible`.
         x: the input, (time, batch, features).
-        state: (h,) or (h, c), each (layers * directions, batch, size); zeros if None.
+        state: (h,) or (h, c), each (layers * directions, batch, size).
         lengths: of the sequences, (batch,) in int32; by default all are as long as the input.
 
     Returns:
         the outputs (time, batch, directions * size), zero behind the end of a sequence, and the last states.
     """
     s = module.settings
-    check_expressible(s, graph.prefix.rstrip("/"))
     slots = [_slot(graph, gates, name) for name, gates in module.slots().items()]
     last: list[list[str]] = []
     for layer in range(s.num_layers):
         start, stop = layer * s.directions, (layer + 1) * s.directions
-        initial = [] if state is None else [graph.cut(value, start, stop) for value in state]
+        initial = [graph.cut(value, start, stop) for value in state]
         x, after = _layer(graph, s, x, slots[start:stop], initial, lengths)
         last.append(after)
     return x, [graph.concat(parts, 0) for parts in zip(*last, strict=True)]
@@ -98,8 +96,6 @@ def _layer(
 
     biases = [slot.b for slot in slots if slot.b is not None]
     inputs = [x, stacked(ws), stacked([slot.r for slot in slots]), stacked(biases) if biases else "", lengths, *initial]
-    while not inputs[-1]:
-        inputs.pop()
     attributes: dict[str, Any] = {"hidden_size": s.hidden_size, **_ATTRIBUTES.get(s.kind, {})}
     if s.kind is Kind.RNN_RELU:
         attributes["activations"] = ["Relu"] * s.directions
@@ -206,9 +202,9 @@ def _factors(graph: Graph, weight: FactoredWeight, name: str) -> tuple[str, str]
 
 def _frame(graph: Graph, matrix: HTMatrix, node: Node, name: str) -> str:
     """A node's frame (product of its modes, rank), of two products for each inner node below."""
-    core = matrix.tensor.core(node).shape
+    core = matrix.network.shapes[node.index]
     if node.children is None:
-        return _core(graph, matrix, node.index, core, name)
+        return _core(graph, matrix, node.index, (prod(core[:-1]), core[-1]), name)
     left, right = (_frame(graph, matrix, matrix.layout.tree.nodes[child], name) for child in node.children)
     a, b, rank = core
     # (modes left, a) times (a, b r), then each (b, r) from the left by (modes right, b).
@@ -218,10 +214,10 @@ def _frame(graph: Graph, matrix: HTMatrix, node: Node, name: str) -> str:
 
 def _core(graph: Graph, matrix: Factored, index: int, shape: Sequence[int], name: str) -> str:
     """A core, reshaped; identities are not stored."""
-    stored, written = matrix.cores[index], matrix.operands()[index]
+    stored = matrix.cores[index]
     if stored is not None:
         return graph.numbers(stored.reshape(tuple(shape)), f"{name}.{index}")
-    return graph.reshape(graph.eye(isqrt(written.numel())), *shape)
+    return graph.reshape(graph.eye(isqrt(prod(shape))), *shape)
 
 
 def _in_order(graph: Graph, matrix: HTMatrix, node: Node, frame: str) -> str:
@@ -236,39 +232,17 @@ def _in_order(graph: Graph, matrix: HTMatrix, node: Node, frame: str) -> str:
 
 
 def _contracted(graph: Graph, matrix: Factored, name: str) -> str:
-    """Any other layout, written out pair by pair."""
+    """Any other layout, written out product by product."""
     network, layout = matrix.network, matrix.layout
-    out = [f"{side}{k}" for side in "mn" for k in range(layout.tree.order)]
-    values = [
-        (_core(graph, matrix, k, shape, name), list(legs))
-        for k, (shape, legs) in enumerate(zip(network.shapes, network.legs, strict=True))
-    ]
-    symbols = {leg: opt_einsum.get_symbol(k) for k, leg in enumerate(dict.fromkeys(_all_legs(values)))}
-    equation = ",".join("".join(symbols[leg] for leg in legs) for _, legs in values)
-    equation += "->" + "".join(symbols[leg] for leg in out)
-    path, _ = opt_einsum.contract_path(equation, *network.shapes, shapes=True, optimize="auto")
-    for step, pair in enumerate(path):
-        chosen = [values[k] for k in pair]
-        values = [value for k, value in enumerate(values) if k not in pair]
-        kept = {leg for _, legs in values for leg in legs} | set(out)
-        left = out if step == len(path) - 1 else [leg for leg in dict.fromkeys(_all_legs(chosen)) if leg in kept]
-        values.append((_einsum(graph, chosen, left), left))
-    ((value, _),) = values
+    values = [(_core(graph, matrix, k, shape, name), network.legs[k]) for k, shape in enumerate(network.shapes)]
+    for chosen, legs in network.pairs():
+        met = [values[k] for k in chosen]
+        values = [value for k, value in enumerate(values) if k not in chosen]
+        # Letters anew for each product: ONNX has but the alphabet's.
+        written = equation([axes for _, axes in met], legs)
+        values.append((graph.add("Einsum", *(value for value, _ in met), equation=written), legs))
     rows, cols = prod(layout.row_modes), prod(layout.col_modes)
-    whole = graph.reshape(value, rows, cols)
+    whole = graph.reshape(values[-1][0], rows, cols)
     if rows > layout.rows:
         whole = graph.cut(whole, 0, layout.rows, 0)
     return graph.cut(whole, 0, layout.cols, 1) if cols > layout.cols else whole
-
-
-def _all_legs(values: Sequence[tuple[str, list[str]]]) -> list[str]:
-    return [leg for _, legs in values for leg in legs]
-
-
-def _einsum(graph: Graph, values: Sequence[tuple[str, list[str]]], out: Sequence[str]) -> str:
-    # Letters anew for each product: ONNX has but the alphabet's.
-    letters = {leg: chr(ord("a") + k) for k, leg in enumerate(dict.fromkeys(_all_legs(values)))}
-    inputs = ",".join("".join(letters[leg] for leg in legs) for _, legs in values)
-    return graph.add(
-        "Einsum", *(value for value, _ in values), equation=f"{inputs}->{''.join(letters[o] for o in out)}"
-    )

@@ -14,10 +14,10 @@ TOLERANCE = 1e-5
 """The largest difference, relative to outputs larger than 1."""
 
 
-def session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
-    """onnxruntime on the CPU with so many threads."""
+def session(model: bytes) -> onnxruntime.InferenceSession:
+    """onnxruntime on the CPU, with one thread."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

@@ -105,7 +105,7 @@ def read_targets(
             )
         return (target(None, defaults, report),)
     if sections:
-        if names == () and baseline is not None and len(sections) > 1:
+        if not names and baseline is not None and len(sections) > 1:
             raise RequestError("--baseline is one report, but several targets are checked; choose one with --target.")
         return tuple(target(name, sections[name], report) for name in dict.fromkeys(names or sections))
     if "report" in defaults.places:

@@ -15,12 +15,12 @@ from htcompress.report.report import Report
 
 
 class Unit(Enum):
-    """What a limit counts in."""
+    """What a limit counts in: in words, and an example."""
 
-    COUNT = "a whole number such as 5000 or 5k"
-    RATIO = "a number such as 100"
-    METRIC = "a number in the unit of the task's metric, such as 0.95"
-    RELATIVE = "a relative error between 0 and 1, such as 0.05"
+    COUNT = ("a whole number", "5000 or 5k")
+    RATIO = ("a number", "100")
+    METRIC = ("a number in the unit of the task's metric", "0.95")
+    RELATIVE = ("a relative error between 0 and 1", "0.05")
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,8 @@ class Rule:
     @property
     def expected(self) -> str:
         """What a value of this limit looks like."""
-        if not self.change:
-            return self.unit.value
-        counted = self.unit.value.removesuffix(", such as 0.95").removesuffix(" between 0 and 1, such as 0.05")
-        return f"{counted}, or a share of the baseline such as '5%'"
+        words, example = self.unit.value
+        return f"{words}, or a share of the baseline such as '5%'" if self.change else f"{words} such as {example}"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from htcompress.gate.limits import Unit
 from htcompress.gate.verdict import Check, Verdict, exit_code
+from htcompress.report import words
 
 SCHEMA = "htcompress.check/1"
 WIDTH = 80
@@ -54,7 +55,7 @@ def told(check: Check) -> str:
 
 
 def _write(check: Check, value: float) -> str:
-    return f"{value:,.0f}" if check.limit.rule.unit is Unit.COUNT else f"{value:.6g}"
+    return words.count(round(value)) if check.limit.rule.unit is Unit.COUNT else f"{value:.6g}"
 
 
 def _title(verdict: Verdict) -> str:

@@ -52,6 +52,24 @@ class Network:
         product = expression(folded, *self._reshaped(cores), backend="torch")
         return product.reshape(len(flat), -1)[:, : layout.rows].reshape(*x.shape[:-1], layout.rows)
 
+    def pairs(self) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
+        """How `dense` is contracted, product by product: which operands meet, and the axes of what comes of them.
+
+        What meets is taken off the list of operands, what comes of it put at its end. The last product has the axes
+        m0, m1, ..., n0, n1, ...
+        """
+        out = (*self._modes("m"), *self._modes("n"))
+        path, _ = opt_einsum.contract_path(equation(self.legs, out), *self.shapes, shapes=True, optimize="auto")
+        operands, found = list(self.legs), []
+        for chosen in path:
+            met = dict.fromkeys(leg for k in chosen for leg in operands[k])
+            operands = [legs for k, legs in enumerate(operands) if k not in chosen]
+            kept = {leg for legs in operands for leg in legs} | set(out)
+            made = tuple(leg for leg in met if leg in kept) if operands else out
+            operands.append(made)
+            found.append((tuple(chosen), made))
+        return found
+
     def cost(self, vectors: int) -> tuple[float, float]:
         """The multiplications of W x for so many vectors, and the largest intermediate."""
         return _cost(self, vectors)
@@ -70,7 +88,8 @@ class Network:
         return legs, shapes
 
 
-def _equation(legs: Sequence[tuple[str, ...]], out: tuple[str, ...]) -> str:
+def equation(legs: Sequence[tuple[str, ...]], out: tuple[str, ...]) -> str:
+    """The contraction as einsum writes it, axes in letters."""
     names = dict.fromkeys(name for axes in (*legs, out) for name in axes)
     letters = {name: opt_einsum.get_symbol(k) for k, name in enumerate(names)}
     written = ("".join(letters[name] for name in axes) for axes in (*legs, out))
@@ -82,12 +101,12 @@ def _equation(legs: Sequence[tuple[str, ...]], out: tuple[str, ...]) -> str:
 def _contraction(network: Network, out: tuple[str, ...], vectors: int | None) -> Callable[..., Tensor]:
     """A contraction, its order planned once."""
     legs, shapes = network._operands(vectors)
-    return opt_einsum.contract_expression(_equation(legs, out), *shapes, optimize="auto")
+    return opt_einsum.contract_expression(equation(legs, out), *shapes, optimize="auto")
 
 
 @lru_cache(maxsize=1024)
 def _cost(network: Network, vectors: int) -> tuple[float, float]:
     legs, shapes = network._operands(vectors)
-    equation = _equation(legs, ("x", *network._modes("m")))
-    _, info = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize="auto")
+    written = equation(legs, ("x", *network._modes("m")))
+    _, info = opt_einsum.contract_path(written, *shapes, shapes=True, optimize="auto")
     return float(info.opt_cost) / 2, float(info.largest_intermediate)

@@ -117,6 +117,13 @@ def inputs(generator):
     x, h, c = torch.randn(6, 3, 10), torch.randn(1, 3, 8), torch.randn(1, 3, 8)
     return x, h, c
 """,
+    "a convolution before it": """
+    def build(self):
+        self.conv, self.rnn = nn.Conv1d(10, 8, 3), nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.rnn(self.conv(x.transpose(1, 2)).transpose(1, 2))[0]), None
+""",
     "a batch of one": """
     def build(self):
         self.rnn = nn.LSTM(10, 8, batch_first=True)
@@ -179,6 +186,13 @@ def test_a_loop_over_the_steps_fixes_their_number(tmp_path: Path) -> None:
     (given,) = session((tmp_path / "model.onnx").read_bytes()).get_inputs()
     assert isinstance(given.shape[0], str)
     assert given.shape[1:] == [6, 10]
+
+
+def test_a_length_too_short_for_the_model_fixes_none(tmp_path: Path) -> None:
+    task, out = converted(tmp_path, MODELS["a convolution before it"])
+    htcompress.export(out, tmp_path / "model.onnx", to="onnx", task=task)
+    (given,) = session((tmp_path / "model.onnx").read_bytes()).get_inputs()
+    assert [isinstance(size, str) for size in given.shape] == [True, True, False]
 
 
 REFUSED = {
