@@ -62,24 +62,20 @@ def sweep(
     limits = [real(text, "--errors", "0.5,0.2,0.1") for text in listed(errors)]
     tuning = finetuning_of(steps, time_limit, seed) if finetune else None
     place = _place(jobs, engine, scheduler)
-    folder = output if output is not None else Path(f"{checkpoint.stem}-sweep")
-    from htcompress import study
+    from htcompress.study import sweep
 
+    folder = output if output is not None else Path(f"{checkpoint.stem}-sweep")
+    options = {"task": task, "layers": layers, "scope": scope, "finetuning": tuning, "seed": seed, "device": device}
     with open_screen(quiet) as screen:
-        made = study.sweep(
+        made = sweep(
             checkpoint,
             folder,
             budgets=sizes,
             errors=limits,
             formats=listed(formats),
-            task=task,
-            layers=layers,
-            scope=scope,
-            finetuning=tuning,
-            seed=seed,
-            device=device,
             place=place,
             observer=screen,
+            **options,
         )
     _show_study(made, folder, as_json)
 
@@ -112,23 +108,13 @@ def compare(
     size = whole(budget, "--budget", "5000, 5k or 1.5m")
     tuning = finetuning_of(steps, time_limit, seed) if finetune else None
     place = _place(jobs, engine, scheduler)
-    folder = output if output is not None else Path(f"{checkpoint.stem}-compare")
-    from htcompress import study
+    from htcompress.study import compare
 
+    folder = output if output is not None else Path(f"{checkpoint.stem}-compare")
+    options = {"task": task, "layers": layers, "scope": scope, "finetuning": tuning, "seed": seed, "device": device}
     with open_screen(quiet) as screen:
-        made = study.compare(
-            checkpoint,
-            folder,
-            budget=size,
-            formats=listed(formats),
-            task=task,
-            layers=layers,
-            scope=scope,
-            finetuning=tuning,
-            seed=seed,
-            device=device,
-            place=place,
-            observer=screen,
+        made = compare(
+            checkpoint, folder, budget=size, formats=listed(formats), place=place, observer=screen, **options
         )
     _show_study(made, folder, as_json)
 
