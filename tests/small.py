@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from htcompress.observer import Observer
+
 INPUTS, HIDDEN, CLASSES = 24, 8, 3
 
 TASK = """\
@@ -120,6 +122,20 @@ def listing(directory: Path) -> dict[str, bytes]:
 def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     """Whether two state_dicts have the same names, dtypes and numbers."""
     return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a)
+
+
+class Listener(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.messages: list[str] = []
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self.stages.append(name)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
 
 @dataclass(frozen=True)

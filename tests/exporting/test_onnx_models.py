@@ -11,12 +11,11 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import Tagger, write_task
+from small import Listener, Tagger, write_task
 
 import htcompress
 from htcompress.errors import HTCompressError, RequestError, TaskError
 from htcompress.exporting.verify import session
-from htcompress.observer import Observer
 from htcompress.report import read_report
 from htcompress.task import load_task
 
@@ -241,15 +240,10 @@ def test_reordered_units_are_named(tmp_path: Path) -> None:
     report = read_report(out)
     layers = (replace(report.layers[0], units_reordered=True), report.layers[1])
     (out / "report.json").write_text(replace(report, layers=layers).to_json())
-    told: list[str] = []
-
-    class Listener(Observer):
-        def message(self, text: str) -> None:
-            told.append(text)
-
-    htcompress.export(out, tmp_path / "model.onnx", to="onnx", observer=Listener())
-    assert len(told) == 1
-    assert told[0].startswith("The hidden units of first stand in another order")
+    listener = Listener()
+    htcompress.export(out, tmp_path / "model.onnx", to="onnx", observer=listener)
+    assert len(listener.messages) == 1
+    assert listener.messages[0].startswith("The hidden units of first stand in another order")
 
 
 def test_half_precision_is_exported_in_single(tmp_path: Path) -> None:
