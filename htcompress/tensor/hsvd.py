@@ -1,26 +1,28 @@
-"""HT-SVD: from a dense tensor to its Hierarchical Tucker form, through Gram matrices.
+"""HT-SVD: from a dense tensor to its Hierarchical Tucker form.
 
 Leaves to root, projecting at once after each node so that the tensor shrinks. Singular bases are
 eigenvectors of Gram matrices, accumulated in float64 where the tolerance needs it: float32 Grams fail
-below a relative tolerance of about 1e-3.
+below a relative tolerance of about 1e-3, float64 Grams below 1e-8, where QR takes their place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isqrt, prod, sqrt
+from math import frexp, isfinite, isqrt, prod, sqrt
 
 import torch
 from torch import Tensor
 
 from htcompress.errors import RequestError, ShapeError
 from htcompress.tensor.ht import HTTensor
+from htcompress.tensor.precision import share_of_ranks
 from htcompress.tensor.projection import Axes, Projection, project
 from htcompress.tensor.ranks import RankModel, parameter_count, ranks_for_budget, ranks_for_error
 from htcompress.tensor.tree import DimensionTree
 
 _SMALL = 1 << 22  # numbers up to which float64 costs nothing worth saving
+_SQUARED = 1e-6  # relative error below which Gram matrices are not trusted: their square roots round at 1e-8 and more
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,25 @@ def ht_svd(
 
     Raises:
         ShapeError: the tree does not fit the tensor.
-        RequestError: more than one goal, a negative error, or fewer parameters than rank one needs.
+        RequestError: more than one goal, an error that is negative or smaller than the result's precision can hold,
+            fewer parameters than rank one needs, or numbers that are not finite.
 
     Source: Grasedyck 2010; sequential projection as in Vannieuwenhoven et al. 2012.
     """
     if sum(goal is not None for goal in (ranks, rtol, max_parameters)) > 1:
         raise RequestError("Give one of ranks, rtol and max_parameters, not several.")
-    if rtol is not None and not rtol >= 0:
-        raise RequestError(f"A relative error is a number >= 0; found {rtol}.")
-    found = decompose(x, tree, rtol=rtol, max_parameters=max_parameters, max_rank=max_rank, ranks=ranks, modes=modes)
+    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    share = 0.0 if rtol is None else share_of_ranks(rtol, dtype, len(tree.nodes))
+    x, unit = _in_range(x)
+    found = _decompose(
+        x,
+        tree,
+        rtol=None if rtol is None else share,
+        max_parameters=max_parameters,
+        max_rank=max_rank,
+        ranks=ranks,
+        modes=modes,
+    )
     shape = found.tensor.shape
     if ranks is not None:
         chosen = tuple(ranks)
@@ -99,14 +111,37 @@ def ht_svd(
             )
         chosen = budgeted
     else:
-        left_over = max(0.0, ((rtol or 0.0) * found.norm) ** 2 - found.discarded)
+        left_over = max(0.0, (share * found.norm) ** 2 - found.discarded)
         chosen = ranks_for_error(tree, shape, found.spectra, left_over)
         if max_rank is None and found.model.parameters(chosen) > parameter_count(tree, shape, _full_ranks(tree, shape)):
             # High ranks can cost more than full ones, whose identities are free.
-            found = decompose(x, tree, modes=modes)
+            found = _decompose(x, tree, modes=modes)
             chosen = found.tensor.ranks
-    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-    return found.truncate(chosen).map(lambda core: core.to(dtype))
+    made = found.truncate(chosen)
+    if unit != 1.0:
+        # Each core takes its share, so that none leaves the range.
+        share_of_unit = unit ** (1 / sum(core is not None for core in made.cores))
+        made = made.map(lambda core: share_of_unit * core)
+    return made.map(lambda core: core.to(dtype))
+
+
+def _in_range(x: Tensor) -> tuple[Tensor, float]:
+    """The tensor in a unit in which squares of its numbers stay within the range of its precision, and that unit.
+
+    A copy is made only of a tensor that is out of it. Raises `RequestError` where numbers are not finite.
+    """
+    if not x.is_floating_point() or not x.numel():
+        return x, 1.0
+    largest = max(abs(float(bound)) for bound in torch.aminmax(x.detach()))
+    if not isfinite(largest):
+        raise RequestError(
+            f"The tensor of shape {tuple(x.shape)} holds numbers that are not finite; correct them first."
+        )
+    limit = 1e-100 if x.dtype == torch.float64 else 1e-10
+    if largest == 0.0 or limit <= largest <= 1 / limit:
+        return x, 1.0
+    unit = 2.0 ** frexp(largest)[1]
+    return (x.double() / unit).to(x.dtype), unit
 
 
 def _full_ranks(tree: DimensionTree, shape: Sequence[int]) -> list[int]:
@@ -129,6 +164,25 @@ def decompose(
     No rank above sqrt(max_parameters) + 1 can be part of a tensor that stores so few numbers (some core
     holds at least r^2), which caps the work; without a goal the form is exact.
     """
+    x, unit = _in_range(x)
+    found = _decompose(x, tree, rtol=rtol, max_parameters=max_parameters, max_rank=max_rank, ranks=ranks, modes=modes)
+    if unit == 1.0:
+        return found
+    spectra = tuple(unit * values for values in found.spectra)
+    return Decomposition(found.tensor * unit, spectra, unit * found.norm, unit**2 * found.discarded)
+
+
+def _decompose(
+    x: Tensor,
+    tree: DimensionTree,
+    *,
+    rtol: float | None = None,
+    max_parameters: int | None = None,
+    max_rank: int | None = None,
+    ranks: Sequence[int] | None = None,
+    modes: Sequence[Axes] | None = None,
+) -> Decomposition:
+    """`decompose` of a tensor whose squares are in range."""
     axes: list[Axes] = [(k,) for k in range(x.ndim)] if modes is None else [tuple(mode) for mode in modes]
     if len(axes) != tree.order:
         raise ShapeError(f"A tensor of order {len(axes)} does not fit a tree over {tree.order} modes.")
@@ -145,7 +199,8 @@ def decompose(
     caps += [max(ranks)] if ranks is not None else []
     caps += [max_rank] if max_rank is not None else []
     edges = max(1, 2 * tree.order - 3)
-    state = Projection(x, axes, min(caps, default=None), (rtol or 0.0) ** 2 / edges, fine)
+    squaring = rtol is None or rtol >= _SQUARED
+    state = Projection(x, axes, min(caps, default=None), (rtol or 0.0) ** 2 / edges, fine, squaring)
     cores = project(state, tree.nodes)
     tensor, spectra = HTTensor.from_cores(tree, [core.double() for core in cores]).canonical()
     return Decomposition(tensor, spectra, sqrt(state.squared), state.discarded)

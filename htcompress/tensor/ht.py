@@ -11,9 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from htcompress.errors import ShapeError
+from htcompress.tensor.precision import share_of_ranks
+from htcompress.tensor.projection import left_singular
 from htcompress.tensor.ranks import parameter_count, ranks_for_error
 from htcompress.tensor.tree import DimensionTree, Node
 
+_WEIGHTLESS = 1e-14  # of an edge's largest singular value: what float64 leaves of a direction that is not there
 _LEAST_SHARE = 1e-8  # of an edge's largest singular value: below it a direction is not worth a division
 
 
@@ -73,7 +76,7 @@ class HTTensor:
         cores: list[Tensor | None] = []
         for node in tree.nodes:
             below = [shape[node.leaves[0]]] if node.children is None else [ranks[c] for c in node.children]
-            cores.append(None if identity[node.index] else torch.zeros(*below, ranks[node.index]))
+            cores.append(None if identity[node.index] else torch.zeros(*below, ranks[node.index], dtype=torch.float32))
         return cls(tree, tuple(shape), tuple(ranks), tuple(cores))
 
     # ---- what it holds -------------------------------------------------------------------------------
@@ -216,30 +219,23 @@ class HTTensor:
         """The tensor in its singular bases, and the singular values at every edge.
 
         In this form truncation is slicing. Directions without weight (below 1e-14 of the norm) are
-        dropped. The root's entry is its norm. Source: Grasedyck 2010, section 3.4.
+        dropped. The root's entry is its norm. Source: Grasedyck 2010, section 3.4, with singular value
+        decompositions in place of his Gram matrices, which tell nothing below 1e-8 of the norm.
         """
-        # Gram matrices square the condition: in float32 they would lose all below 1e-3.
         orthogonal = self.map(lambda core: core.double()).orthogonalise()
         nodes = self.tree.nodes
-        gramians: dict[int, Tensor] = {}
-        bases: dict[int, Tensor] = {}
-        spectra: list[Tensor] = [torch.empty(0)] * len(nodes)
         root = orthogonal.core(self.tree.root)
-        gramians[self.tree.root.index] = root.new_ones(1, 1)
-        spectra[-1] = torch.linalg.vector_norm(root).reshape(1)
+        # What is above a node, seen from its frame: (rank, columns), orthogonal rows in the node's singular basis.
+        above: dict[int, Tensor] = {self.tree.root.index: root.new_ones(1, 1)}
+        bases: dict[int, Tensor] = {}
+        spectra: dict[int, Tensor] = {self.tree.root.index: torch.linalg.vector_norm(root).reshape(1)}
         for node in reversed(self.tree.inner_nodes):
-            assert node.children is not None
-            core, above = orthogonal.core(node), gramians.pop(node.index)
-            weighted = core @ above
-            left, right = node.children
-            gramians[left] = torch.einsum("art,brt->ab", weighted, core)
-            gramians[right] = torch.einsum("lat,lbt->ab", weighted, core)
-            for child in node.children:
-                values, vectors = torch.linalg.eigh(gramians[child])
-                values = values.flip(0).clamp_min(0).sqrt()
-                keep = max(1, int((values > 1e-14 * values[0]).sum()))
-                spectra[child] = values[:keep]
-                bases[child] = vectors.flip(1)[:, :keep]
+            weighted = orthogonal.core(node) @ above.pop(node.index)
+            for side, child in enumerate(node.children or ()):
+                vectors, values = left_singular(weighted.movedim(side, 0).flatten(1))
+                keep = max(1, int((values > _WEIGHTLESS * values[0]).sum()))
+                bases[child], spectra[child] = vectors[:, :keep], values[:keep]
+                above[child] = bases[child] * spectra[child]
         cores = []
         for node in nodes:
             core = orthogonal.core(node)
@@ -248,7 +244,7 @@ class HTTensor:
             if node.parent is not None:
                 core = core @ bases[node.index]
             cores.append(core.to(self.dtype))
-        return HTTensor.from_cores(self.tree, cores), tuple(spectra)
+        return HTTensor.from_cores(self.tree, cores), tuple(spectra[node.index] for node in nodes)
 
     def sliced(self, ranks: Sequence[int]) -> HTTensor:
         """The leading `ranks` of every core, with the root fitted anew.
@@ -272,12 +268,15 @@ class HTTensor:
         return HTTensor.from_cores(self.tree, [*(part.core(n) for n in self.tree.nodes[:-1]), root])
 
     def truncate(self, *, ranks: Sequence[int] | None = None, rtol: float | None = None) -> HTTensor:
-        """The nearest tensor (up to sqrt(2d - 3)) of the given ranks, or within a relative error."""
-        form, spectra = self.canonical()
+        """The nearest tensor (up to sqrt(2d - 3)) of the given ranks, or within a relative error.
+
+        Raises `RequestError` where the error is smaller than the cores' precision can hold.
+        """
+        form, spectra = self.map(lambda core: core.double()).canonical()
         if ranks is None:
-            tail = ((rtol or 0.0) * float(spectra[-1])) ** 2
-            ranks = ranks_for_error(self.tree, self.shape, spectra, tail)
-        return form.sliced(ranks)
+            share = 0.0 if rtol is None else share_of_ranks(rtol, self.dtype, len(self.tree.nodes))
+            ranks = ranks_for_error(self.tree, self.shape, spectra, (share * float(spectra[-1])) ** 2)
+        return form.sliced(ranks).map(lambda core: core.to(self.dtype))
 
     # ---- storage -------------------------------------------------------------------------------------
 
@@ -320,7 +319,11 @@ class HTTensor:
                 assert core is not None
                 cores[stored], cores[-1] = core * root.reshape(()), None
         compacted = HTTensor(tree, self.shape, tuple(ranks), tuple(cores))
-        assert compacted.parameters == parameter_count(tree, self.shape, ranks)
+        promised = parameter_count(tree, self.shape, ranks)
+        if compacted.parameters != promised:
+            raise ShapeError(
+                f"Ranks {tuple(ranks)} promise {promised} numbers; {compacted.parameters} would be stored."
+            )
         return compacted
 
     def balance(self) -> HTTensor:

@@ -1,7 +1,8 @@
 """Sequential projection: one mode of a tensor after the other cut to its leading singular subspace.
 
-Bases come from Gram matrices. A large tensor is read in chunks, in whatever order its numbers lie: a mode may be
-several axes of a view (a row and a column mode of a matrix), and no permuted copy of the whole is made.
+Bases come from Gram matrices, and from QR where the tolerance is finer than those can tell: squaring loses all below
+1e-8 of the norm. A large tensor is read in chunks, in whatever order its numbers lie: a mode may be several axes of a
+view (a row and a column mode of a matrix), and no permuted copy of the whole is made.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from math import log, prod
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from htcompress.tensor.tree import Node
@@ -36,6 +38,7 @@ class Projection:
         cap: no edge keeps more ranks than this.
         tail: the part of the squared norm that each edge may lose.
         fine: compute in float64.
+        squaring: whether Gram matrices are exact enough for the tail; else bases come from QR.
 
     Attributes:
         discarded: the squared norm that was cut off.
@@ -46,6 +49,7 @@ class Projection:
     cap: int | None
     tail: float
     fine: bool
+    squaring: bool = True
     discarded: float = 0.0
     _squared: float | None = field(default=None, init=False)
 
@@ -80,13 +84,18 @@ class Projection:
         dtype = torch.float64 if self.fine else self.x.dtype
         if limit == n and tail == 0.0:
             return torch.eye(n, dtype=dtype, device=self.x.device)
-        basis, squares, total = self._leading(mode, limit)
+        if limit == self.x.numel() // max(1, n) and tail == 0.0:
+            # Nothing is to be cut: any basis of all columns does.
+            basis = torch.linalg.qr(self._unfolding(mode).double())[0].to(dtype)
+            self.apply(mode, basis)
+            return basis
+        basis, squares, beyond = self._leading(mode, limit)
+        # What is lost beyond each rank, summed from its small end: a tiny tail is then no rounding of the total.
+        tails = beyond + torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
         if self._squared is None:
-            self._squared = total + self.discarded
-        kept = torch.cumsum(squares, 0)
-        enough = int((total - kept > tail * self._squared).sum()) + 1
-        rank = max(1, min(limit, len(squares), enough))
-        self.discarded += max(0.0, total - float(kept[rank - 1]))
+            self._squared = float(tails[0]) + self.discarded
+        rank = max(1, min(limit, len(squares), int((tails > tail * self._squared).sum())))
+        self.discarded += float(tails[rank])
         basis = basis[:, :rank].to(dtype)
         self.apply(mode, basis)
         return basis
@@ -100,16 +109,20 @@ class Projection:
         self.modes = [(mode,) for mode in range(len(sizes) + 1)]
 
     def _leading(self, mode: int, limit: int) -> tuple[Tensor, Tensor, float]:
-        """Leading directions of a mode, their squared singular values, the squared norm of all."""
+        """Leading directions of a mode, their squared singular values, and the squared norm of all further ones."""
         n = self.size(mode)
         rest = self.x.numel() // n
+        if not self.squaring:
+            basis, values = self._by_qr(mode)
+            return basis, values.square(), 0.0
         if min(n, rest) > _GRAM_LIMIT and limit + OVERSAMPLE < min(n, rest) // 4:
             unfolding = self._unfolding(mode)
             vectors, squares = leading_left(unfolding.double() if self.fine else unfolding, limit + OVERSAMPLE)
-            return vectors, squares, float(sum(part.double().square().sum() for part in unfolding.split(64)))
+            total = float(sum(part.double().square().sum() for part in unfolding.split(64)))
+            return vectors, squares, max(0.0, total - float(squares.sum()))
         if n <= rest:
             squares, vectors = eigh(self.gram(mode))
-            return vectors, squares, float(squares.sum())
+            return vectors, squares, 0.0
         # The other side is the shorter one: its directions, carried over.
         parts = self._unfolding(mode).split(max(1, _CHUNK // rest))
         gram = torch.zeros(rest, rest, dtype=torch.float64, device=self.x.device)
@@ -117,7 +130,23 @@ class Projection:
             gram += part.double().T @ part.double()
         squares, vectors = eigh(gram)
         carried = torch.cat([part.double() @ vectors[:, :limit] for part in parts])
-        return torch.linalg.qr(carried)[0], squares, float(squares.sum())
+        return torch.linalg.qr(carried)[0], squares, 0.0
+
+    def _by_qr(self, mode: int) -> tuple[Tensor, Tensor]:
+        """Directions of a mode and their singular values, as exact as float64 is."""
+        n = self.size(mode)
+        if n >= self.x.numel() // n:
+            return left_singular(self._unfolding(mode).double())
+        view, others = self._aside(mode)
+        flatten = _Flattener(len(others), n, torch.float64, self.x.device)
+        triangle = torch.empty(0, n, dtype=torch.float64, device=self.x.device)
+        waiting: list[Tensor] = []
+        for (part,) in _pieces([view], len(others)):
+            waiting.append(flatten(part).T.clone())
+            # A QR of few rows more than the triangle has would be spent on the triangle.
+            if sum(map(len, waiting)) >= 4 * n:
+                triangle, waiting = torch.linalg.qr(torch.cat([triangle, *waiting]), mode="r")[1], []
+        return left_singular(torch.cat([triangle, *waiting]).T)
 
     def _unfolding(self, mode: int) -> Tensor:
         view, _ = self._aside(mode)
@@ -271,7 +300,8 @@ def leading_left(matrix: Tensor | Product, size: int, iterations: int = 3) -> tu
     Source: Halko, Martinsson, Tropp 2011, algorithm 4.4.
     """
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(matrix.shape[1], size, generator=generator).to(device=matrix.device, dtype=matrix.dtype)
+    start = torch.randn(matrix.shape[1], size, generator=generator, dtype=torch.float32, device="cpu")
+    start = start.to(device=matrix.device, dtype=matrix.dtype)
     basis = torch.linalg.qr(matrix @ start)[0]
     for _ in range(iterations):
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
@@ -284,6 +314,17 @@ def eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
     """The eigenvalues of a Gram matrix, descending and not below zero, and its eigenvectors."""
     values, vectors = torch.linalg.eigh(gram)
     return values.flip(0).clamp_min(0), vectors.flip(1)
+
+
+def left_singular(matrix: Float[Tensor, "n m"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, " r"]]:
+    """Left singular vectors and singular values, r = min(n, m), by QR and the SVD of its triangle."""
+    if matrix.shape[1] > matrix.shape[0]:
+        matrix = torch.linalg.qr(matrix.T, mode="r")[1].T
+        vectors, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+        return vectors, values
+    basis, small = torch.linalg.qr(matrix)
+    vectors, values, _ = torch.linalg.svd(small)
+    return basis @ vectors, values
 
 
 class _Flattener:
