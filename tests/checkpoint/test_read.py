@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import pickle
+import tarfile
+import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from small import Tagger, equal, tagger
+from safetensors.torch import save_file, save_model
+from small import Tagger, Twice, equal, tagger
 from torch import Tensor, nn
 
+from htcompress.checkpoint.inventory import inventory
 from htcompress.checkpoint.read import read_checkpoint
 from htcompress.errors import CheckpointError
 
@@ -161,7 +165,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], list[str]]] = [
     ("nothing.pt", lambda p: torch.save({}, p), ["holds an empty dict"]),
     (
         "other.pt",
-        lambda p: torch.save({"net": {"w": torch.zeros(2)}, "epoch": 3}, p),
+        lambda p: torch.save({"net": {"w": 0.5}, "epoch": 3}, p),
         ["keys net, epoch", "model_state"],
     ),
 ]
@@ -195,3 +199,256 @@ def test_a_file_cut_at_any_length_is_explained(tmp_path: Path, name: str, save: 
         with pytest.raises(CheckpointError, match=expected) as caught:
             read_checkpoint(tmp_path / name)
         assert len(str(caught.value).splitlines()) == 1
+
+
+TENSORS: dict[str, Tensor] = {
+    "turned": torch.arange(12.0).reshape(3, 4).T,
+    "a part": torch.arange(12.0)[3:7],
+    "every third": torch.arange(12)[1::3],
+    "of one number": torch.tensor(3.5),
+    "empty": torch.empty(0, 7),
+    "of one repeated": torch.ones(1).expand(5, 4),
+    "channels last": torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+    "a parameter": nn.Parameter(torch.randn(3)),
+    "a buffer": nn.Buffer(torch.randn(3)),
+    **{
+        str(dtype): torch.tensor([0, 1, 3]).to(dtype)
+        for dtype in (
+            torch.float16,
+            torch.bfloat16,
+            torch.float64,
+            torch.float8_e4m3fn,
+            torch.int8,
+            torch.uint8,
+            torch.uint16,
+            torch.uint64,
+            torch.int64,
+            torch.bool,
+            torch.complex64,
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_are_what_torch_reads(tmp_path: Path, zipped: bool, protocol: int) -> None:
+    path = tmp_path / "model.pt"
+    shared = torch.randn(6, 4)
+    state = TENSORS | {"whole": shared, "again": shared, "row": shared[2]}
+    torch.save(state, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    read = read_checkpoint(path).tensors
+    # Torch's own reader knows protocol 2 only, and few dtypes in the older form.
+    expected = torch.load(path, weights_only=True) if protocol == 2 and zipped else state
+    assert list(read) == list(expected)
+    for name, tensor in read.items():
+        like = expected[name].detach()
+        assert type(tensor) is Tensor
+        assert (tensor.dtype, tensor.shape, tensor.stride()) == (like.dtype, like.shape, like.stride())
+        assert tensor.contiguous().view(-1).view(torch.uint8).equal(like.contiguous().view(-1).view(torch.uint8))
+    assert read["whole"].data_ptr() == read["again"].data_ptr()
+    assert read["row"].data_ptr() == read["whole"].data_ptr() + 2 * 4 * 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_tensor_is_what_torch_reads(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    plain = torch.randn(4, 3)
+    scales, zeros = torch.rand(4) + 0.1, torch.arange(4)
+    state = {
+        "a": torch.quantize_per_tensor(plain, 0.1, 3, torch.qint8),
+        "b": torch.quantize_per_channel(plain, scales, zeros, 0, torch.qint8),
+    }
+    torch.save(state, path)
+    read, expected = read_checkpoint(path).tensors, torch.load(path, weights_only=True)
+    for name in state:
+        assert read[name].dtype == torch.qint8
+        assert torch.equal(read[name].dequantize(), expected[name].dequantize())
+
+
+def test_values_beside_the_tensors_do_not_matter(tmp_path: Path) -> None:
+    import argparse
+
+    import numpy as np
+
+    path = tmp_path / "model.ckpt"
+    beside = {
+        "args": argparse.Namespace(lr=0.1, device=torch.device("cpu")),
+        "best": np.float64(0.5),
+        "history": np.arange(3),
+        "words": {"a", "b"},
+        "seen": b"bytes",
+        "long": 1 << 80,
+        "version": torch.torch_version.TorchVersion("2.0"),
+    }
+    torch.save({"state_dict": tagger().state_dict(), **beside}, path)
+    assert equal(read_checkpoint(path).tensors, tagger().state_dict())
+
+
+class Keeps(nn.Module):
+    """A module with state that is no tensor, and one with a version."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3, 2)
+        self.norm = nn.BatchNorm1d(2)
+
+    def get_extra_state(self) -> Any:
+        return {"steps": 3, "words": ["a", "b"], "scale": torch.ones(2)}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.state = state
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+def test_metadata_and_extra_state_are_kept(tmp_path: Path, save: Callable[[Any, Path], None]) -> None:
+    model, path = Keeps(), tmp_path / "model.pt"
+    state = model.state_dict()
+    save({"state_dict": state, "epoch": 1}, path)
+    read = read_checkpoint(path)
+    assert read.metadata == state._metadata  # type: ignore[attr-defined]
+    assert read.metadata is not None
+    assert read.metadata["norm"] == {"version": 2}
+    assert list(read.extra) == ["_extra_state"]
+    kept = read.extra["_extra_state"]
+    assert (kept["steps"], kept["words"], kept["scale"].tolist()) == (3, ["a", "b"], [1.0, 1.0])
+    again = OrderedDict({**read.tensors, **read.extra})
+    again._metadata = read.metadata  # type: ignore[attr-defined]
+    fresh = Keeps()
+    fresh.load_state_dict(again)
+    assert equal(dict(fresh.named_parameters()), dict(model.named_parameters()))
+
+
+def test_metadata_of_changed_names_is_not_kept(tmp_path: Path) -> None:
+    model = nn.DataParallel(Keeps())
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    read = read_checkpoint(tmp_path / "model.pt")
+    assert read.metadata is None
+    assert "rnn.weight_ih_l0" in read.tensors
+    assert list(read.extra) == ["_extra_state"]
+
+
+def moved(state: State, by: float) -> State:
+    return {name: tensor + by for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "ema", "ema_state_dict", "anything"])
+def test_other_weights_are_named_and_can_be_taken(tmp_path: Path, key: str) -> None:
+    state, path = dict(tagger().state_dict()), tmp_path / "model.pt"
+    optimizer = torch.optim.Adam(tagger().parameters())
+    averaged = moved(state, 1.0)
+    torch.save({"state_dict": state, key: averaged, "optimizer": optimizer.state_dict(), "epoch": 2}, path)
+    read = read_checkpoint(path)
+    assert (read.key, read.others) == ("state_dict", (key,))
+    assert equal(read.tensors, state)
+    other = read_checkpoint(path, weights=key)
+    assert (other.key, other.others) == (key, ())
+    assert equal(other.tensors, averaged)
+    with pytest.raises(CheckpointError, match=f"no weights at 'none'; there are state_dict, {key}"):
+        read_checkpoint(path, weights="none")
+
+
+def test_weights_deeper_down(tmp_path: Path) -> None:
+    state, path = dict(tagger().state_dict()), tmp_path / "model.pt"
+    torch.save({"model": {"state_dict": state, "ema": moved(state, 1.0)}, "swa": {"module": moved(state, 2.0)}}, path)
+    assert read_checkpoint(path).others == ("swa", "model.ema")
+    assert equal(read_checkpoint(path, weights="model.ema").tensors, moved(state, 1.0))
+    assert equal(read_checkpoint(path, weights="swa").tensors, moved(state, 2.0))
+
+
+def test_weights_of_a_file_that_has_one_state_dict(tmp_path: Path) -> None:
+    save_zip(dict(tagger().state_dict()), tmp_path / "a.pt")
+    save_file(dict(tagger().state_dict()), tmp_path / "b.safetensors")
+    for name in ("a.pt", "b.safetensors"):
+        with pytest.raises(CheckpointError, match="'ema'"):
+            read_checkpoint(tmp_path / name, weights="ema")
+
+
+def test_several_state_dicts_belong_together(tmp_path: Path) -> None:
+    encoder, decoder, path = nn.LSTM(3, 2).state_dict(), nn.GRU(2, 2).state_dict(), tmp_path / "model.pt"
+    rng = {"rng_state": torch.get_rng_state(), "grad_scaler": {"scale": torch.ones(())}}
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], momentum=0.9)
+    whole = {"encoder": encoder, "decoder": {"gru": decoder}, "mean": torch.ones(3), "opt_d": optimizer.state_dict()}
+    torch.save({**whole, **rng, "decoder_ema": decoder}, path)
+    read = read_checkpoint(path)
+    expected = {f"encoder.{n}": t for n, t in encoder.items()} | {f"decoder.gru.{n}": t for n, t in decoder.items()}
+    assert equal(read.tensors, expected | {"mean": torch.ones(3)})
+    assert read.others == ("decoder_ema",)
+    assert [layer.name for layer in inventory(read.tensors)] == ["encoder", "decoder.gru"]
+    assert equal(read_checkpoint(path, weights="decoder").tensors, decoder)
+
+
+@pytest.mark.parametrize("key", ["net", "generator", "weights"])
+def test_the_only_state_dict_is_taken_whatever_its_key(tmp_path: Path, key: str) -> None:
+    state, path = dict(tagger().state_dict()), tmp_path / "model.pt"
+    optimizer = torch.optim.Adam(tagger().parameters())
+    torch.save({key: state, "optimizer": optimizer.state_dict(), "epoch": torch.tensor(3), "best": 0.5}, path)
+    read = read_checkpoint(path)
+    assert read.key == key
+    assert equal(read.tensors, state)
+
+
+def test_files_are_recognised_by_content(tmp_path: Path) -> None:
+    state = dict(tagger().state_dict())
+    save_file(state, tmp_path / "a.pt")
+    save_zip(state, tmp_path / "b.safetensors")
+    save_legacy(state, tmp_path / "c.safetensors")
+    for name in ("a.pt", "b.safetensors", "c.safetensors"):
+        assert equal(read_checkpoint(tmp_path / name).tensors, state)
+
+
+def test_names_that_save_model_left_out_are_back(tmp_path: Path) -> None:
+    model, path = Twice(), tmp_path / "model.safetensors"
+    save_model(model, str(path))
+    read = read_checkpoint(path).tensors
+    assert equal(read, model.state_dict())
+    assert read["second.weight_hh_l0"].data_ptr() == read["first.weight_hh_l0"].data_ptr()
+    assert [layer.name for layer in inventory(read)] == ["first"]
+
+
+def zipped(*names: str, method: int = zipfile.ZIP_STORED) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for name in names:
+                archive.writestr(name, b"{}" * 50)
+
+    return make
+
+
+def deflated(path: Path) -> None:
+    torch.save(tagger().state_dict(), path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+def taped(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.add(__file__, "storages")
+
+
+FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "keras 3": (zipped("config.json", "metadata.json", "model.weights.h5"), "is a Keras file"),
+    "hdf5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "is an HDF5 file"),
+    "onnx": (lambda p: p.write_bytes(b"\x08\x08\x12\x07pytorch" + bytes(100)), "is an ONNX file"),
+    "zip": (zipped("a.txt", "b/c.txt"), "is a zip archive without a torch checkpoint"),
+    "npz": (zipped("a.npy"), "an archive of NumPy arrays"),
+    "exported": (zipped("m/models/model.json", "m/data/weights/w"), "a program of torch.export"),
+    "tar": (taped, "is a tar archive"),
+    "gzip": (lambda p: p.write_bytes(b"\x1f\x8b\x08" + bytes(100)), "is a gzip archive"),
+    "lfs": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0"), "git lfs pull"),
+    "page": (lambda p: p.write_text("<!DOCTYPE html><html>Not found"), "is a web page"),
+    "pickle": (lambda p: p.write_bytes(pickle.dumps({"w": [1.0]})), "a Python pickle that torch.save has not written"),
+    "deflated": (deflated, "a zip archive with compressed entries"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_other_files_are_named(tmp_path: Path, case: str) -> None:
+    make, words = FOREIGN[case]
+    make(tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        read_checkpoint(tmp_path / "model.pt")
+    assert len(str(caught.value).splitlines()) == 1
