@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from small import Twice, tagger
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
-from htcompress.checkpoint.inventory import inventory, inventory_of_model, names_of, tensor_names
+from htcompress.checkpoint.inventory import inventory, inventory_of_model, names_of, same_memory, tensor_names
 from htcompress.errors import CheckpointError
 from htcompress.nn.settings import Kind, RecurrentSettings
 
@@ -214,3 +216,164 @@ def test_a_model_with_broken_weights() -> None:
         model.rnn.weight_hh_l0[0, 0] = float("nan")
     with pytest.raises(CheckpointError, match=r"The model: rnn.weight_hh_l0 has 1 of 256"):
         inventory_of_model(model)
+
+
+def old_weight_norm(module: nn.Module, name: str) -> None:
+    torch.nn.utils.weight_norm(module, name)
+
+
+def old_spectral_norm(module: nn.Module, name: str) -> None:
+    torch.nn.utils.spectral_norm(module, name)
+
+
+def weight_drop(module: nn.Module, name: str) -> None:
+    weight = module._parameters.pop(name)
+    module.register_parameter(f"{name}_raw", weight)
+
+
+CHANGED: dict[str, tuple[Callable[[nn.Module, str], object], list[str]]] = {
+    "pruned": (
+        lambda m, n: prune.l1_unstructured(m, n, amount=0.5),
+        ["is pruned (weight_hh_l0_mask, weight_hh_l0_orig)", 'prune.remove(model.rnn, "weight_hh_l0")'],
+    ),
+    "weight norm": (old_weight_norm, ["under weight_norm", 'remove_weight_norm(model.rnn, "weight_hh_l0")']),
+    "spectral norm": (old_spectral_norm, ["under spectral_norm", "remove_spectral_norm"]),
+    "weight drop": (weight_drop, ["under weight drop (weight_hh_l0_raw)", "weight_hh_l0_raw)"]),
+    "parametrised": (
+        parametrizations.orthogonal,
+        ["is parametrised (original)", 'remove_parametrizations(model.rnn, "weight_hh_l0")'],
+    ),
+    "new weight norm": (parametrizations.weight_norm, ["is parametrised (original0, original1)"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CHANGED)
+def test_weights_computed_of_others_are_named_with_the_remedy(case: str) -> None:
+    change, words = CHANGED[case]
+    model = nn.ModuleDict({"rnn": nn.LSTM(6, 5)})
+    change(model["rnn"], "weight_hh_l0")
+    for look in (
+        lambda: inventory(model.state_dict(), source="m.pt"),
+        lambda: inventory_of_model(model, source="m.pt"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            look()
+        message = str(caught.value)
+        assert message.startswith("m.pt: rnn.weight_hh_l0 is ")
+        for word in words:
+            assert word in message
+    # Beside an ordinary layer it is left, and told.
+    model["other"] = nn.GRU(3, 2)
+    told: dict[str, str] = {}
+    (layer,) = inventory(model.state_dict(), on_left=told.__setitem__)
+    assert layer.name == "other"
+    assert list(told) == ["rnn"]
+    assert words[0] in told["rnn"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_remedies_are_remedies() -> None:
+    remedies: list[tuple[Callable[[nn.Module, str], object], Callable[[nn.Module, str], object]]] = [
+        (lambda m, n: prune.l1_unstructured(m, n, amount=0.5), prune.remove),
+        (old_weight_norm, torch.nn.utils.remove_weight_norm),
+        (old_spectral_norm, torch.nn.utils.remove_spectral_norm),
+        (parametrizations.orthogonal, parametrize.remove_parametrizations),
+    ]
+    for change, remedy in remedies:
+        model = nn.ModuleDict({"rnn": nn.LSTM(6, 5)})
+        change(model["rnn"], "weight_hh_l0")
+        remedy(model["rnn"], "weight_hh_l0")
+        assert [layer.name for layer in inventory(model.state_dict())] == ["rnn"]
+
+
+LEFT = {
+    case: WRONG[case]
+    for case in ("all hidden weights", "a projection", "integers", "a flat matrix", "another size", "no kind")
+} | {
+    "of the meta device": (
+        nn.LSTM(6, 5),
+        instead("rnn.weight_ih_l0", lambda t: t.to("meta")),
+        ["without numbers (of the meta device)"],
+    ),
+    "sparse": (nn.LSTM(6, 5), instead("rnn.weight_ih_l0", Tensor.to_sparse), ["is sparse; expected dense"]),
+    "eight bits": (
+        nn.LSTM(6, 5),
+        instead("rnn.weight_ih_l0", lambda t: t.to(torch.float8_e4m3fn)),
+        ["torch.float8_e4m3fn", "before it is quantised"],
+    ),
+    "quantised": (
+        nn.LSTM(6, 5),
+        instead("rnn.weight_ih_l0", lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)),
+        ["torch.qint8"],
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", LEFT)
+def test_a_layer_that_cannot_be_is_left_beside_one_that_can(case: str) -> None:
+    module, change, words = LEFT[case]
+    broken = change(state_of(module, "rnn"))
+    told: dict[str, str] = {}
+    (layer,) = inventory({**broken, **state_of(nn.GRU(3, 2), "other")}, on_left=told.__setitem__)
+    assert layer.name == "other"
+    assert list(told) == ["rnn"]
+    with pytest.raises(CheckpointError) as caught:
+        inventory(broken, source="m.pt")
+    assert words[-1] in told["rnn"]
+    assert words[-1] in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["nan", "infinite bias"])
+def test_weights_that_are_not_finite_are_never_left(case: str) -> None:
+    module, change, _ = WRONG[case]
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        inventory({**change(state_of(module, "rnn")), **state_of(nn.GRU(3, 2), "other")}, on_left=lambda *_: None)
+
+
+def test_one_memory_is_told_from_another() -> None:
+    a = torch.arange(12.0).reshape(3, 4)
+    same = [(a, a), (a, a.view(3, 4)), (a, a.detach()), (a[0].expand(5, 4), a[0].expand(5, 4))]
+    other = [
+        (a, a.clone()),
+        (a, a.view(4, 3)),
+        (a, a.T),
+        (a, a[:2]),
+        (a, a.view(torch.int32)),
+        (a[:1], a[:1].expand(3, 4)),
+        (a.to("meta"), a.to("meta")),
+        (a.to_sparse(), a.to_sparse()),
+        (a, None),
+        (None, None),
+    ]
+    assert all(same_memory(x, y) for x, y in same)
+    assert not any(same_memory(x, y) for x, y in other)
+
+
+def test_tied_layers_without_inputs_are_one() -> None:
+    # Weights of no numbers have no place in memory; the others tell.
+    empty = nn.LSTM(1, 3).state_dict() | {"weight_ih_l0": torch.empty(12, 0)}
+    state = {f"{name}.{key}": value for name in ("a", "b") for key, value in empty.items()}
+    (layer,) = inventory(state)
+    assert names_of(layer, state) == ["a", "b"]
+    apart = {key: value.clone() for key, value in state.items()}
+    assert [layer.name for layer in inventory(apart)] == ["a", "b"]
+
+
+def test_names_that_claim_layers_without_end() -> None:
+    state = state_of(nn.LSTM(6, 5), "rnn")
+    started = time.monotonic()
+    for number in ("999999", "1"):
+        with pytest.raises(CheckpointError, match=r"lacks rnn\.weight_ih_l1"):
+            inventory({**state, f"rnn.weight_hh_l{number}": torch.zeros(20, 5)})
+    assert len(inventory({**state, f"rnn.weight_hh_l{'9' * 5000}": torch.zeros(20, 5)})) == 1
+    assert time.monotonic() - started < 1
+
+
+def test_many_layers_take_little_time() -> None:
+    cell = nn.RNNCell(2, 2).state_dict()
+    state = {f"{k}.{key}": value.clone() for k in range(2000) for key, value in cell.items()}
+    started = time.monotonic()
+    assert len(inventory(state)) == 2000
+    assert time.monotonic() - started < 10
