@@ -9,13 +9,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 from htcompress.errors import CheckpointError
+from htcompress.report.typed import Count, parsed, shown, typed
 
 SCHEMA = "htcompress.report/1"
-Made = TypeVar("Made")
+MOST_BYTES = 1 << 26
+"""The size that a report.json may have."""
+
+_KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_MOST_LEAVES = 64
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,15 @@ class Totals:
     sequence. The ratio is before / after.
     """
 
-    parameters_before: int
-    parameters_after: int
+    parameters_before: Count
+    parameters_after: Count
     ratio: float
-    bytes_before: int
-    bytes_after: int
-    macs_per_step_before: int
-    macs_per_step_after: int
-    model_parameters_before: int
-    model_parameters_after: int
+    bytes_before: Count
+    bytes_after: Count
+    macs_per_step_before: Count
+    macs_per_step_after: Count
+    model_parameters_before: Count
+    model_parameters_after: Count
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,13 @@ class MatrixReport:
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[Count, Count]
     layout: str
-    row_modes: tuple[int, ...]
-    col_modes: tuple[int, ...]
+    row_modes: tuple[Count, ...]
+    col_modes: tuple[Count, ...]
     tree: Any
-    ranks: dict[str, int]
-    parameters: int
+    ranks: dict[str, Count]
+    parameters: Count
     error: dict[str, float | None]
     kept_dense: bool
     spectrum: tuple[float, ...] | None = None
@@ -71,8 +75,8 @@ class LayerReport:
     name: str
     kind: str
     settings: dict[str, Any]
-    parameters_before: int
-    parameters_after: int
+    parameters_before: Count
+    parameters_after: Count
     scope: str | None
     matrices: tuple[MatrixReport, ...]
     units_reordered: bool = False
@@ -139,7 +143,7 @@ class Report:
     layers: tuple[LayerReport, ...]
     quality: Quality
     timings_s: Timings
-    frontier: tuple[tuple[int, float], ...] = ()
+    frontier: tuple[tuple[Count, float], ...] = ()
     latency: Latency | None = None
     schema: str = SCHEMA
 
@@ -151,25 +155,12 @@ class Report:
     def from_json(cls, text: str, *, source: str = "report.json") -> Report:
         """The inverse of `to_json`. Raises `CheckpointError` where the text is no such report."""
         try:
-            data = json.loads(text, parse_constant=_no_number)
+            data = parsed(text)
             if data.get("schema") != SCHEMA:
-                raise CheckpointError(
-                    f"{source} has the schema {data.get('schema')!r}; expected {SCHEMA!r}. Convert the model again."
-                )
-            layers = tuple(
-                _typed(LayerReport, {**layer, "matrices": tuple(_matrix(m) for m in layer["matrices"])})
-                for layer in data["layers"]
-            )
-            parts = {
-                "totals": _typed(Totals, data["totals"]),
-                "layers": layers,
-                "quality": _typed(Quality, data["quality"]),
-                "timings_s": _typed(Timings, data["timings_s"]),
-                "frontier": tuple((int(numbers), float(error)) for numbers, error in data.get("frontier", ())),
-                "latency": None if data.get("latency") is None else _typed(Latency, data["latency"]),
-            }
-            report = _typed(cls, {**data, **parts})
-            _ = report.source["file"], report.source["sha256"]
+                found = f"{data.get('schema')!r:.80}"
+                raise CheckpointError(f"{source} has the schema {found}; expected {SCHEMA!r}. Convert the model again.")
+            report = typed(cls, data)
+            _sensible(report)
             return report
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -188,6 +179,8 @@ def read_report(place: str | Path) -> Report:
         missing = f"{place} has no report.json" if Path(place).is_dir() else f"{place} is not there"
         raise CheckpointError(f"{missing}. Give an output directory that htcompress convert has written.")
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes, more than a report ever has")
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Convert the model again.") from error
@@ -200,30 +193,66 @@ def report_file(place: str | Path) -> Path:
     return path / "report.json" if path.is_dir() else path
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"it has {text} where JSON has numbers or null")
+def _sensible(report: Report) -> None:
+    """Raise `ValueError`, `KeyError` or `TypeError` where values are of the right types, but not what views show."""
+    t, latency = report.totals, report.latency
+    for what in ("parameters", "bytes", "macs_per_step", "model_parameters"):
+        if getattr(t, f"{what}_after") and not getattr(t, f"{what}_before"):
+            raise ValueError(f"{what}_before is 0, and {what}_after is not")
+    for key in ("file", "sha256"):
+        _one_of(report.source[key], (str,) if key == "file" else (str, type(None)), key)
+    _one_of(report.source.get("path"), (str, type(None)), "path")
+    goals = [report.request.get(goal) for goal in ("budget", "error", "ratio")]
+    for goal in (*goals, report.request.get("time_limit")):
+        _one_of(goal, (int, float, type(None)), "a goal of the request")
+    if all(goal is None for goal in goals):
+        raise ValueError("its request has no goal: neither budget, error nor ratio")
+    if latency is not None and min(latency.dense_ms, latency.compressed_ms) <= 0:
+        raise ValueError("a latency is not above 0")
+    if any(not 0 <= error <= 1e9 for _, error in report.frontier) or any(n < 1 for n, _ in report.frontier):
+        raise ValueError("a point of its frontier has no numbers, or an error that none is")
+    for layer in report.layers:
+        _sensible_settings(layer.settings)
+        for matrix in layer.matrices:
+            _sensible_matrix(matrix)
 
 
-def _matrix(data: dict[str, Any]) -> MatrixReport:
-    lists = {name: tuple(data[name]) for name in ("shape", "row_modes", "col_modes")}
-    if data.get("spectrum") is not None:
-        lists["spectrum"] = tuple(float(value) for value in data["spectrum"])
-    for name in ("weights", "outputs"):
-        error = data["error"][name]
-        if isinstance(error, bool) or not isinstance(error, (int, float, NoneType)):
-            raise TypeError(f"the error of {name} is {json.dumps(error)}; expected float or null")
-    return _typed(MatrixReport, {**data, **lists})
+def _sensible_settings(settings: Mapping[str, Any]) -> None:
+    if settings["kind"] not in _KINDS:
+        raise ValueError(f"a layer is of kind {shown(settings['kind'])}; expected one of {', '.join(_KINDS)}")
+    for key in ("input_size", "hidden_size", "num_layers", "proj_size"):
+        if type(settings[key]) is not int or settings[key] < 0:
+            raise ValueError(f"{key} is {shown(settings[key])}; expected a whole number")
+    for key in ("cell", "bidirectional"):
+        _one_of(settings[key], (bool,), key)
 
 
-def _typed(cls: type[Made], data: dict[str, Any]) -> Made:
-    """A dataclass from JSON values. Raises `TypeError` where one is not of its field's type."""
-    hints = get_type_hints(cls)
-    for name, value in data.items():
-        kind = hints.get(name, Any)
-        allowed = tuple(get_origin(k) or k for k in (get_args(kind) if get_origin(kind) is UnionType else (kind,)))
-        # JSON does not part 1 from 1.0.
-        fits = Any in allowed or isinstance(value, (*allowed, int) if float in allowed else allowed)
-        if not fits or (isinstance(value, bool) and bool not in allowed):
-            expected = " or ".join("null" if k is NoneType else k.__name__ for k in allowed)
-            raise TypeError(f"{name} is {json.dumps(value)}; expected {expected}")
-    return cls(**data)
+def _sensible_matrix(matrix: MatrixReport) -> None:
+    for key in ("weights", "outputs"):
+        _one_of(matrix.error[key], (int, float, type(None)), f"the error of {key}")
+    if matrix.kept_dense:
+        return
+    if not matrix.ranks:
+        raise ValueError(f"{matrix.name} has no ranks")
+    if len(matrix.row_modes) != len(matrix.col_modes) or len(matrix.row_modes) > _MOST_LEAVES:
+        raise ValueError(
+            f"{matrix.name} has {len(matrix.row_modes)} row modes and {len(matrix.col_modes)} column modes"
+        )
+    if matrix.spectrum is not None and any(not 0 <= value <= 1e9 for value in matrix.spectrum):
+        raise ValueError(f"the spectrum of {matrix.name} has values below 0 or beyond measure")
+    leaves: list[int] = []
+    stack = [matrix.tree] if matrix.tree != [] else []
+    while stack:
+        part = stack.pop()
+        if isinstance(part, list) and len(part) > 1:
+            stack += part
+        elif type(part) is int and 0 <= part < len(matrix.row_modes) and part not in leaves:
+            leaves.append(part)
+        else:
+            raise ValueError(f"the tree of {matrix.name} has {shown(part)} where it has two parts or a leaf")
+
+
+def _one_of(value: Any, kinds: tuple[type, ...], name: str) -> None:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} is {shown(value)}; expected {expected}")
