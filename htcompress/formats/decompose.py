@@ -17,6 +17,7 @@ from torch import Tensor
 
 from htcompress.formats.format import Format
 from htcompress.formats.structure import BlockTerm, Ring, Structure
+from htcompress.matrix.blocks import working
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.whitening import multiply
 
@@ -40,6 +41,7 @@ class Reduced:
     @classmethod
     def of(cls, tensor: Tensor) -> Reduced:
         """Project on the leading singular subspaces, in float64."""
+        tensor = working(tensor)
         total = float(tensor.double().square().sum())
         most = max(2, int(_NUMBERS ** (1 / tensor.ndim)))
         bases = []
@@ -61,7 +63,7 @@ class Reduced:
 
 def decompose(reduced: Reduced, structure: Structure) -> list[Tensor]:
     """The cores of a structure for a reduced tensor, its bases multiplied back in; float64."""
-    with tensorly.backend_context("pytorch"):
+    with tensorly.backend_context("pytorch"), reduced.core.device:
         if isinstance(structure, BlockTerm):
             return _block_terms(reduced, structure)
         assert isinstance(structure, Ring)

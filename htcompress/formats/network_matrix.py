@@ -35,7 +35,9 @@ class NetworkMatrix:
     @classmethod
     def zeros(cls, structure: Structure) -> NetworkMatrix:
         """The zero matrix of a structure."""
-        return cls(structure, tuple(torch.zeros(shape) for shape in structure.shapes))
+        return cls(
+            structure, tuple(torch.zeros(shape, dtype=torch.float32, device="cpu") for shape in structure.shapes)
+        )
 
     @property
     def layout(self) -> Layout:

@@ -160,7 +160,7 @@ class NetworkSearch:
         while budget < self.matrix.numel():
             choice = self.best(budget)
             if choice is not None and isinstance(choice.matrix, NetworkMatrix):
-                stored = choice.matrix.map(lambda core: core.float().double())
+                stored = choice.matrix.balance().map(lambda core: core.float().double())
                 if self.target.error_of(stored) <= limit:
                     return choice
             budget = int(budget * _CLOSER) + 1

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from htcompress.matrix.blocks import DOUBLED, chunked_gram, thin_product, working
+from htcompress.matrix.blocks import chunked_gram, thin_product, working
 from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import Metric
@@ -54,7 +54,7 @@ class RootSplit:
         """Split a matrix; `cap` bounds the rank (all of it if None)."""
         matrix, metric = target.matrix, target.metric
         cap = min(*matrix.shape, cap or min(matrix.shape))
-        dtype = torch.float64 if matrix.numel() <= DOUBLED else torch.float32
+        dtype = target.dtype
         if metric.is_plain and matrix.shape[1] < matrix.shape[0]:
             squares, vectors = eigh(chunked_gram(working(matrix.dense()).T))
             values = squares[:cap].sqrt()
@@ -110,7 +110,7 @@ class _Weighted:
         self.matrix, self.root, self.dtype = target.matrix, target.metric.row_root.to(dtype), dtype
         keep, ridge = target.metric.shrinkage
         self.ridge = ridge**0.5
-        self.seen = torch.zeros(self.matrix.shape[0], 0, dtype=dtype)
+        self.seen = self.matrix.parts[0].tensor.new_zeros(self.matrix.shape[0], 0, dtype=dtype)
         if target.metric.inputs is not None and keep > 0:
             self.seen = keep**0.5 * target.metric.inputs.outputs(self.matrix).to(dtype)
         self.shape = self.matrix.shape[0], self.matrix.shape[1] + self.seen.shape[1]
@@ -258,7 +258,7 @@ class SplitForm:
         cores = self.rows.cores(self.split, rank, ranks[: left + 1])
         cores += self.cols.cores(self.split, rank, ranks[left + 1 : -1])
         cores = [core.double() for core in cores]
-        cores.append(torch.eye(rank, dtype=torch.float64).unsqueeze(-1))
+        cores.append(torch.eye(rank, dtype=torch.float64, device=cores[0].device).unsqueeze(-1))
         tensor = HTTensor.from_cores(self.layout.tree, cores)
         if self.model.parameters(tensor.ranks) > self.model.parameters(ranks):
             # Lower ranks than asked for (a matrix without full rank) cost more where an identity is lost.

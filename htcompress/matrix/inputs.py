@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from htcompress.errors import ShapeError
-from htcompress.matrix.blocks import Block, Blocks, chunked_gram, thin_product, working
+from htcompress.matrix.blocks import DOUBLED, Block, Blocks, chunked_gram, in_range, thin_product
 
 _MODE_NUMBERS = 1 << 21
-_JITTER = 1e-12
+_CONSTANT = 1e-12  # of the mean's square: what varies less, by a millionth of the mean, is constant but for rounding
 CONSTANTS = 2
 """The most inputs that are always 1 behind the others: a GRU has two biases."""
 
@@ -91,9 +91,16 @@ def gather(kinds: Sequence[Float[Tensor, "n _"]]) -> Inputs:
     # A product by the moment takes as long as two by the samples.
     if 2 * samples < sum(values.shape[1] for values in kinds):
         return SampledInputs([Block(values.T) for values in kinds], samples)
-    together = torch.cat([*kinds, kinds[0].new_ones(samples, CONSTANTS)], dim=1)
+    together = torch.cat(list(kinds), dim=1)
+    narrow = together.numel() > DOUBLED and all(map(in_range, kinds))
+    together = together.float() if narrow else together.double()
+    sums = together.sum(0, dtype=torch.float64)
+    together -= (sums / samples).to(together.dtype)
+    # What is always 1 does not vary.
+    moment = F.pad(chunked_gram(together.T), (0, CONSTANTS, 0, CONSTANTS))
+    moment = moment.float() if narrow and moment.numel() > DOUBLED else moment
     sizes = [values.shape[1] for values in kinds]
-    return MomentInputs(working(chunked_gram(working(together.T))), sizes, samples)
+    return MomentInputs(moment, F.pad(sums, (0, CONSTANTS), value=samples), sizes, samples)
 
 
 class SampledInputs(Inputs):
@@ -106,7 +113,8 @@ class SampledInputs(Inputs):
     def select(self, *kinds: int, constants: int = 0, centred: bool = False) -> Inputs:
         chosen = [self.kinds[kind] for kind in kinds]
         if constants:
-            chosen.append(Block(torch.ones(constants, self.count)))
+            like = self.kinds[0].tensor
+            chosen.append(Block(like.new_ones(constants, self.count)))
         return SampledInputs(chosen, self.count, centred=centred)
 
     @cached_property
@@ -119,9 +127,10 @@ class SampledInputs(Inputs):
         gram = torch.stack([kind.inner for kind in self.kinds]).sum(0)
         return self._centre(self._centre(gram).T)
 
-    @property
+    @cached_property
     def trace(self) -> float:
-        return float(self.gram.trace())
+        found, mean = float(self.gram.trace()), self.count * float(self.mean.square().sum())
+        return found if not self.centred or found > _CONSTANT * mean else 0.0
 
     @property
     def square(self) -> float:
@@ -148,7 +157,7 @@ class SampledInputs(Inputs):
         return seen @ seen.T
 
     def squared(self, chunks: Iterator[tuple[slice, Tensor]]) -> float:
-        seen = torch.zeros(())
+        seen = self.kinds[0].tensor.new_zeros((), dtype=torch.float64)
         for where, chunk in chunks:
             start = 0
             for kind in self.kinds:
@@ -165,34 +174,39 @@ class SampledInputs(Inputs):
         """A few rows that stand for all: each holds cols / mode vectors of a mode, which is plenty."""
         rows = max(1, _MODE_NUMBERS // self.cols)
         if self.count <= rows:
-            weights = torch.eye(self.count)
+            weights = torch.eye(self.count, dtype=torch.float32, device=self.kinds[0].tensor.device)
         else:
-            generator = torch.Generator().manual_seed(0)
-            signs = torch.randint(0, 2, (self.count, rows), generator=generator)
-            weights = (signs * 2.0 - 1) / sqrt(rows)
+            generator = torch.Generator(device="cpu").manual_seed(0)
+            signs = torch.randint(0, 2, (self.count, rows), generator=generator, dtype=torch.float32, device="cpu")
+            weights = ((2 * signs - 1) / sqrt(rows)).to(self.kinds[0].tensor.device)
         return self._transposed(self._centre(weights)).T
 
     def mode_moment(self, before: int, mode: int, after: int) -> Float[Tensor, "mode mode"]:
         padded = F.pad(self._mixed, (0, before * mode * after - self.cols))
         vectors = padded.reshape(-1, mode, after).movedim(1, 0).reshape(mode, -1)
-        return (vectors @ vectors.T).double()
+        largest = float(vectors.abs().max()) or 1.0
+        unit = vectors / largest
+        return (unit @ unit.T).double() * largest**2
 
 
 class MomentInputs(Inputs):
-    """Many samples beside the columns: X^T X of all kinds, with `CONSTANTS` inputs that are always 1 behind them."""
+    """Many samples beside the columns: their sums and the moment about their mean.
+
+    `CONSTANTS` inputs that are always 1 stand behind all kinds. Kept about the mean, since the difference of a moment
+    and its mean's is rounding where the mean is large.
+    """
 
     def __init__(
-        self, moment: Float[Tensor, "c c"], sizes: Sequence[int], count: int, *, sums: Tensor | None = None
+        self, moment: Float[Tensor, "c c"], sums: Float[Tensor, " c"], sizes: Sequence[int], count: int
     ) -> None:
-        self.moment, self.sizes, self.count = moment, list(sizes), count
-        self.sums = moment[:, -1].double() if sums is None else sums
+        self.moment, self.sums, self.sizes, self.count = moment, sums, list(sizes), count
         self.centred, self.cols = False, len(moment)
 
     def select(self, *kinds: int, constants: int = 0, centred: bool = False) -> Inputs:
         start = sum(self.sizes[: kinds[0]])
         stop = sum(self.sizes[: kinds[-1] + 1]) + constants
         where = slice(start, stop)
-        chosen = MomentInputs(self.moment[where, where], [stop - start], self.count, sums=self.sums[where])
+        chosen = MomentInputs(self.moment[where, where], self.sums[where], [stop - start], self.count)
         chosen.centred = centred
         return chosen
 
@@ -202,23 +216,30 @@ class MomentInputs(Inputs):
 
     @cached_property
     def trace(self) -> float:
-        off = float(self.sums.square().sum()) / self.count if self.centred else 0.0
-        return float(self.moment.diagonal().sum(dtype=torch.float64)) - off
+        found, mean = float(self.moment.diagonal().sum(dtype=torch.float64)), self._mean_square
+        if not self.centred:
+            return found + mean
+        return found if found > _CONSTANT * mean else 0.0
+
+    @property
+    def _mean_square(self) -> float:
+        """The squared norm of the mean, once for each sample."""
+        return float(self.sums.square().sum()) / self.count
 
     @cached_property
     def square(self) -> float:
         found = float(self.moment.square().sum(dtype=torch.float64))
-        if self.centred:
-            # ||M - s s^T / n||^2.
-            norm = float(self.sums.square().sum()) / self.count
-            found += norm**2 - 2 * float(self.sums @ (self.moment.double() @ self.sums)) / self.count
+        if not self.centred:
+            # ||C + s s^T / n||^2.
+            along = float(self.sums @ (self.moment.double() @ self.sums)) / self.count
+            found += self._mean_square**2 + 2 * along
         return found
 
     def through(self, factor: Float[Tensor, "cols r"]) -> Float[Tensor, "cols r"]:
         product = thin_product(self.moment, factor.to(self.moment.dtype)).to(factor.dtype)
-        if self.centred:
-            sums = self.sums.to(factor.dtype)
-            product = product - torch.outer(sums, sums @ factor) / self.count
+        if not self.centred:
+            mean = self.mean.to(factor.dtype)
+            product = product + torch.outer(mean, (self.sums.to(factor.dtype) @ factor))
         return product
 
     def output_gram(self, matrix: Blocks) -> Float[Tensor, "rows rows"]:
@@ -227,11 +248,12 @@ class MomentInputs(Inputs):
 
     @cached_property
     def _root(self) -> Float[Tensor, "cols n"]:
-        """L with L L^T = X^T X, up to rounding."""
+        """L with L L^T = X^T X, up to rounding, whatever the rank."""
         moment = self.moment.double()
-        if self.centred:
-            moment = moment - torch.outer(self.sums, self.sums) / self.count
-        return torch.linalg.cholesky(moment + _JITTER * self.trace * torch.eye(self.cols, dtype=torch.float64))
+        if not self.centred:
+            moment = moment + torch.outer(self.sums, self.mean)
+        values, vectors = torch.linalg.eigh(moment)
+        return vectors * values.clamp_min(0).sqrt()
 
     def outputs(self, matrix: Blocks) -> Float[Tensor, "rows n"]:
         return matrix.times(self._root)
@@ -248,9 +270,9 @@ class MomentInputs(Inputs):
         if whole < self.cols:
             pad = slab - (self.cols - whole)
             moment = moment + _partial_trace(F.pad(self.moment[whole:, whole:], (0, pad, 0, pad)), mode, after)
-        if self.centred:
-            sums = F.pad(self.sums, (0, before * slab - self.cols)).reshape(before, mode, after)
-            moment -= torch.einsum("aib,ajb->ij", sums, sums) / self.count
+        if not self.centred:
+            mean = F.pad(self.mean, (0, before * slab - self.cols)).reshape(before, mode, after)
+            moment = moment + self.count * torch.einsum("aib,ajb->ij", mean, mean)
         return moment
 
 

@@ -167,7 +167,7 @@ class Metric:
             assert self.inputs is not None
             keep, ridge = self.shrinkage
             moment = keep * self.inputs.mode_moment(*key)
-            self._roots[key] = _normal_root(moment + ridge * (self.cols / mode) * torch.eye(mode, dtype=torch.float64))
+            self._roots[key] = _normal_root(moment + ridge * (self.cols / mode) * _identity(moment))
         return self._roots[key]
 
 
@@ -200,7 +200,7 @@ class RowRoot:
         if moment.ndim == 1:
             return cls((moment + _FLOOR * float(moment.mean())).sqrt())
         ridge = _FLOOR * float(moment.trace()) / rows
-        return cls(_root(moment + ridge * torch.eye(rows, dtype=torch.float64)))
+        return cls(_root(moment + ridge * _identity(moment)))
 
     def to(self, dtype: torch.dtype) -> RowRoot:
         """The same in another precision."""
@@ -222,8 +222,11 @@ class RowRoot:
 def _normal_root(moment: Tensor) -> Tensor:
     """A square root of a mode's moment, invertible and of mean eigenvalue one."""
     size = float(moment.trace()) / len(moment)
-    identity = torch.eye(len(moment), dtype=torch.float64)
-    return identity if size == 0.0 else _root(moment / size + 1e-4 * identity)
+    return _identity(moment) if size <= 0.0 else _root(moment / size + 1e-4 * _identity(moment))
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(len(like), dtype=like.dtype, device=like.device)
 
 
 def _scaled(roots: list[Tensor], mean: float) -> list[Tensor]:

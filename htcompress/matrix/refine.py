@@ -11,10 +11,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from htcompress.matrix.blocks import DOUBLED
 from htcompress.matrix.decompose import RootSplit
 from htcompress.matrix.factored import Factored
 from htcompress.matrix.htmatrix import HTMatrix
+from htcompress.matrix.metric import RowRoot
 from htcompress.matrix.target import COARSE, Target
 
 ITERATIONS = 60
@@ -76,8 +76,7 @@ class _OfFactors:
     """
 
     def __init__(self, start: HTMatrix, target: Target, split: RootSplit) -> None:
-        fine = target.matrix.numel() <= DOUBLED or target.error_of(start) < COARSE * target.total
-        self.dtype = torch.float64 if fine else torch.float32
+        self.dtype = torch.float64 if target.error_of(start) < COARSE * target.total else target.dtype
         self.split = split
 
     def at(self, stand_in: Factored) -> Tensor:
@@ -93,16 +92,21 @@ class _OfMatrix:
 
     def __init__(self, target: Target) -> None:
         metric = target.metric
-        self.root = metric.row_root.to(torch.float32)
-        self.weights = self.root.apply(target.matrix.dense().float())
+        # Divided by the total before anything is squared: whatever the scale of the data, what is summed is about 1.
+        root = metric.row_root.root
+        self.unit = target.total**-0.5
+        self.root = RowRoot(None if root is None else (root * self.unit).float())
+        self.weights = self._weighed(target.matrix.dense())
         self.inputs = metric.inputs
         self.keep, self.ridge = metric.shrinkage
-        self.scale = target.total
+
+    def _weighed(self, matrix: Tensor) -> Tensor:
+        return self.root.apply((matrix.double() * self.unit if self.root.root is None else matrix).float())
 
     def at(self, stand_in: Factored) -> Tensor:
         """The error of a matrix."""
-        lost = self.weights - self.root.apply(stand_in.dense().float())
-        error = self.ridge * lost.square().sum()
+        lost = self.weights - self._weighed(stand_in.dense())
+        error = (self.ridge**0.5 * lost).square().sum()
         if self.inputs is not None and self.keep > 0:
-            error = error + self.keep * (lost.T * self.inputs.through(lost.T)).sum()
-        return error / self.scale
+            error = error + (lost.T * self.keep * self.inputs.through(lost.T)).sum()
+        return error

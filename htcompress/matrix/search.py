@@ -289,7 +289,8 @@ class Search:
         what they would come to at the gain of the nearest one that it has.
         """
         if not self._glanced and not self.metric.is_plain:
-            for choice in {len(self._rungs) // 2: self._rungs[len(self._rungs) // 2], -1: self._rungs[-1]}.values():
+            # A matrix of one row or column has no rung: nothing stores it in fewer numbers than it has.
+            for choice in (*self._rungs[len(self._rungs) // 2 :][:1], *self._rungs[-1:]):
                 self.improve(choice)
         return front([*(self._expected(choice) for choice in self._rungs), self.dense])
 
@@ -366,9 +367,12 @@ class Search:
         return best
 
     def _stored_error(self, choice: Choice) -> float:
-        assert isinstance(choice.matrix, HTMatrix)
-        stored = choice.matrix.tensor.map(lambda core: core.float().double())
-        return self.target.error_of(HTMatrix(choice.matrix.layout, stored))
+        """The squared error of a choice as it will be stored: balanced, in float32."""
+        if choice.matrix is None:
+            return 0.0
+        stored = choice.matrix.balance()
+        cores = [None if core is None else core.float().double() for core in stored.cores]
+        return self.target.error_of(stored.with_cores(cores))
 
 
 def front(choices: list[Choice]) -> list[Choice]:

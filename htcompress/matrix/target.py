@@ -6,16 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from htcompress.matrix.blocks import Blocks
+from htcompress.matrix.blocks import DOUBLED, Blocks
 from htcompress.matrix.factored import Factored
 from htcompress.matrix.htmatrix import HTMatrix
 from htcompress.matrix.metric import Metric
 
 GRAM_ROWS = 3000
 """The most rows of which a Gram matrix is formed."""
+
+_NARROW = 1e-20, 1e20
+"""Totals that float32 is wide enough for, with what is summed up on the way."""
 
 COARSE = 1e-4
 """The part of `total` above which an error is exact enough as a difference of large numbers."""
@@ -32,6 +36,12 @@ class Target:
     def of(cls, matrix: Float[Tensor, "rows cols"] | Blocks, metric: Metric) -> Target:
         """A matrix in a metric."""
         return cls(Blocks.of(matrix), metric)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The precision of thin factors: float64 where the matrix is small or its error leaves float32's range."""
+        wide = self.matrix.numel() > DOUBLED and _NARROW[0] <= self.total <= _NARROW[1]
+        return torch.float32 if wide else torch.float64
 
     @cached_property
     def gram(self) -> Float[Tensor, "rows rows"] | None:

@@ -76,7 +76,11 @@ class HTTensor:
         cores: list[Tensor | None] = []
         for node in tree.nodes:
             below = [shape[node.leaves[0]]] if node.children is None else [ranks[c] for c in node.children]
-            cores.append(None if identity[node.index] else torch.zeros(*below, ranks[node.index], dtype=torch.float32))
+            cores.append(
+                None
+                if identity[node.index]
+                else torch.zeros(*below, ranks[node.index], dtype=torch.float32, device="cpu")
+            )
         return cls(tree, tuple(shape), tuple(ranks), tuple(cores))
 
     # ---- what it holds -------------------------------------------------------------------------------

@@ -299,7 +299,7 @@ def leading_left(matrix: Tensor | Product, size: int, iterations: int = 3) -> tu
     Seeded by itself, so that a decomposition is repeatable and no global state is touched.
     Source: Halko, Martinsson, Tropp 2011, algorithm 4.4.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device="cpu").manual_seed(0)
     start = torch.randn(matrix.shape[1], size, generator=generator, dtype=torch.float32, device="cpu")
     start = start.to(device=matrix.device, dtype=matrix.dtype)
     basis = torch.linalg.qr(matrix @ start)[0]
