@@ -251,12 +251,13 @@ def _held(prefix: str, shapes: Shapes, tensors: Mapping[str, Tensor], gates: Map
     """Raise `_WrongError` where a core is missing, of another shape or type, or not known."""
     for name, shape in shapes.items():
         tensor = tensors.get(prefix + name)
+        full = (prefix + name)[-200:]
         if tensor is None:
-            raise _WrongError(f"needs {prefix + name} of shape {shape}, which model.safetensors lacks")
+            raise _WrongError(f"needs {full} of shape {shape}, which model.safetensors lacks")
         if tuple(tensor.shape) != shape:
-            raise _WrongError(f"needs {prefix + name} of shape {shape}; model.safetensors has {tuple(tensor.shape)}")
+            raise _WrongError(f"needs {full} of shape {shape}; model.safetensors has {tuple(tensor.shape)}")
         if name.endswith(".order") and tensor.dtype != torch.int32:
-            raise _WrongError(f"needs {prefix + name} as 32-bit words; model.safetensors has {tensor.dtype}")
+            raise _WrongError(f"needs {full} as 32-bit words; model.safetensors has {tensor.dtype}")
     dense = [f"{prefix}{key}{end}" for key in _DENSE_NAMES for end in ("_l0", "")]
     surplus = [name for name in gates.get(prefix, []) if name.removeprefix(prefix) not in shapes]
     if surplus := [*surplus, *(name for name in dense if name in tensors)]:

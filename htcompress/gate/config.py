@@ -13,6 +13,9 @@ from htcompress.gate.limits import RULES, Limit, nearest, parse_limit
 
 SECTION = "tool.htcompress.check"
 PLACES = ("report", "baseline")
+_MOST_BYTES = 1 << 22
+_MOST = 1 << 62
+"""No limit is larger: nothing that is counted comes near."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +129,16 @@ def _read(path: Path | None) -> _Config | None:
     if source is None:
         return None
     try:
-        data = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        size = source.stat().st_size
+        text = source.read_text(encoding="utf-8") if size <= _MOST_BYTES else ""
+    except (OSError, ValueError) as error:
         raise RequestError(f"{source} cannot be read: {error}.") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise RequestError(f"{source} is not valid TOML: {error}.") from error
+    if size > _MOST_BYTES:
+        raise RequestError(f"{source} has {size} bytes; expected at most {_MOST_BYTES}.")
+    try:
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits are a plain ValueError
+        raise RequestError(f"{source} is not valid TOML: {' '.join(str(error).split())[:200]}.") from error
     tool = _table(data, "tool", "tool", source)
     ours = _table(tool, "htcompress", "tool.htcompress", source)
     unknown = [key for key in ours if key != "check"]
@@ -173,13 +181,16 @@ def _section(table: Mapping[str, Any], name: str, source: Path) -> _Section:
     for key, value in table.items():
         where = f"{source}: [{name}] {key}"
         if key in PLACES:
-            if not isinstance(value, str) or not value.strip():
-                raise RequestError(f"{where} is the path of a report or an output directory; found {value!r}.")
+            if not isinstance(value, str) or not value.strip() or "\0" in value:
+                found = f"{value!r:.80}" if isinstance(value, str) else f"a {type(value).__name__}"
+                raise RequestError(f"{where} is the path of a report or an output directory; found {found}.")
             places[key] = source.parent / value
         elif key in RULES:
             # Quotes are for units only: a quoted number is a slip that other tools would read as text.
             if isinstance(value, str) and value.strip()[-1:].isdigit():
-                raise RequestError(f"{where} is a number; found the text {value!r}. Write it without quotes.")
+                raise RequestError(f"{where} is a number; found the text {value!r:.80}. Write it without quotes.")
+            if isinstance(value, int) and abs(value) > _MOST:
+                raise RequestError(f"{where} is larger than anything that is counted. Write a number below {_MOST}.")
             limits[key] = parse_limit(key, value, where=where)
         else:
             known = [*RULES, *PLACES]
