@@ -248,7 +248,7 @@ def _gates(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 
 def _held(prefix: str, shapes: Shapes, tensors: Mapping[str, Tensor], gates: Mapping[str, list[str]]) -> None:
-    """Raise `_WrongError` where a core is missing, of another shape or type, or not known."""
+    """Raise `_WrongError` where a core is missing, of another shape or type, not finite, or not known."""
     for name, shape in shapes.items():
         tensor = tensors.get(prefix + name)
         full = (prefix + name)[-200:]
@@ -256,6 +256,8 @@ def _held(prefix: str, shapes: Shapes, tensors: Mapping[str, Tensor], gates: Map
             raise _WrongError(f"needs {full} of shape {shape}, which model.safetensors lacks")
         if tuple(tensor.shape) != shape:
             raise _WrongError(f"needs {full} of shape {shape}; model.safetensors has {tuple(tensor.shape)}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise _WrongError(f"has values in {full} that are NaN or infinite")
         if name.endswith(".order") and tensor.dtype != torch.int32:
             raise _WrongError(f"needs {full} as 32-bit words; model.safetensors has {tensor.dtype}")
     dense = [f"{prefix}{key}{end}" for key in _DENSE_NAMES for end in ("_l0", "")]

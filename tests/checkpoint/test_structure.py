@@ -256,6 +256,8 @@ CORES: dict[str, tuple[Callable[[dict[str, Tensor], str], object], str]] = {
     "missing": (lambda t, core: t.pop(core), "which model.safetensors lacks"),
     "larger": (lambda t, core: t.__setitem__(core, t[core].repeat_interleave(2, 0)), "model.safetensors has"),
     "flat": (lambda t, core: t.__setitem__(core, t[core].flatten()), "model.safetensors has"),
+    "not a number": (lambda t, core: t.__setitem__(core, t[core] * float("nan")), "that are NaN or infinite"),
+    "infinite": (lambda t, core: t.__setitem__(core, t[core] + float("inf")), "that are NaN or infinite"),
     "surplus": (lambda t, core: t.__setitem__(f"{core}_1", t[core]), "has no place for"),
     "of another slot": (
         lambda t, core: t.__setitem__("rnn.gates.l9.bias", t[core]),
