@@ -167,7 +167,12 @@ _STORAGES = {
         )
     },
 }
-_TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
+_TYPES = (
+    "torch.Tensor",
+    "torch.nn.parameter.Parameter",
+    "torch.nn.parameter.Buffer",
+    *(f"builtins.{name}" for name in ("list", "dict", "tuple", "int", "float", "str", "bool")),
+)
 _MADE: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": lambda *given: PlainDict(*map(_pairs, given)),
     "collections.Counter": lambda *_: PlainDict(),

@@ -6,7 +6,7 @@ import os
 import pickle
 import tarfile
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,6 +277,8 @@ def test_values_beside_the_tensors_do_not_matter(tmp_path: Path) -> None:
         "best": np.float64(0.5),
         "history": np.arange(3),
         "words": {"a", "b"},
+        "counts": Counter("abc"),
+        "lists": defaultdict(list, {"a": [1]}),
         "seen": b"bytes",
         "long": 1 << 80,
         "version": torch.torch_version.TorchVersion("2.0"),
