@@ -213,11 +213,13 @@ def read_configuration(data: bytes, folder: Path) -> None:
 
 
 def _study() -> Study:
-    points = [Point(Case("ht", budget=500), 490, 8.0, 1960, 0.2, 0.8, 0.9, 1.5, 3.0), Point(Case("svd", error=0.1))]
+    points = [
+        Point(Case("ht", budget=500), 490, 8.0, 1960, 0.2, 0.8, 0.9, 1.5, 3.0),
+        Point(Case("svd", budget=9), least=300),
+    ]
     dense = Dense(4000, 16000, 0.95, 2.0)
-    return Study(
-        "sweep", "0.1.0", {"file": "model.pt"}, {"seed": 0}, "accuracy", True, "1 thread", dense, tuple(points)
-    )
+    source, request = {"file": "model.pt"}, {"seed": 0, "steps": 10}
+    return Study("sweep", "0.1.0", source, request, "accuracy", True, "1 thread", dense, tuple(points))
 
 
 def read_study(data: bytes, folder: Path) -> None:

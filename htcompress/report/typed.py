@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Made = TypeVar("Made")
 
@@ -94,7 +94,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         if made < arguments[1].value:
             raise TypeError(f"{name} is {shown(value)}; expected at least {arguments[1].value}")
         return made
-    if origin is UnionType:
+    if origin in (UnionType, Union):
         option = next((k for k in arguments if _fits(k, value)), None)
         if option is None:
             raise _unfit(arguments, value, name)
