@@ -111,8 +111,9 @@ def _read_safetensors(path: Path, digest: str, size: int, _: Container, weights:
             said = file.metadata() or {}
     except Exception as error:  # other libraries' words for damage
         raise _unreadable_safetensors(path, _first_line(error)) from error
-    # safetensors.torch.save_model keeps the further names of a tensor there.
-    tensors |= {name: tensors[of] for name, of in said.items() if name not in tensors and of in tensors}
+    # safetensors.torch.save_model keeps the further names of a tensor there, beside the format (pt).
+    tied = {name: of for name, of in said.items() if name not in tensors and of in tensors and name != "format"}
+    tensors |= {name: tensors[of] for name, of in tied.items()}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors; expected a state_dict (names to tensors). {_MAKE_ONE}")
     tensors = {_name(name, path): tensor for name, tensor in tensors.items()}

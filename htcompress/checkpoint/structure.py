@@ -25,6 +25,9 @@ MOST_UNITS = 1 << 24
 MOST_NUMBERS = 1 << 36
 """The numbers of a matrix, written out."""
 
+MOST_ORDERED = 1 << 16
+"""The units whose order is stored: what it takes to decode it grows with their square."""
+
 _MOST_LEAVES = 64
 _MOST_LAYERS = 10_000
 _MOST_PADDING = 16  # times the rows or the columns
@@ -162,6 +165,10 @@ def _slot(slot: dict[str, Any], settings: RecurrentSettings, layer: int, name: s
     shapes |= {bias: (rows if bias == "bias" else settings.hidden_size,) for bias in biases}
     if "order" in slot:
         # log2(n!) < n log2(n); how many words exactly is known to who decodes them.
+        if settings.hidden_size > MOST_ORDERED:
+            raise _WrongError(
+                f"has an order of {settings.hidden_size} units in {name}; expected {MOST_ORDERED} at most"
+            )
         bound = settings.hidden_size * settings.hidden_size.bit_length() // 32 + 1
         shapes["order"] = (_whole(slot["order"], f"order in {name}", 0, bound),)
     return shapes

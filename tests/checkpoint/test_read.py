@@ -346,6 +346,9 @@ def test_names_that_save_model_left_out_are_back(tmp_path: Path) -> None:
     assert equal(read, model.state_dict())
     assert read["second.weight_hh_l0"].data_ptr() == read["first.weight_hh_l0"].data_ptr()
     assert [layer.name for layer in inventory(read)] == ["first"]
+    # What says that it is of PyTorch is no further name, not even of a tensor that is called so.
+    save_file({"pt": torch.ones(1)}, path, metadata={"format": "pt"})
+    assert list(read_checkpoint(path).tensors) == ["pt"]
 
 
 def zipped(*names: str, method: int = zipfile.ZIP_STORED) -> Callable[[Path], None]:

@@ -137,6 +137,18 @@ def part(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
     return lambda config: matrix_of(config).__setitem__(key, value)
 
 
+def ordered(units: int) -> dict[str, Any]:
+    """A layer of so many units, in little: an RNN whose matrices are of rank one, with an order."""
+
+    def matrix(cols: int) -> dict[str, Any]:
+        layout = {"rows": units, "cols": cols, "row_modes": [units, 1], "col_modes": [1, cols], "tree": [0, 1]}
+        return {"form": "ht", "layout": layout, "ranks": [1, 1, 1]}
+
+    slot = {"ih": matrix(1), "hh": matrix(units), "biases": [], "order": 7}
+    settings = {"kind": "rnn_tanh", "input_size": 1, "hidden_size": units, "bias": False}
+    return {"settings": settings, "weights": {"l0": slot}}
+
+
 def deep(times: int) -> Any:
     found: Any = 0
     for _ in range(times):
@@ -219,6 +231,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an order without end": (
         lambda c: [s.update(order=10**12) for s in layer_of(c)["weights"].values()],
         "order in",
+    ),
+    "an order of many units": (
+        lambda c: c.update(layers={"rnn": ordered(1 << 20)}),
+        "an order of 1048576 units in l0; expected 65536 at most",
     ),
     "an alias of nothing": (lambda c: c.update(aliases={"a": "b"}), "has the alias 'a' of 'b'"),
     "an alias of itself": (lambda c: c.update(aliases={"a": "a"}), "has the alias"),
