@@ -233,8 +233,8 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "order in",
     ),
     "an order of many units": (
-        lambda c: c.update(layers={"rnn": ordered(1 << 20)}),
-        "an order of 1048576 units in l0; expected 65536 at most",
+        lambda c: c.update(layers={"rnn": ordered(1 << 17)}),
+        "an order of 131072 units in l0; expected 65536 at most",
     ),
     "an alias of nothing": (lambda c: c.update(aliases={"a": "b"}), "has the alias 'a' of 'b'"),
     "an alias of itself": (lambda c: c.update(aliases={"a": "a"}), "has the alias"),
