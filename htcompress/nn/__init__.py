@@ -1,6 +1,7 @@
 """Recurrent modules with HT weights, drop-ins for torch's own."""
 
 from htcompress.nn.dense import DenseLayer, DenseSlot
+from htcompress.nn.gates import GateMatrices, GateWeights
 from htcompress.nn.recurrent import (
     HTGRU,
     HTLSTM,
@@ -15,7 +16,7 @@ from htcompress.nn.recurrent import (
 )
 from htcompress.nn.replace import recurrent_modules, replace_modules
 from htcompress.nn.settings import Kind, RecurrentSettings, is_recurrent
-from htcompress.nn.weights import DenseWeight, GateMatrices, GateWeights, HTWeight
+from htcompress.nn.weights import DenseWeight, HTWeight
 
 __all__ = [
     "HTGRU",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from htcompress.nn.gates import GateMatrices, merge_biases
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.nn.weights import GateMatrices, merge_biases
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class DenseSlot:
 
     @classmethod
     def read(cls, settings: RecurrentSettings, layer: int, suffix: str, get: Callable[[str], Tensor]) -> DenseSlot:
-        """Take a slot's tensors by torch's names (`weight_ih_l0`, ...), in float32 or float64."""
+        """Take a slot's tensors by torch's names (`weight_ih_l0`, ...), in float32 or float64, where they are."""
 
         def tensor(name: str) -> Tensor:
             value = get(name + suffix).detach()
@@ -64,6 +64,23 @@ class DenseSlot:
             columns.append(torch.cat([self.bias_hn.new_zeros(2 * self.settings.hidden_size), self.bias_hn]))
         return torch.stack(columns, dim=1) if columns else self.ih.new_zeros(len(self.ih), 0)
 
+    def on_cpu(self) -> DenseSlot:
+        """The slot in the CPU's memory."""
+        bias, bias_hn, hr = (None if t is None else t.cpu() for t in (self.bias, self.bias_hn, self.hr))
+        return replace(self, ih=self.ih.cpu(), hh=self.hh.cpu(), bias=bias, bias_hn=bias_hn, hr=hr)
+
+    def arranged(self, order: Int[Tensor, " hidden"]) -> DenseSlot:
+        """The slot with its hidden units in another order: rows of every gate, columns that read units."""
+        rows = torch.cat([order + gate * self.settings.hidden_size for gate in range(self.settings.kind.gates)])
+        hh, hr = self.hh[rows], self.hr
+        if hr is None:
+            hh = hh[:, order]
+        else:
+            # It is the projection that reads the units; what it puts out is in no order of theirs.
+            hr = hr[:, order]
+        bias, bias_hn = (None if b is None else b[at] for b, at in ((self.bias, rows), (self.bias_hn, order)))
+        return replace(self, ih=self.ih[rows], hh=hh, bias=bias, bias_hn=bias_hn, hr=hr)
+
     def joint(self, *, with_biases: bool) -> Float[Tensor, "rows columns"]:
         """[W_ih | W_hh], and the bias columns where asked for."""
         parts = [self.ih, self.hh]
@@ -76,8 +93,14 @@ class DenseSlot:
 
 @dataclass(frozen=True, eq=False)
 class DenseLayer:
-    """A recurrent layer of a model: its name, its settings, its weights by slot (`l0`, `l0_reverse`, ...)."""
+    """A recurrent layer of a model.
+
+    Attributes:
+        slots: its weights by slot (`l0`, `l0_reverse`, ...), on the CPU, in float32 or float64.
+        dtype: what the model has them in.
+    """
 
     name: str
     settings: RecurrentSettings
     slots: dict[str, DenseSlot]
+    dtype: torch.dtype = torch.float32

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from htcompress.nn.gates import KernelWeights
 from htcompress.nn.settings import Kind
 from htcompress.nn.stepwise import State, pays, run_stepwise
-from htcompress.nn.weights import KernelWeights
 
 _LAYERS = {Kind.GRU: torch.gru, Kind.RNN_TANH: torch.rnn_tanh, Kind.RNN_RELU: torch.rnn_relu}
 _CELLS = {Kind.GRU: torch.gru_cell, Kind.RNN_TANH: torch.rnn_tanh_cell, Kind.RNN_RELU: torch.rnn_relu_cell}
@@ -45,6 +45,9 @@ def run_layer(
         if w.hr is not None:
             flat.append(w.hr)
     two = len(weights) == 2
+    if torch.compiler.is_exporting() and batch_sizes is None:
+        out, *last = exported_layer(kind.value, features, list(state), flat, biased, two)
+        return out, tuple(last)
     # cuDNN keeps what a backward pass needs in training mode only; without dropout nothing else depends on it.
     train = torch.is_grad_enabled()
     if kind is Kind.LSTM:
@@ -86,3 +89,28 @@ def _reduced(x: Tensor, weights: Sequence[KernelWeights]) -> tuple[Tensor, list[
         torch.cat([a, a.new_zeros(a.shape[0], right)], dim=1),
         torch.cat([b.new_zeros(b.shape[0], left), b], dim=1),
     ]
+
+
+_SCHEMA = "(str kind, Tensor x, Tensor[] state, Tensor[] weights, bool biased, bool two) -> Tensor[]"
+
+
+@torch.library.custom_op("htcompress::layer", mutates_args=(), schema=_SCHEMA)
+def exported_layer(
+    kind: str, x: Tensor, state: list[Tensor], weights: list[Tensor], biased: bool, two: bool
+) -> list[Tensor]:
+    """A layer as one operator of `torch.export`, which would unroll torch's own for the length it was exported with.
+
+    A program that holds it needs htcompress to be imported where it runs.
+    """
+    options = (weights, biased, 1, 0.0, False, two, False)
+    if kind == Kind.LSTM:
+        return [t.clone() for t in torch.lstm(x, state, *options)]
+    return [t.clone() for t in _LAYERS[Kind(kind)](x, state[0], *options)]
+
+
+@exported_layer.register_fake
+def _shapes_of(
+    kind: str, x: Tensor, state: list[Tensor], weights: list[Tensor], biased: bool, two: bool
+) -> list[Tensor]:
+    out = x.new_empty(x.shape[0], x.shape[1], state[0].shape[-1] * (2 if two else 1))
+    return [out, *(torch.empty_like(t) for t in state)]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from htcompress.nn.plain import without_packing
+from htcompress.values import call
 
 LATENCY_OF = "a batch of the task's, 1 thread on a CPU"
 """What `latencies` is called on, in words."""
@@ -34,7 +35,7 @@ def latencies(models: Mapping[str, nn.Module], arguments: Sequence[Any]) -> dict
                 for name, model in models.items():
                     with without_packing(model):
                         start = time.perf_counter()
-                        model(*arguments)
+                        call(model, arguments)
                         if turn:  # the first call warms up
                             seen[name].append(1000 * (time.perf_counter() - start))
     finally:

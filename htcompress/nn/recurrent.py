@@ -11,15 +11,20 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from htcompress.errors import ShapeError
+from htcompress.nn.gates import GateMatrices, GateWeights
 from htcompress.nn.kernel import run_cell, run_layer
 from htcompress.nn.plan import Plan
-from htcompress.nn.settings import Kind, RecurrentSettings
+from htcompress.nn.settings import Kind, RecurrentSettings, StandIn
 from htcompress.nn.stepwise import State
-from htcompress.nn.weights import FactoredWeight, GateMatrices, GateWeights
+from htcompress.nn.watched import Watch, watched_cell, watched_layer
+from htcompress.nn.weights import FactoredWeight
 
 
-class HTRecurrent(nn.Module):
+class HTRecurrent(StandIn, nn.Module):
     """What the drop-ins share: settings, weights by layer and direction, and torch's calling convention.
+
+    A drop-in is an instance of the torch class that it stands in for, and answers as that does: sizes, `mode`,
+    `weight_ih_l0` and its kin (written out of the cores, to be read only), `all_weights`, `flatten_parameters`.
 
     Build one from a trained module with `htcompress.compress`, or from explicit matrices with
     `from_matrices`; `__init__` takes the settings and one `GateWeights` for each layer and direction.
@@ -27,13 +32,23 @@ class HTRecurrent(nn.Module):
 
     kinds: ClassVar[tuple[Kind, ...]] = ()
 
+    settings: RecurrentSettings
+    gates: nn.ModuleDict
+    watch: Watch | None
+    """Is told what passes through the layer, in calibration."""
+
     def __init__(self, settings: RecurrentSettings, gates: Sequence[GateWeights]) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         if settings.kind not in self.kinds:
             raise ValueError(f"{type(self).__name__} cannot be a {settings.kind}.")
+        for name, value in _attributes(settings).items():
+            setattr(self, name, value)
+        self._take(settings, nn.ModuleDict(dict(zip(settings.slot_names, gates, strict=True))))
+
+    def _take(self, settings: RecurrentSettings, gates: nn.ModuleDict) -> None:
         self.settings = settings
-        names = settings.slot_names
-        self.gates = nn.ModuleDict(dict(zip(names, gates, strict=True)))
+        self.gates = gates
+        self.watch = None
 
     @classmethod
     def from_matrices(cls, settings: RecurrentSettings, matrices: Sequence[GateMatrices]) -> HTRecurrent:
@@ -70,14 +85,71 @@ class HTRecurrent(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """The numbers stored."""
-        return sum(p.numel() for p in self.parameters())
+        """The numbers stored for the recurrence, words of the units' order included."""
+        return sum(gates.parameter_count for gates in self.slots().values())
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Take the parameters for unchanging: outside of training what is computed of them is kept unseen.
+
+        Otherwise it is computed again when a parameter has changed, by whatever means. `freeze(False)` takes it back.
+        """
+        for gates in self.slots().values():
+            gates.freeze(frozen)
+
+    # ---- what torch's modules have ---------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        # The settings answer where torch's modules have attributes: hidden_size, batch_first, ...
-        if name in RecurrentSettings.__dataclass_fields__ and name not in ("kind", "cell"):
-            return getattr(self.__dict__["settings"], name)
-        return super().__getattr__(name)
+        # Torch's weights are no attributes of their own: they are written out when somebody asks.
+        if name.startswith(("weight_", "bias_")) and "settings" in self.__dict__:
+            settings = self.__dict__["settings"]
+            for slot, names in zip(settings.slot_names, settings.weight_names, strict=True):
+                if name in names:
+                    return self._written_out(slot)[name]
+        return nn.Module.__getattr__(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith(("weight_", "bias_")) and any(name in names for names in self.settings.weight_names):
+            raise AttributeError(
+                f"{name} of {type(self).__name__} is written out of its cores and can only be read; change the cores, "
+                f"or take the dense layer (htcompress export --to dense)."
+            )
+        nn.Module.__setattr__(self, name, value)
+
+    def _written_out(self, slot: str) -> dict[str, Tensor]:
+        """A slot's tensors as torch stores them."""
+        whole = self.slots()[slot].written_out()
+        index = self.settings.slot_names.index(slot)
+        parts = [whole.ih, whole.hh, whole.bias_ih, whole.bias_hh, whole.hr]
+        named = zip(self.settings.weight_names[index], (t for t in parts if t is not None), strict=True)
+        return dict(named)
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """Torch's tensors by layer and direction, written out."""
+        return [list(self._written_out(slot).values()) for slot in self.settings.slot_names]
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return [tensor for tensors in self.all_weights for tensor in tensors]
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do; torch's modules have it, and models call it."""
+
+    def reset_parameters(self) -> None:
+        """Torch's modules draw new weights here; raises `NotImplementedError`, for these were trained."""
+        raise NotImplementedError(f"{type(self).__name__} holds trained weights; it cannot draw new ones.")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        return nn.Module._apply(self, fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "watch": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__setstate__(self, state)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        return nn.Module._replicate_for_data_parallel(self)
 
     def extra_repr(self) -> str:
         s = self.settings
@@ -88,12 +160,14 @@ class HTRecurrent(nn.Module):
                 parts.append(f"{name}={getattr(s, name)}")
         return ", ".join([*parts, f"parameters={self.parameter_count} of {s.dense_parameters}"])
 
-    def _zeros(self, like: Tensor, *shape: int | torch.SymInt) -> State:
+    # ---- states ----------------------------------------------------------------------------------------
+
+    def _zeros(self, like: Tensor, *shape: Any) -> State:
         """The initial state: h, and c for an LSTM, whose size differs where there is a projection."""
         h = like.new_zeros(*shape, self.settings.state_size)
         return (h, like.new_zeros(*shape, self.settings.hidden_size)) if self.settings.kind is Kind.LSTM else (h,)
 
-    def _given(self, hx: Any, expected: tuple[int | torch.SymInt, ...]) -> State:
+    def _given(self, hx: Any, expected: tuple[Any, ...]) -> State:
         """The caller's state as a tuple, its shapes checked."""
         if self.settings.kind is Kind.LSTM:
             if not (isinstance(hx, tuple | list) and len(hx) == 2):
@@ -140,7 +214,7 @@ class HTLayers(HTRecurrent):
         self._check_features(input, (2, 3))
         batched = input.ndim == 3
         x = input if batched else input.unsqueeze(1)
-        if batched and s.batch_first:
+        if batched and self.batch_first:
             x = x.transpose(0, 1)
         if hx is not None and not batched:
             given = self._given(hx, (s.num_layers * s.directions,))
@@ -148,10 +222,7 @@ class HTLayers(HTRecurrent):
         out, state = self._run(x, None, self._state(x, x.shape[1], hx, None))
         if not batched:
             return out.squeeze(1), self._as_torch(tuple(t.squeeze(1) for t in state))
-        return (out.transpose(0, 1) if s.batch_first else out), self._as_torch(state)
-
-    def flatten_parameters(self) -> None:
-        """Nothing to do; torch's modules have it, and models call it."""
+        return (out.transpose(0, 1) if self.batch_first else out), self._as_torch(state)
 
     def _check_features(self, x: Tensor, dims: tuple[int, ...]) -> None:
         if x.ndim not in dims or x.shape[-1] != self.settings.input_size:
@@ -161,7 +232,7 @@ class HTLayers(HTRecurrent):
                 f"last; found shape {tuple(x.shape)}."
             )
 
-    def _state(self, like: Tensor, batch: int | torch.SymInt, hx: Any, order: Tensor | None) -> State:
+    def _state(self, like: Tensor, batch: Any, hx: Any, order: Tensor | None) -> State:
         stack = self.settings.num_layers * self.settings.directions
         if hx is None:
             return self._zeros(like, stack, batch)
@@ -170,38 +241,38 @@ class HTLayers(HTRecurrent):
 
     def _run(self, x: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
         s = self.settings
-        gates = list(self.slots().values())
+        slots = list(self.slots().items())
         last: list[State] = []
         for layer in range(s.num_layers):
             span = slice(layer * s.directions, (layer + 1) * s.directions)
-            if layer > 0 and s.dropout > 0:
-                x = F.dropout(x, s.dropout, self.training)
-            weights = [g.resolve(x.numel() // max(1, x.shape[-1])) for g in gates[span]]
-            x, after = run_layer(s.kind, x, batch_sizes, tuple(t[span].contiguous() for t in state), weights)
+            if layer > 0 and self.dropout > 0:
+                x = F.dropout(x, self.dropout, self.training)
+            before = tuple(t[span].contiguous() for t in state)
+            if self.watch is not None:
+                x, after = watched_layer(s, slots[span], x, batch_sizes, before, self.watch)
+            else:
+                weights = [g.resolve(x.numel() // max(1, x.shape[-1])) for _, g in slots[span]]
+                x, after = run_layer(s.kind, x, batch_sizes, before, weights)
             last.append(after)
         return x, tuple(torch.cat(parts) for parts in zip(*last, strict=True))
 
 
-class HTLSTM(HTLayers):
+class HTLSTM(HTLayers, nn.LSTM):  # type: ignore[misc]
     """`torch.nn.LSTM` with its weights in Hierarchical Tucker form."""
 
     kinds = (Kind.LSTM,)
 
 
-class HTGRU(HTLayers):
+class HTGRU(HTLayers, nn.GRU):  # type: ignore[misc]
     """`torch.nn.GRU` with its weights in Hierarchical Tucker form."""
 
     kinds = (Kind.GRU,)
 
 
-class HTRNN(HTLayers):
+class HTRNN(HTLayers, nn.RNN):  # type: ignore[misc]
     """`torch.nn.RNN` (tanh or relu) with its weights in Hierarchical Tucker form."""
 
     kinds = (Kind.RNN_TANH, Kind.RNN_RELU)
-
-    @property
-    def nonlinearity(self) -> str:
-        return self.settings.kind.removeprefix("rnn_")
 
 
 class HTCell(HTRecurrent):
@@ -225,31 +296,48 @@ class HTCell(HTRecurrent):
         return self._as_torch(after)
 
     def _run(self, x: Tensor, state: State) -> State:
-        (gates,) = self.slots().values()
-        return run_cell(self.settings.kind, x, state, gates.resolve(len(x)))
+        ((name, gates),) = self.slots().items()
+        if self.watch is not None:
+            return watched_cell(self.settings, name, gates, x, state, self.watch)
+        return run_cell(self.settings.kind, x, state, gates.resolve(x.shape[0]))
 
 
-class HTLSTMCell(HTCell):
+class HTLSTMCell(HTCell, nn.LSTMCell):
     """`torch.nn.LSTMCell` with its weights in Hierarchical Tucker form."""
 
     kinds = (Kind.LSTM,)
 
 
-class HTGRUCell(HTCell):
+class HTGRUCell(HTCell, nn.GRUCell):
     """`torch.nn.GRUCell` with its weights in Hierarchical Tucker form."""
 
     kinds = (Kind.GRU,)
 
 
-class HTRNNCell(HTCell):
+class HTRNNCell(HTCell, nn.RNNCell):
     """`torch.nn.RNNCell` (tanh or relu) with its weights in Hierarchical Tucker form."""
 
     kinds = (Kind.RNN_TANH, Kind.RNN_RELU)
 
 
+FAMILY: tuple[type[HTRecurrent], ...] = (HTLSTM, HTGRU, HTRNN, HTLSTMCell, HTGRUCell, HTRNNCell)
+
+
 def module_class(settings: RecurrentSettings) -> type[HTRecurrent]:
     """The drop-in for these settings."""
-    family: tuple[type[HTRecurrent], ...] = (
-        (HTLSTMCell, HTGRUCell, HTRNNCell) if settings.cell else (HTLSTM, HTGRU, HTRNN)
-    )
-    return next(cls for cls in family if settings.kind in cls.kinds)
+    return next(cls for cls in FAMILY if settings.kind in cls.kinds and issubclass(cls, HTCell) == settings.cell)
+
+
+def _attributes(settings: RecurrentSettings) -> dict[str, Any]:
+    """What torch's module keeps of its constructor's arguments."""
+    found: dict[str, Any] = {
+        "input_size": settings.input_size,
+        "hidden_size": settings.hidden_size,
+        "bias": settings.bias,
+    }
+    if settings.kind in (Kind.RNN_TANH, Kind.RNN_RELU):
+        found["nonlinearity"] = settings.kind.removeprefix("rnn_")
+    if not settings.cell:
+        names = ("mode", "num_layers", "batch_first", "dropout", "bidirectional", "proj_size")
+        found |= {name: getattr(settings, name) for name in names}
+    return found

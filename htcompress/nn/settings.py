@@ -24,14 +24,12 @@ class Kind(StrEnum):
         return {Kind.LSTM: 4, Kind.GRU: 3}.get(self, 1)
 
 
-_CLASSES: dict[type[nn.Module], bool] = {
-    nn.LSTM: False,
-    nn.GRU: False,
-    nn.RNN: False,
-    nn.LSTMCell: True,
-    nn.GRUCell: True,
-    nn.RNNCell: True,
-}
+TORCH_CLASSES: tuple[type[nn.Module], ...] = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+"""The recurrent modules of torch."""
+
+
+class StandIn:
+    """Marks what stands in for a recurrent module of torch, and is an instance of its class, without its weights."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,21 @@ class RecurrentSettings:
                 yield layer, direction, "" if self.cell else f"_l{layer}{'_reverse' if direction else ''}"
 
     @property
+    def mode(self) -> str:
+        """What torch's modules call their kind: `LSTM`, `GRU`, `RNN_TANH`, `RNN_RELU`."""
+        return self.kind.value.upper()
+
+    @property
+    def weight_names(self) -> list[list[str]]:
+        """Torch's names of the tensors of each slot, in its order: `weight_ih_l0`, `weight_hh_l0`, ..."""
+        keys = ["weight_ih", "weight_hh"]
+        if self.bias:
+            keys += ["bias_ih", "bias_hh"]
+        if self.proj_size:
+            keys.append("weight_hr")
+        return [[key + suffix for key in keys] for _, _, suffix in self.slots()]
+
+    @property
     def slot_names(self) -> list[str]:
         """The names of the slots, in order: `l0`, `l0_reverse`, ...; `cell` for a cell."""
         return [suffix.removeprefix("_") or "cell" for _, _, suffix in self.slots()]
@@ -118,5 +131,10 @@ class RecurrentSettings:
 
 
 def is_recurrent(module: nn.Module) -> bool:
-    """Whether a module is one of torch's recurrent layers or cells (or a subclass that adds nothing)."""
-    return isinstance(module, tuple(_CLASSES))
+    """Whether a module is a recurrent layer or cell of torch, or of a class derived from one, with its own weights."""
+    return isinstance(module, TORCH_CLASSES) and not isinstance(module, StandIn)
+
+
+def torch_class(module: type[nn.Module]) -> type[nn.Module]:
+    """The recurrent class of torch that a class is, or is derived from."""
+    return next(cls for cls in TORCH_CLASSES if issubclass(module, cls))

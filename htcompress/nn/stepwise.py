@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from htcompress.nn.gates import KernelWeights
 from htcompress.nn.settings import Kind
-from htcompress.nn.weights import KernelWeights
+from htcompress.nn.tracing import is_tracing
 
 State = tuple[Tensor, ...]
 
@@ -26,10 +27,18 @@ _COLD = 16
 
 def pays(x: Tensor, batch_sizes: Tensor | None, weights: Sequence[KernelWeights]) -> bool:
     """Whether the loop saves more multiplications than its steps cost."""
-    if batch_sizes is not None or all(w.factors is None and w.ih is not None for w in weights):
-        return False
     steps, batch = x.shape[:2]
-    learning = torch.is_grad_enabled()
+    if batch_sizes is not None or is_tracing():
+        return False  # a loop would be unrolled, and fix the number of steps
+    if not (isinstance(steps, int) and isinstance(batch, int)):
+        return False
+    return pays_at(steps, batch, weights, learning=torch.is_grad_enabled())
+
+
+def pays_at(steps: int, batch: int, weights: Sequence[KernelWeights], *, learning: bool) -> bool:
+    """The same for so many steps of so many sequences, gradients recorded or not."""
+    if all(w.factors is None and w.ih is not None for w in weights):
+        return False
     # Each number of a matrix is multiplied once for every item of every step, and read once a step.
     uses = steps * (batch + 1) + _COLD
     saved = 0

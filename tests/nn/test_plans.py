@@ -15,9 +15,9 @@ from htcompress.errors import RequestError
 from htcompress.matrix import HTMatrix, Layout
 from htcompress.matrix.network import Network
 from htcompress.nn import HTGRU, HTLSTM, HTRNN, HTRecurrent
+from htcompress.nn.gates import GateMatrices
 from htcompress.nn.plan import Plan, plan_costs, plan_for
 from htcompress.nn.settings import Kind, RecurrentSettings
-from htcompress.nn.weights import GateMatrices
 
 LAYOUTS = {
     "paired": Layout.paired((4, 3, 2), (3, 2, 4)),

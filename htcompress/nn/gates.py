@@ -1,0 +1,338 @@
+"""The weights of one layer and direction as parameters, and what torch's kernels take of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from htcompress.matrix.blocks import thin_product
+from htcompress.matrix.factored import Factored
+from htcompress.nn.order import decoded, encoded
+from htcompress.nn.plan import Plan
+from htcompress.nn.present import Remembered
+from htcompress.nn.settings import Kind, RecurrentSettings
+from htcompress.nn.tracing import is_tracing
+from htcompress.nn.weights import DenseWeight, FactoredWeight, Weight, factored_weight, make_weight, weight_from_config
+
+_MANY = 16
+"""Vectors from which on a CPU reduces them faster the other way round."""
+
+
+@dataclass(frozen=True)
+class KernelWeights:
+    """What torch's native kernels take for one layer and direction.
+
+    `reduce` (r, input), or a matrix to contract with, turns the input into the features that `ih` (rows, r) reads;
+    None: `ih` reads the input itself. Without `ih` the features are W_ih x. The recurrent matrix is given whole,
+    (rows, state), or as factors R (rows, r) and C (state, r).
+    """
+
+    reduce: Tensor | Factored | None
+    ih: Tensor | None
+    recurrent: Tensor | tuple[Tensor, Tensor]
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    hr: Tensor | None
+    rows_at: Tensor | None = None
+    """Where the rows of a matrix to contract with stand, in the units' own order; None: as they are."""
+
+    def features(self, x: Float[Tensor, "*vectors inputs"]) -> Float[Tensor, "*vectors features"]:
+        """What `ih` reads of the input."""
+        if self.reduce is None:
+            return x
+        if not isinstance(self.reduce, Tensor):
+            rows = self.reduce.network.times(self.reduce.operands(), x)
+            return rows if self.rows_at is None else rows.index_select(-1, self.rows_at)
+        vectors = x.numel() // max(1, x.shape[-1])
+        if x.device.type != "cpu" or not isinstance(vectors, int) or vectors < _MANY:
+            return F.linear(x, self.reduce)
+        flat = x.reshape(-1, x.shape[-1])
+        return thin_product(flat, self.reduce.T).reshape(*x.shape[:-1], -1)
+
+    def apart(self) -> KernelWeights:
+        """The same in memory of its own; a matrix to contract with stays what it is, its cores."""
+
+        def own(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(own, value))
+            return value.detach().clone() if isinstance(value, Tensor) else value
+
+        return KernelWeights(**{field.name: own(getattr(self, field.name)) for field in fields(self)})
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """R and C; None where the recurrent matrix is given whole."""
+        return self.recurrent if isinstance(self.recurrent, tuple) else None
+
+    @cached_property
+    def hh(self) -> Tensor:
+        """The recurrent matrix, written out once."""
+        if isinstance(self.recurrent, tuple):
+            rows, cols = self.recurrent
+            return rows @ cols.T
+        return self.recurrent
+
+
+@dataclass(frozen=True)
+class GateMatrices:
+    """The matrices of one layer and direction before they become parameters, each factored or dense.
+
+    Either `joint`, one matrix for [W_ih | W_hh | biases], or `ih` and `hh`. `bias` (rows) is the merged
+    bias where it is not a column of `joint`; `bias_hn` (hidden) is what a GRU cannot merge; `hr` is an
+    LSTM's projection. Where they are `shared`, dense matrices become parameters without being copied.
+
+    With an `order` (hidden) the matrices have their units in it: row k of a gate is that of unit order[k], and so are
+    the columns that read units. Biases that stand apart are in the units' own order.
+    """
+
+    ih: Factored | Tensor | None = None
+    hh: Factored | Tensor | None = None
+    joint: Factored | None = None
+    bias: Tensor | None = None
+    bias_hn: Tensor | None = None
+    hr: Factored | Tensor | None = None
+    shared: bool = False
+    order: Tensor | None = None
+
+
+class GateWeights(nn.Module):
+    """The weights of one layer and direction: `GateMatrices` as parameters.
+
+    `resolve` gives what a native kernel needs; where no gradient is recorded it is computed once and kept for as long
+    as the parameters stay what they are. `order`, where there is one, holds the words of `htcompress.nn.order`.
+    """
+
+    ih: Weight | None
+    hh: Weight | None
+    joint: FactoredWeight | None
+    hr: Weight | None
+    bias: nn.Parameter | None
+    bias_hn: nn.Parameter | None
+    order: Tensor | None
+
+    def __init__(self, settings: RecurrentSettings, layer: int, matrices: GateMatrices) -> None:
+        super().__init__()
+        self.settings = settings
+        self.input_size = settings.layer_input(layer)
+        self.ih = None if matrices.ih is None else make_weight(matrices.ih, shared=matrices.shared)
+        self.hh = None if matrices.hh is None else make_weight(matrices.hh, shared=matrices.shared)
+        self.joint = None if matrices.joint is None else factored_weight(matrices.joint)
+        self.hr = None if matrices.hr is None else make_weight(matrices.hr, shared=matrices.shared)
+        for name in ("bias", "bias_hn"):
+            value = getattr(matrices, name)
+            self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
+        self.register_buffer("order", None if matrices.order is None else encoded(matrices.order))
+        self.frozen = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop everything that was computed of parameters."""
+        self._kept: dict[Plan, tuple[Remembered, KernelWeights]] = {}
+        self._layout_of_plan: dict[Plan, list[tuple[Weight, bool]]] = {}
+        self._places: tuple[Tensor, Tensor] | None = None
+
+    def weights(self) -> dict[str, Weight]:
+        """The matrices by name, in order."""
+        named = {"joint": self.joint, "ih": self.ih, "hh": self.hh, "hr": self.hr}
+        return {name: weight for name, weight in named.items() if weight is not None}
+
+    @property
+    def parameter_count(self) -> int:
+        """The numbers stored, the words of an order included."""
+        return sum(p.numel() for p in self.parameters()) + (0 if self.order is None else self.order.numel())
+
+    @property
+    def bytes(self) -> int:
+        """What they take."""
+        tensors = [*self.parameters(), *([] if self.order is None else [self.order])]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def resolve(self, vectors: Any = 1) -> KernelWeights:
+        """The kernel's weights for the present parameters, and so many input vectors at a time."""
+        plan = self._plan(vectors)
+        if torch.is_grad_enabled() or is_tracing():
+            return self._resolve(plan)
+        kept = self._kept.get(plan)
+        if self.frozen and kept is not None:
+            return kept[1]
+        try:
+            read, passed = self._sources(plan)
+            if kept is not None and kept[0].holds(read, passed):
+                return kept[1]
+            weights = self._resolve(plan)
+            if self.frozen:
+                weights = weights.apart()
+            if self.frozen or Remembered.can([*read, *passed]):
+                self._kept[plan] = Remembered(read, passed), weights
+            return weights
+        except RuntimeError:  # tensors without memory of their own, as torch.func makes them
+            return self._resolve(plan)
+
+    def _sources(self, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
+        """The parameters that `_resolve` computes with, and those that it only hands on."""
+        read: list[Tensor] = []
+        passed: list[Tensor] = []
+        for weight, whole in self._stores(plan):
+            parameters = [p for p in weight._parameters.values() if p is not None]
+            (read if whole else passed).extend(parameters)
+        if self.joint is not None and plan is Plan.PROJECT and self.joint.is_plain:
+            # Of the columns only those of states and biases are computed with.
+            rows, cols = passed[:2]
+            read += [rows, cols[self.input_size :]]
+        for bias in (self.bias, self.bias_hn):
+            if bias is not None:
+                (passed if bias is self.bias else read).append(bias)
+        return read, passed
+
+    def _stores(self, plan: Plan) -> list[tuple[Weight, bool]]:
+        """The matrices, and whether something is computed of all their numbers."""
+        if plan not in self._layout_of_plan:
+            found = []
+            for name, weight in self.weights().items():
+                if isinstance(weight, DenseWeight):
+                    whole = self.order is not None
+                elif name in ("joint", "ih") and plan is Plan.PROJECT:
+                    whole = not weight.is_plain or (name == "ih" and self.order is not None)
+                else:
+                    whole = not (name == "ih" and plan is Plan.CONTRACT)
+                found.append((weight, whole))
+            self._layout_of_plan[plan] = found
+        return self._layout_of_plan[plan]
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Take the parameters for unchanging: what is computed of them is kept without looking at them again."""
+        self._forget()
+        self.frozen = frozen
+
+    def written_out(self) -> KernelWeights:
+        """The kernel's weights with the matrices written out, whatever the plan."""
+        return self._resolve(Plan.MATERIALISE)
+
+    def places(self) -> tuple[Tensor, Tensor] | None:
+        """Where rows (gates * hidden) and units (hidden) stand in the stored matrices; None: in their own order."""
+        if self.order is None:
+            return None
+        if self._places is None or self._places[0].device != self.order.device:
+            size = self.settings.hidden_size
+            at = torch.argsort(decoded(self.order.cpu(), size)).to(self.order.device)
+            gates = torch.arange(self.settings.kind.gates, device=at.device)[:, None]
+            self._places = (gates * size + at).flatten(), at
+        return self._places
+
+    def _plan(self, vectors: Any) -> Plan:
+        weight = self.ih if self.joint is None else self.joint
+        if not isinstance(weight, FactoredWeight):
+            return Plan.MATERIALISE
+        plan = weight.plan_at(vectors)
+        # The input is but a part of what a joint matrix reads.
+        return Plan.MATERIALISE if plan is Plan.CONTRACT and weight is self.joint else plan
+
+    def _resolve(self, plan: Plan) -> KernelWeights:
+        hr = None if self.hr is None else self.hr.dense()
+        places = self.places()
+        if hr is not None and places is not None:
+            hr = hr.index_select(1, places[1])
+        if self.joint is not None:
+            return self._resolve_joint(self.joint, plan, hr)
+        if self.ih is None or self.hh is None:
+            raise RuntimeError("A layer's weights are one joint matrix, or those of the input and of the state.")
+        bias_ih, bias_hh = self._biases(self.bias)
+        recurrent: Tensor | tuple[Tensor, Tensor]
+        if isinstance(self.hh, FactoredWeight) and self.hh.projects:
+            rows, cols = self.hh.factors()
+            recurrent = self._own_rows(rows), self._own_states(cols)
+        else:
+            recurrent = self._own_states(self._own_rows(self.hh.dense()).T).T
+        if isinstance(self.ih, FactoredWeight) and plan is Plan.PROJECT:
+            rows, cols = self.ih.factors()
+            return KernelWeights(cols.T, self._own_rows(rows), recurrent, bias_ih, bias_hh, hr)
+        if isinstance(self.ih, FactoredWeight) and plan is Plan.CONTRACT:
+            rows_at = None if places is None else places[0]
+            return KernelWeights(self.ih.matrix(), None, recurrent, bias_ih, bias_hh, hr, rows_at)
+        return KernelWeights(None, self._own_rows(self.ih.dense()), recurrent, bias_ih, bias_hh, hr)
+
+    def _resolve_joint(self, joint: FactoredWeight, plan: Plan, hr: Tensor | None) -> KernelWeights:
+        n, s = self.input_size, self.settings.state_size
+        reduce = None
+        recurrent: Tensor | tuple[Tensor, Tensor]
+        if plan is Plan.PROJECT:
+            rows, cols = joint.factors()
+            rows = self._own_rows(rows)
+            reduce, ih, recurrent = cols[:n].T, rows, (rows, self._own_states(cols[n : n + s]))
+            columns = rows @ cols[n + s :].T
+        else:
+            dense = self._own_rows(joint.dense())
+            ih, recurrent, columns = dense[:, :n], self._own_states(dense[:, n : n + s].T).T, dense[:, n + s :]
+        if columns.shape[1] == 0:
+            bias_ih, bias_hh = self._biases(self.bias)
+        elif columns.shape[1] == 1:
+            bias_ih, bias_hh = self._biases(columns[:, 0])
+        else:
+            bias_ih, bias_hh = columns[:, 0], columns[:, 1]
+        return KernelWeights(reduce, ih, recurrent, bias_ih, bias_hh, hr)
+
+    def _own_rows(self, matrix: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
+        """Rows from the stored order into the units' own."""
+        places = self.places()
+        return matrix if places is None else matrix.index_select(0, places[0])
+
+    def _own_states(self, matrix: Float[Tensor, "state n"]) -> Float[Tensor, "state n"]:
+        """The same for rows that stand for states; a projection's are no units, and have one order only."""
+        places = self.places()
+        return matrix if places is None or self.settings.proj_size else matrix.index_select(0, places[1])
+
+    def _biases(self, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if bias is None:
+            return None, None
+        if self.bias_hn is None:
+            return bias, torch.zeros_like(bias)
+        zeros = bias.new_zeros(2 * self.settings.hidden_size)
+        return bias, torch.cat([zeros, self.bias_hn])
+
+    def to_config(self) -> dict[str, Any]:
+        """The structure as JSON values: forms, layouts, ranks, which biases there are, the words of an order."""
+        biases = [name for name in ("bias", "bias_hn") if getattr(self, name) is not None]
+        config = {**{name: weight.to_config() for name, weight in self.weights().items()}, "biases": biases}
+        return config if self.order is None else {**config, "order": self.order.numel()}
+
+    @classmethod
+    def from_config(cls, settings: RecurrentSettings, layer: int, config: dict[str, Any]) -> GateWeights:
+        """Weights of this structure, zero; the inverse of `to_config`."""
+        gates = cls(settings, layer, GateMatrices())
+        for name in ("joint", "ih", "hh", "hr"):
+            if name in config:
+                setattr(gates, name, weight_from_config(config[name]))
+        sizes = {"bias": settings.rows, "bias_hn": settings.hidden_size}
+        for name in config["biases"]:
+            gates.register_parameter(name, nn.Parameter(torch.zeros(sizes[name], dtype=torch.float32, device="cpu")))
+        if "order" in config:
+            gates.order = encoded(torch.arange(settings.hidden_size, device="cpu"))
+        return gates
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        self._forget()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GateWeights:
+        self._forget()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}, "_layout_of_plan": {}, "_places": None}
+
+
+def merge_biases(
+    settings: RecurrentSettings, bias_ih: Float[Tensor, " rows"], bias_hh: Float[Tensor, " rows"]
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, " hidden"] | None]:
+    """One bias where the function allows it. A GRU's reset gate keeps the hidden candidate's own apart."""
+    if settings.kind is not Kind.GRU:
+        return bias_ih + bias_hh, None
+    keep = 2 * settings.hidden_size
+    return torch.cat([bias_ih[:keep] + bias_hh[:keep], bias_ih[keep:]]), bias_hh[keep:].clone()
