@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from htcompress.errors import HTCompressError, TaskError
+from htcompress.isolation import user_code
+from htcompress.task_files import module_name, neighbours_of
+from htcompress.values import call
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,8 @@ class Task:
 
     source: str
     module: ModuleType
+    folder: str
+    """What the task imports from, as a script does from its own."""
 
     def has(self, name: str) -> bool:
         """Whether the task defines a name; None stands for not."""
@@ -39,19 +44,13 @@ class Task:
             raise TaskError(f"model() in {self.source} returned {type(made).__name__}; expected a torch.nn.Module.")
         return made
 
-    def calibration(self) -> Iterator[tuple[Any, ...]]:
-        """The positional arguments of the model, batch by batch."""
-        for item in self._iterate("calibration"):
-            yield arguments(item)
+    def calibration(self) -> Iterator[Any]:
+        """The model's inputs, batch by batch, as the task yields them (see `htcompress.data`)."""
+        return self._iterate("calibration")
 
-    def training(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        """Pairs of positional arguments and target; the target is None for pure distillation."""
-        if not self.has("training"):
-            for item in self._iterate("calibration"):
-                yield arguments(item), None
-            return
-        for item in self._iterate("training"):
-            yield training_item(item)
+    def training(self) -> Iterator[Any]:
+        """Pairs of inputs and target, or inputs alone; those of `calibration()` where there is no `training()`."""
+        return self._iterate("training" if self.has("training") else "calibration")
 
     @property
     def can_train(self) -> bool:
@@ -63,11 +62,13 @@ class Task:
         """The task's loss of output and target; None where it has none."""
         if not self.has("loss"):
             return None
-        return lambda output, target: self._call("loss", output, target)
+        return lambda output, target: self._call("loss", output, target, gradients=True)
 
     @property
-    def higher_is_better(self) -> bool:
-        return bool(getattr(self.module, "higher_is_better", True))
+    def higher_is_better(self) -> bool | None:
+        """What the headline metric means; None where the task does not say."""
+        found = getattr(self.module, "higher_is_better", None)
+        return None if found is None else bool(found)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The metrics of a model; the first is the headline."""
@@ -82,10 +83,11 @@ class Task:
                     f"the documentation's page on tasks shows one."
                 )
 
-    def _call(self, name: str, *arguments: Any) -> Any:
+    def _call(self, name: str, *arguments: Any, gradients: bool = False) -> Any:
         self.require(name, purpose="this command")
         try:
-            return getattr(self.module, name)(*arguments)
+            with importable(self.folder), user_code(gradients=gradients):
+                return getattr(self.module, name)(*arguments)
         except TaskError:
             raise
         except (Exception, SystemExit) as error:
@@ -98,8 +100,16 @@ class Task:
                 f"{name}() in {self.source} returned {type(found).__name__}; expected batches. Yield them, or return a "
                 f"list or a DataLoader."
             )
+        ended = object()
         try:
-            yield from found
+            with importable(self.folder), user_code():
+                items = iter(found)
+            while True:
+                with importable(self.folder), user_code():
+                    item = next(items, ended)
+                if item is ended:
+                    return
+                yield item
         except TaskError:
             raise
         except (Exception, SystemExit) as error:
@@ -115,7 +125,7 @@ class Task:
 def load_task(source: str | Path) -> Task:
     """Load a task from a file (`path/to/task.py`) or a module (`package.module`).
 
-    It is the user's own code and is run as such; while a file is loaded its folder is importable, as for a
+    It is the user's own code and is run as such: what lies in its folder can be imported, then and later, as for a
     script.
 
     Raises:
@@ -141,24 +151,9 @@ def load_task(source: str | Path) -> Task:
         raise TaskError(
             f"The task {text} failed while it was imported: {_said(error)}{where}. Correct it and try again."
         ) from error
-    task = Task(text, module)
+    task = Task(text, module, str(path.resolve().parent) if looks_like_file else str(Path.cwd()))
     task.require("model", purpose="every command")
     return task
-
-
-def arguments(item: Any) -> tuple[Any, ...]:
-    """The positional arguments that an item of `calibration()` stands for.
-
-    A tuple is all of them; anything else, a `PackedSequence` too, is the one argument.
-    """
-    return item if isinstance(item, tuple) and not isinstance(item, PackedSequence) else (item,)
-
-
-def training_item(item: Any) -> tuple[tuple[Any, ...], Any]:
-    """The positional arguments and the target that an item of `training()` stands for; a pair has a target."""
-    if isinstance(item, tuple) and not isinstance(item, PackedSequence) and len(item) == 2:
-        return arguments(item[0]), item[1]
-    return arguments(item), None
 
 
 def metrics_of(result: Any, *, source: str) -> dict[str, float]:
@@ -173,44 +168,71 @@ def metrics_of(result: Any, *, source: str) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def output_of(model: nn.Module, given: tuple[Any, ...], *, source: str) -> Any:
+def output_of(model: nn.Module, given: Sequence[Any], *, source: str) -> Any:
     """A model's output; what it raises becomes a `TaskError` that names the function the input came from."""
     try:
-        return model(*given)
+        return call(model, given)
     except HTCompressError:
         raise
     except Exception as error:
-        shown = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in given)
+        values = [*given, *getattr(given, "named", {}).values()]
+        shown = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in values)
         raise TaskError(
             f"The model cannot take a batch of {source} ({shown}): {_said(error)}. A tuple is the model's positional "
             f"arguments, anything else its one argument; correct the task."
         ) from error
 
 
-def _from_file(path: Path) -> ModuleType:
-    name = f"htcompress_task_{abs(hash(path.resolve()))}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise TaskError(f"{path} is not a Python file. Give a Python file (task.py) or a module (package.module).")
-    module = importlib.util.module_from_spec(spec)
-    folder = str(path.resolve().parent)
-    sys.modules[name] = module  # dataclasses and pickling look a module up by its name
+# ---- importing ----------------------------------------------------------------------------------------------
+
+
+_neighbours: dict[str, dict[str, ModuleType]] = {}
+"""By the folder of a task: the modules that it has imported from there."""
+
+
+@contextmanager
+def importable(folder: str) -> Iterator[None]:
+    """While this lasts, what lies in a task's folder is imported before anything else; afterwards, after all else.
+
+    Neighbours of two tasks may bear the same name: those of the other are put aside, and taken up with it again.
+    """
+    neighbours_of(folder)
+    if list(_neighbours)[-1:] != [folder]:
+        for other, kept in _neighbours.items():
+            found = {name: module for name, module in sys.modules.items() if _lies_in(module, other)}
+            kept |= {name: module for name, module in found.items() if not _lies_in(module, folder)}
+            for name in found.keys() & kept.keys():
+                del sys.modules[name]
+        own = _neighbours.pop(folder, {})
+        sys.modules.update({name: module for name, module in own.items() if name not in sys.modules})
+        _neighbours[folder] = own
     sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+        yield
     finally:
-        sys.path.remove(folder)
-    return module
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def _lies_in(module: ModuleType | None, folder: str) -> bool:
+    file = getattr(module, "__file__", None)
+    named = getattr(module, "__name__", "")
+    return bool(file) and not named.startswith("htcompress") and Path(str(file)).is_relative_to(folder)
+
+
+def _from_file(path: Path) -> ModuleType:
+    if path.suffix != ".py" and spec_from_file_location("task", path) is None:
+        raise TaskError(f"{path} is not a Python file. Give a Python file (task.py) or a module (package.module).")
+    name = module_name(path)
+    sys.modules.pop(name, None)  # it may have changed since
+    with importable(str(path.resolve().parent)), user_code():
+        return importlib.import_module(name)
 
 
 def _from_module(name: str) -> ModuleType:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
     try:
-        return importlib.import_module(name)
+        with importable(str(Path.cwd())), user_code():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             raise TaskError(
@@ -218,8 +240,6 @@ def _from_module(name: str) -> ModuleType:
                 f"imported from here."
             ) from error
         raise
-    finally:
-        sys.path.remove(folder)
 
 
 def _number(value: Any) -> float | None:

@@ -14,8 +14,9 @@ from small import Tagger, clips, tagger, write_task
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
+from htcompress.data import arguments, training_item
 from htcompress.errors import HTCompressError, ShapeError, TaskError
-from htcompress.task import Task, arguments, load_task, metrics_of, output_of, training_item
+from htcompress.task import Task, load_task, metrics_of, output_of
 
 X, Y = torch.zeros(2), torch.ones(1)
 PACKED = pack_sequence([torch.zeros(3, 2), torch.zeros(1, 2)])
@@ -45,24 +46,24 @@ def test_a_whole_task(task: Callable[..., Task]) -> None:
     whole = task()
     model = whole.model()
     assert type(model).__name__ == "Tagger"
-    assert [tuple(x.shape) for (x,) in whole.calibration()] == [(8, 5, 24)] * 4
+    assert [tuple(x.shape) for x in whole.calibration()] == [(8, 5, 24)] * 4
     pairs = list(whole.training())
     assert len(pairs) == 8
-    (x,), y = pairs[0]
+    x, y = pairs[0]
     loss = whole.loss
     assert loss is not None
     assert torch.equal(loss(model(x), y), nn.functional.cross_entropy(model(x), y))
     metrics = whole.evaluate(model)
     assert list(metrics) == ["accuracy", "classes"]
     assert 0 <= metrics["accuracy"] <= 1
-    assert whole.higher_is_better is True
+    assert whole.higher_is_better is None
     assert whole.can_train
 
 
 def test_training_defaults_to_calibration_without_targets(task: Callable[..., Task]) -> None:
     bare = task("del training, loss, evaluate", "higher_is_better = False")
-    assert [target for _, target in bare.training()] == [None] * 4
-    assert torch.equal(next(iter(bare.training()))[0][0], next(iter(bare.calibration()))[0])
+    assert torch.equal(next(iter(bare.training())), next(iter(bare.calibration())))
+    assert len(list(bare.training())) == 4
     assert bare.loss is None
     assert bare.higher_is_better is False
     assert not bare.has("evaluate")
@@ -270,9 +271,9 @@ def test_batches_that_were_not_yielded(task: Callable[..., Task], name: str) -> 
 
 def test_a_list_and_a_loader_are_batches(task: Callable[..., Task]) -> None:
     listed = task("def calibration():\n    return [torch.zeros(1), torch.ones(1)]")
-    assert [float(x) for (x,) in listed.calibration()] == [0, 1]
+    assert [float(x) for x in listed.calibration()] == [0, 1]
     loaded = task("def calibration():\n    return torch.utils.data.DataLoader(torch.arange(6.0), batch_size=3)")
-    assert [tuple(x.shape) for (x,) in loaded.calibration()] == [(3,), (3,)]
+    assert [tuple(x.shape) for x in loaded.calibration()] == [(3,), (3,)]
 
 
 @pytest.mark.parametrize("made", ["None", "Tagger", "{}", "Tagger().state_dict()"])

@@ -1,0 +1,143 @@
+"""Values that go into models and come out of them: tensors in tuples, lists, dicts, dataclasses, objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+_DEPTH = 16
+"""Levels of nesting that are looked into; what is deeper is a structure of its own, not an output."""
+
+
+class Arguments(tuple[Any, ...]):
+    """What a model is called with: its positional arguments, and `named` ones."""
+
+    named: Mapping[str, Any]
+
+    def __new__(cls, positional: Sequence[Any] = (), named: Mapping[str, Any] | None = None) -> Arguments:
+        made = super().__new__(cls, positional)
+        made.named = dict(named or {})
+        return made
+
+
+def call(model: nn.Module, arguments: Sequence[Any]) -> Any:
+    """The model's output; `arguments` may have `named` ones. Whether gradients are recorded is afterwards as before."""
+    recording = torch.is_grad_enabled()
+    try:
+        return model(*arguments, **getattr(arguments, "named", {}))
+    finally:
+        torch.set_grad_enabled(recording)
+
+
+def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The value with a function applied to every tensor in tuples, lists, dicts, dataclasses and packed sequences."""
+    if isinstance(value, Arguments):
+        return Arguments([mapped(part, function) for part in value], mapped(dict(value.named), function))
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, PackedSequence):
+        # Sizes stay on the CPU, where torch wants them.
+        order, back = (None if t is None else function(t) for t in value[2:])
+        return PackedSequence(function(value.data), value.batch_sizes, order, back)
+    if isinstance(value, Mapping):
+        parts = {key: mapped(part, function) for key, part in value.items()}
+        try:
+            return type(value)(parts)  # type: ignore[call-arg]
+        except Exception:
+            return parts
+    if isinstance(value, tuple | list):
+        made = [mapped(part, function) for part in value]
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: mapped(getattr(value, f.name), function) for f in dataclasses.fields(value) if f.init}
+        return dataclasses.replace(value, **changed)
+    return value
+
+
+def fresh(value: Any) -> Any:
+    """The value with tensors of its own, which record no gradients and may be written to."""
+    with torch.inference_mode(False):
+        return mapped(value, lambda tensor: tensor.detach().clone())
+
+
+def leaves(value: Any) -> Iterator[Tensor]:
+    """Every tensor in a value, in order: also in dataclasses, distributions and other objects; each once."""
+    yield from _leaves(value, set(), 0)
+
+
+def _leaves(value: Any, seen: set[int], depth: int) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if value is None or isinstance(value, str | bytes | int | float | type | ModuleType | nn.Module) or callable(value):
+        return
+    if id(value) in seen or depth > _DEPTH:
+        return
+    seen.add(id(value))
+    if isinstance(value, PackedSequence):
+        yield value.data
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _leaves(part, seen, depth + 1)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _leaves(part, seen, depth + 1)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _leaves(getattr(value, field.name, None), seen, depth + 1)
+    elif hasattr(value, "__dict__"):
+        for part in vars(value).values():
+            yield from _leaves(part, seen, depth + 1)
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in a model's output; see `leaves`."""
+    return (tensor for tensor in leaves(value) if tensor.is_floating_point())
+
+
+# ---- comparing ----------------------------------------------------------------------------------------------
+
+
+def precision_of(model: nn.Module) -> float:
+    """The relative difference up to which two computations of a model's outputs count as the same.
+
+    Of the coarsest floating-point numbers among its parameters: 7e-5 in float32, 4e-10 in float64, 0.05 in bfloat16,
+    0.016 in float16. A sum in another order differs by their epsilon, which steps through time may enlarge.
+    """
+    kinds = {p.dtype for p in model.parameters() if p.dtype.is_floating_point} or {torch.float32}
+    return float(max(torch.finfo(kind).eps for kind in kinds) ** 0.6)
+
+
+def difference(found: Any, wanted: Any) -> float:
+    """The largest relative difference of any tensor in two values; infinite where their structures differ."""
+    a, b = list(leaves(found)), list(leaves(wanted))
+    if len(a) != len(b):
+        return float("inf")
+    return max((_difference(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return float("inf")
+    if found.numel() == 0:
+        return 0.0
+    if not (found.is_floating_point() or found.is_complex()):
+        # Symbols may turn where two were as good as level: a few of very many are no difference.
+        return float((found != wanted).double().mean()) / 10
+    kind = torch.complex128 if found.is_complex() else torch.float64
+    a, b = found.detach().to("cpu", kind), wanted.detach().to("cpu", kind)
+    # What is infinite or no number in both is the same.
+    alike = (a == b) | (torch.isnan(a) & torch.isnan(b))
+    a, b = (torch.where(alike, torch.zeros_like(t), t) for t in (a, b))
+    lost = float(torch.linalg.vector_norm(a - b))
+    if lost == 0.0:
+        return 0.0
+    whole = wanted.detach().to("cpu", kind)
+    scale = float(torch.linalg.vector_norm(torch.where(torch.isfinite(whole.abs()), whole, torch.zeros_like(whole))))
+    return lost / scale if scale > 0 else float("inf")
