@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from htcompress.errors import TaskError
 from htcompress.nn import recurrent_modules
 from htcompress.statistics import collect as module_under_test
-from htcompress.statistics.collect import collect, tensors_of
+from htcompress.statistics.collect import collect
+from htcompress.values import tensors_of
 
 INPUTS, HIDDEN, STEPS, BATCH = 4, 3, 6, 5
 
