@@ -20,6 +20,20 @@ class Scope(StrEnum):
     INPUT = "input"
 
 
+class UnitOrder(StrEnum):
+    """How the hidden units of a layer are ordered in its matrices, to make them fold well.
+
+    `auto`: as folds best, with the order stored beside the matrices where it pays for its numbers; nobody outside of
+    the layer sees it. `readers`: the units themselves are moved, and with them what the modules that read the layer's
+    states have of them, which costs no numbers; code beside those modules finds states in another order. `keep`: as
+    they are.
+    """
+
+    AUTO = "auto"
+    READERS = "readers"
+    KEEP = "keep"
+
+
 @dataclass(frozen=True)
 class Goal:
     """Exactly one of a budget, an error and a ratio; and the forms to look at.
@@ -41,6 +55,7 @@ class Goal:
     scope: Scope = Scope.AUTO
     layout: LayoutKind = LayoutKind.AUTO
     format: Format = Format.HT
+    units: UnitOrder = UnitOrder.AUTO
 
     def __post_init__(self) -> None:
         given = [name for name in ("budget", "error", "ratio") if getattr(self, name) is not None]

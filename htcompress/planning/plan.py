@@ -12,9 +12,10 @@ from htcompress.errors import UnreachableError
 from htcompress.matrix.search import Choice
 from htcompress.matrix.target import relative
 from htcompress.nn.dense import DenseLayer
+from htcompress.nn.gates import GateMatrices
+from htcompress.nn.order import order_words
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.nn.weights import GateMatrices
 from htcompress.planning.goal import Goal, Scope
 from htcompress.planning.slot import Option, Recipe, SlotTarget
 from htcompress.statistics.collect import SlotStatistics
@@ -22,6 +23,8 @@ from htcompress.statistics.collect import SlotStatistics
 _MERGED = 4000
 _SHOWN = 64  # singular values of a matrix
 _CURVE = 40  # points of a frontier
+_ORDERS = 0.1
+"""The part of a budget that the orders of hidden units may take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,7 @@ class LayerPlan:
     dtype: torch.dtype
 
     def build(self) -> HTRecurrent:
-        """The module that the plan describes."""
+        """The module that the plan describes, in its layer's dtype, on the CPU."""
         matrices = [slot.gates for slot in self.slots.values()]
         return module_class(self.settings).from_matrices(self.settings, matrices).to(self.dtype)
 
@@ -81,6 +84,7 @@ def plan_model(
     layers: Sequence[DenseLayer],
     goal: Goal,
     statistics: Mapping[str, Mapping[str, SlotStatistics]] | None = None,
+    orders: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> ModelPlan:
     """Plan the compression of recurrent layers.
 
@@ -88,20 +92,35 @@ def plan_model(
     error, in the metric of the statistics, that stores no more. With an error every matrix takes the fewest
     numbers that keep it.
 
+    Args:
+        orders: of the hidden units, by layer and slot, for the matrices to be folded in; they are used where storing
+            them takes no more than `_ORDERS` of the budget, and stored where something is folded.
+
     Raises:
         UnreachableError: the budget is smaller than what the most compact combination stores.
     """
     before = sum(layer.settings.dense_parameters for layer in layers)
     budget = goal.budget_for(before)
     cap = budget if budget is not None else before
+    found = orders or {}
+    words = sum(order_words(len(order)) for slots in found.values() for order in slots.values())
+    if budget is None or words > _ORDERS * budget:
+        found = {}
     targets = [
-        SlotTarget(slot, (statistics or {}).get(layer.name, {}).get(name), cap, goal.scope, goal.layout, goal.format)
+        SlotTarget(
+            slot,
+            (statistics or {}).get(layer.name, {}).get(name),
+            cap,
+            goal.scope,
+            goal.layout,
+            goal.format,
+            found.get(layer.name, {}).get(name),
+        )
         for layer in layers
         for name, slot in layer.slots.items()
     ]
     if budget is None:
-        assert goal.error is not None
-        chosen = [_within_error(target, goal.error) for target in targets]
+        chosen = [_within_error(target, goal.error or 0.0) for target in targets]
     else:
         asked = f"budget of {budget}" if goal.ratio is None else f"ratio of {goal.ratio:g}, {budget}"
         chosen = _within_budget(targets, budget, asked)
@@ -112,8 +131,7 @@ def plan_model(
             recipe, choices = chosen[index]
             slots[name] = _slot_plan(targets[index], recipe, choices)
             index += 1
-        dtype = next(iter(layer.slots.values())).ih.dtype
-        plans.append(LayerPlan(layer.name, layer.settings, slots, dtype))
+        plans.append(LayerPlan(layer.name, layer.settings, slots, layer.dtype))
     return ModelPlan(plans, () if budget is None else _frontier(targets, budget))
 
 
@@ -127,7 +145,7 @@ def _within_error(target: SlotTarget, rtol: float) -> Chosen:
         choices = tuple(part.search.cheapest(rtol) for part in recipe.parts)
         if recipe.scope is Scope.INTEGRATED and choices[0].matrix is None:
             continue  # a dense joint matrix is the dense layer: the separate recipe says so
-        found.append((recipe.fixed + sum(c.parameters for c in choices), (recipe, choices)))
+        found.append((recipe.parameters(choices), (recipe, choices)))
     dense = _dense(target)
     found.append((target.dense.parameters, dense))
     return min(found, key=lambda item: item[0])[1]
@@ -150,7 +168,8 @@ def _within_budget(targets: Sequence[SlotTarget], budget: int, asked: str) -> li
         )
     while True:
         options = allocate([_with_dense(target) for target in targets], budget)
-        assert options is not None, "the smallest options fit, so some combination does"
+        if options is None:
+            raise RuntimeError(f"No combination of forms stores {budget} numbers, though the smallest stores {least}.")
         # What is chosen by an expected error is refined, then its neighbours, and chosen again by what that came to.
         parts = [pair for option in options for pair in zip(option.recipe.parts, option.choices, strict=True)]
         improved = [part.search.improve(choice) for part, choice in parts]
@@ -160,7 +179,8 @@ def _within_budget(targets: Sequence[SlotTarget], budget: int, asked: str) -> li
             break
     chosen = _spend([(option.recipe, option.choices) for option in options], budget)
     total = sum(_parameters(c) for c in chosen)
-    assert total <= budget, f"{total} parameters exceed the budget of {budget}"
+    if total > budget:
+        raise RuntimeError(f"The forms that were chosen store {total} numbers, more than the budget of {budget}.")
     return chosen
 
 
@@ -172,7 +192,7 @@ def _with_dense(target: SlotTarget) -> list[Option]:
 
 def _parameters(chosen: Chosen) -> int:
     recipe, choices = chosen
-    return recipe.fixed + sum(c.parameters for c in choices)
+    return recipe.parameters(choices)
 
 
 def _frontier(targets: Sequence[SlotTarget], budget: int) -> tuple[tuple[int, float], ...]:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from htcompress.formats import Format
 from htcompress.formats.search import NetworkSearch
-from htcompress.matrix import LayoutKind, Metric
+from htcompress.matrix import HTMatrix, LayoutKind, Metric
 from htcompress.matrix.blocks import Block, Blocks
 from htcompress.matrix.factored import Factored
 from htcompress.matrix.inputs import Inputs, gather
 from htcompress.matrix.search import Choice, Columns, Search
 from htcompress.matrix.target import Target
 from htcompress.nn.dense import DenseSlot
+from htcompress.nn.gates import GateMatrices
+from htcompress.nn.order import order_words
 from htcompress.nn.settings import Kind
-from htcompress.nn.weights import GateMatrices
 from htcompress.planning.goal import Scope
 from htcompress.statistics.collect import SlotStatistics
 
@@ -36,16 +38,25 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """A scope of a slot: the matrices that may be compressed, and the numbers that stay whatever happens."""
+    """A scope of a slot: the matrices that may be compressed, and the numbers that stay whatever happens.
+
+    `words` are those of an order of units, which a slot needs as soon as one of its matrices is compressed.
+    """
 
     scope: Scope
     parts: tuple[Part, ...]
     fixed: int
+    words: int = 0
 
     @property
     def smallest(self) -> int:
         """The fewest numbers it can store."""
-        return self.fixed + sum(min(p.search.smallest, p.search.dense.parameters) for p in self.parts)
+        return self.fixed + self.words + sum(min(p.search.smallest, p.search.dense.parameters) for p in self.parts)
+
+    def parameters(self, choices: Sequence[Choice]) -> int:
+        """The numbers of a choice for each part, at most: an order that turns out to be needless is not stored."""
+        words = 0 if all(choice.matrix is None for choice in choices) else self.words
+        return self.fixed + words + sum(choice.parameters for choice in choices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +73,7 @@ class Option:
 class SlotTarget:
     """A slot to be compressed: its dense weights, what was seen of it, what it counts for.
 
-    `scale` divides all squared errors where there are no statistics, so that every slot counts alike.
+    `order`, where there is one, is that of the hidden units in its matrices; it takes `order_words` numbers.
     """
 
     dense: DenseSlot
@@ -71,25 +82,48 @@ class SlotTarget:
     scope: Scope
     layout: LayoutKind
     format: Format = Format.HT
+    order: Tensor | None = None
+
+    @cached_property
+    def _arranged(self) -> DenseSlot:
+        """The weights with their units in order."""
+        return self.dense if self.order is None else self.dense.arranged(self.order)
+
+    @cached_property
+    def _seen(self) -> SlotStatistics | None:
+        """What was seen, of units in order."""
+        if self.seen is None or self.order is None:
+            return self.seen
+        rows, units = self._at(self.order)
+        columns = torch.arange(self.seen.inputs.shape[1])
+        if self.dense.hr is None:
+            inputs = self.dense.ih.shape[1]
+            columns[inputs : inputs + len(units)] = inputs + units
+        return self.seen.reordered(rows=rows, columns=columns)
+
+    def _at(self, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the rows of all gates, and the units, are taken from for an order."""
+        settings = self.dense.settings
+        return torch.cat([order + gate * settings.hidden_size for gate in range(settings.kind.gates)]), order
 
     @cached_property
     def recipes(self) -> list[Recipe]:
         """The scopes that were asked for."""
-        dense = self.dense
+        dense, words = self.dense, 0 if self.order is None else order_words(len(self.order))
         hr = [self._part("hr")] if dense.hr is not None else []
         found = []
         if self.scope in (Scope.AUTO, Scope.INTEGRATED):
             joint = self._part("joint")
-            found.append(Recipe(Scope.INTEGRATED, (joint, *hr), 0))
+            found.append(Recipe(Scope.INTEGRATED, (joint, *hr), 0, words))
             if dense.biases:
                 apart = self._part("joint", biases_apart=True, like=joint)
-                found.append(Recipe(Scope.INTEGRATED, (apart, *hr), dense.biases))
+                found.append(Recipe(Scope.INTEGRATED, (apart, *hr), dense.biases, words))
         if self.scope in (Scope.AUTO, Scope.SEPARATE):
             ih = self._part("ih", like=found[-1].parts[0] if found else None)
-            found.append(Recipe(Scope.SEPARATE, (ih, self._part("hh"), *hr), dense.biases))
+            found.append(Recipe(Scope.SEPARATE, (ih, self._part("hh"), *hr), dense.biases, words))
         if self.scope is Scope.INPUT:
             rest = dense.parameters - dense.ih.numel()
-            found.append(Recipe(Scope.INPUT, (self._part("ih"),), rest))
+            found.append(Recipe(Scope.INPUT, (self._part("ih"),), rest, words))
         return found
 
     def _part(self, name: str, *, biases_apart: bool = False, like: Part | None = None) -> Part:
@@ -117,17 +151,17 @@ class SlotTarget:
     @cached_property
     def _blocks(self) -> dict[str, Block]:
         """The slot's matrices and biases, each once for all recipes."""
-        dense = self.dense
+        dense = self._arranged
         named = {"ih": dense.ih, "hh": dense.hh, "hr": dense.hr, "bias": dense.bias_columns()}
         return {name: Block(tensor) for name, tensor in named.items() if tensor is not None}
 
     @cached_property
     def _inputs(self) -> Inputs | None:
         """What was seen to enter the slot: x, then h."""
-        if self.seen is None:
+        if self._seen is None:
             return None
         size = self.dense.ih.shape[1]
-        return gather([self.seen.inputs[:, :size], self.seen.inputs[:, size:]])
+        return gather([self._seen.inputs[:, :size], self._seen.inputs[:, size:]])
 
     def _matrix(self, name: str, *, biases_apart: bool = False) -> Blocks:
         names = [name]
@@ -137,13 +171,13 @@ class SlotTarget:
 
     def _metric(self, name: str, *, biases_apart: bool = False) -> Metric:
         rows, cols = self._matrix(name, biases_apart=biases_apart).shape
-        if self.seen is None or self._inputs is None or name == "hr":
+        if self._seen is None or self._inputs is None or name == "hr":
             return Metric(rows, cols)
         kinds = {"ih": (0,), "hh": (1,), "joint": (0, 1)}[name]
         # What a bias column reads is always 1; where the bias is apart, it takes up the mean error.
         columns = 0 if name != "joint" or biases_apart else self.dense.bias_columns().shape[1]
         centred = self.dense.bias is not None and columns == 0
-        gradients = self.seen.gradients_hh if name == "hh" else self.seen.gradients_ih
+        gradients = self._seen.gradients_hh if name == "hh" else self._seen.gradients_ih
         return Metric(rows, cols, gradients, self._inputs.select(*kinds, constants=columns, centred=centred))
 
     def _weight(self, name: str, search: Search | NetworkSearch) -> float:
@@ -161,7 +195,7 @@ class SlotTarget:
         """The slot's options that no other beats in both numbers and error, by ascending numbers."""
         options = []
         for recipe in self.recipes:
-            partial: list[tuple[int, float, tuple[Choice, ...]]] = [(recipe.fixed, 0.0, ())]
+            partial: list[tuple[int, float, tuple[Choice, ...]]] = [(recipe.fixed + recipe.words, 0.0, ())]
             for part in recipe.parts:
                 ladder = part.search.ladder()
                 partial = _front(
@@ -181,7 +215,29 @@ class SlotTarget:
 
     def matrices(self, recipe: Recipe, choices: Sequence[Choice]) -> GateMatrices:
         """What will be stored: the chosen matrices, and the biases with the mean error moved into them."""
-        dense = self.dense
+        made = self._gate_matrices(recipe, choices)
+        if self.order is None:
+            return made
+        rows_at, units_at = self._at(torch.argsort(self.order))
+        bias, bias_hn = _taken(made.bias, rows_at), _taken(made.bias_hn, units_at)
+        named = {name: getattr(made, name) for name in ("joint", "ih", "hh", "hr")}
+        if any(matrix is not None and _folds(matrix) for matrix in named.values()):
+            return replace(made, bias=bias, bias_hn=bias_hn, order=self.order)
+        # Nothing is folded: the units may as well stand in their own order, which costs nothing.
+        inputs, units = torch.arange(self.dense.ih.shape[1]), units_at
+        states = units if self.dense.hr is None else torch.arange(self.dense.hh.shape[1])
+        biases = torch.arange(self.dense.bias_columns().shape[1])
+        joint = torch.cat([inputs, len(inputs) + states, len(inputs) + len(states) + biases])
+        columns = {"joint": joint, "ih": inputs, "hh": states, "hr": units}
+
+        def own(name: str) -> Any:
+            matrix = named[name]
+            return None if matrix is None else _reordered(matrix, None if name == "hr" else rows_at, columns[name])
+
+        return GateMatrices(own("ih"), own("hh"), own("joint"), bias, bias_hn, own("hr"))
+
+    def _gate_matrices(self, recipe: Recipe, choices: Sequence[Choice]) -> GateMatrices:
+        dense = self._arranged
         named: dict[str, Factored | Tensor | None] = {"ih": dense.ih, "hh": dense.hh, "hr": dense.hr}
         for part, choice in zip(recipe.parts, choices, strict=True):
             if choice.matrix is not None:
@@ -207,8 +263,9 @@ class SlotTarget:
         self, search: Search | NetworkSearch, stand_in: Factored, inputs: int
     ) -> tuple[Tensor, Tensor | None]:
         """(W - W') mu, for the bias; for a GRU the candidate's hidden part apart."""
-        assert search.metric.mean is not None
         mean = search.metric.mean
+        if mean is None:
+            raise RuntimeError("Only inputs that are centred have a mean error to be moved into the bias.")
         # The means of x and of h as two columns.
         parted = torch.stack([mean, mean], dim=1)
         parted[inputs:, 0], parted[:inputs, 1] = 0, 0
@@ -217,6 +274,26 @@ class SlotTarget:
             return from_x + from_h, None
         keep = 2 * self.dense.settings.hidden_size
         return torch.cat([from_x[:keep] + from_h[:keep], from_x[keep:]]), from_h[keep:]
+
+
+def _folds(matrix: Factored | Tensor) -> bool:
+    """Whether the order of rows or columns matters to how a matrix is stored."""
+    if isinstance(matrix, Tensor):
+        return False
+    plain = isinstance(matrix, HTMatrix) and matrix.layout.kind is LayoutKind.SVD
+    return not (plain and all(core is not None for core in matrix.cores[:2]))
+
+
+def _reordered(matrix: Factored | Tensor, rows: Tensor | None, columns: Tensor) -> Factored | Tensor:
+    """A matrix that does not fold with its rows and columns taken from elsewhere."""
+    if isinstance(matrix, Tensor):
+        return (matrix if rows is None else matrix[rows])[:, columns]
+    left, right, *root = matrix.cores
+    return matrix.with_cores([_taken(left, rows), _taken(right, columns), *root])
+
+
+def _taken(values: Tensor | None, at: Tensor | None) -> Tensor | None:
+    return values if values is None or at is None else values[at]
 
 
 def _add(bias: Tensor | None, change: Tensor | None) -> Tensor | None:

@@ -7,9 +7,8 @@ matrix become smooth, and a folded row factor takes far fewer numbers.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,12 +18,14 @@ from torch import Tensor, nn
 from htcompress.checkpoint.inventory import inventory_of_model
 from htcompress.nn.dense import DenseLayer, DenseSlot
 from htcompress.nn.plain import without_packing
+from htcompress.nn.replace import copied
 from htcompress.nn.settings import RecurrentSettings, is_recurrent
-from htcompress.statistics.collect import SlotStatistics, tensors_of
+from htcompress.proof import answer
+from htcompress.statistics.collect import SlotStatistics
+from htcompress.values import call, fresh, precision_of
 
 _SAMPLES = 256
 _FEATURES = 8
-_SAME = 1e-4
 
 Orders = dict[str, Tensor]
 """A permutation of the hidden units for each slot of a module."""
@@ -37,56 +38,69 @@ class Arranged:
     Attributes:
         model: the arranged copy.
         statistics: those of the model, in the new order.
-        layers: the names of the recurrent modules whose units were moved.
+        orders: the orders of the recurrent modules whose units were moved, by name.
     """
 
     model: nn.Module
     statistics: dict[str, dict[str, SlotStatistics]]
-    layers: tuple[str, ...]
+    orders: dict[str, Orders]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the recurrent modules whose units were moved."""
+        return tuple(self.orders)
+
+
+def unit_orders(
+    layers: Sequence[DenseLayer], statistics: Mapping[str, Mapping[str, SlotStatistics]]
+) -> dict[str, Orders]:
+    """A good order of the hidden units for every slot of which something was seen, by layer."""
+    return {
+        layer.name: {
+            name: unit_order(slot, statistics[layer.name][name])
+            for name, slot in layer.slots.items()
+            if name in statistics[layer.name]
+        }
+        for layer in layers
+        if layer.name in statistics
+    }
 
 
 def arrange_units(
     model: nn.Module,
     statistics: Mapping[str, Mapping[str, SlotStatistics]],
-    batch: tuple[Any, ...],
+    arguments: Sequence[Any],
 ) -> Arranged:
     """Put alike units next to each other wherever the model's outputs stay what they are.
 
     Which modules read a layer's states is not known but found out: those of the right size that run are
-    permuted with it, all of them or one, and the outputs on `batch` decide. Where none of that leaves them
+    permuted with it, all of them or one, and what the model answers on a batch decides. Where none of that leaves it
     unchanged, the units of the last layer stay as they are, or those of all layers.
 
     Args:
         model: the dense model; it is not changed.
         statistics: what was seen of its recurrent layers; those of others are left alone.
-        batch: the model's positional arguments.
+        arguments: a batch.
     """
-    current, moved = model, []
+    current = model
+    moved: dict[str, Orders] = {}
     seen = {name: dict(slots) for name, slots in statistics.items()}
-    with torch.no_grad():
-        wanted, running = _run(model, batch)
-        for name in list(seen):
-            layer = next(layer for layer in inventory_of_model(current) if layer.name == name)
-            if any(slot not in seen[name] for slot in layer.slots):
-                continue
-            orders = {slot: unit_order(dense, seen[name][slot]) for slot, dense in layer.slots.items()}
-            for some, readers in _attempts(current, layer, orders, running):
-                trial = _sharing(current)
-                permute_units(trial, name, layer.settings, some, readers)
-                if _same(_run(trial, batch)[0], wanted):
-                    current = trial
-                    seen |= _permuted_statistics(layer, seen, some, readers)
-                    moved.append(name)
-                    break
-    return Arranged(current, seen, tuple(moved))
-
-
-def _sharing(model: nn.Module) -> nn.Module:
-    """A copy whose parameters are its own but hold the same memory: `permute_units` gives them new one."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)
-    return copy.deepcopy(model, memo)
+    wanted, running = answer(model, arguments), _running(model, arguments)
+    tolerance = precision_of(model)
+    for name in list(seen):
+        (layer,) = inventory_of_model(current, names=[name])
+        if any(slot not in seen[name] for slot in layer.slots):
+            continue
+        orders = {slot: unit_order(dense, seen[name][slot]) for slot, dense in layer.slots.items()}
+        for some, readers in _attempts(current, layer, orders, running):
+            trial = copied(current, sharing=current.parameters())
+            permute_units(trial, name, layer.settings, some, readers)
+            if answer(trial, arguments).difference(wanted) <= tolerance:
+                current = trial
+                seen |= _permuted_statistics(layer, seen, some, readers)
+                moved[name] = some
+                break
+    return Arranged(current, seen, moved)
 
 
 def unit_order(slot: DenseSlot, seen: SlotStatistics) -> Int[Tensor, " hidden"]:
@@ -238,26 +252,15 @@ def _read_by(module: nn.Module) -> list[Tensor]:
 # ---- checking it --------------------------------------------------------------------------------------------
 
 
-def _run(model: nn.Module, batch: tuple[Any, ...]) -> tuple[list[Tensor], set[str]]:
-    """The outputs on a batch, and the names of the modules that ran."""
+def _running(model: nn.Module, arguments: Sequence[Any]) -> set[str]:
+    """The names of the modules that run on a batch."""
     running: set[str] = set()
-    handles = [
+    trial = copied(model, sharing=model.parameters()).eval()
+    for path, module in trial.named_modules():
         module.register_forward_pre_hook(lambda *_, path=path: running.add(path))
-        for path, module in model.named_modules()
-    ]
-    try:
-        with without_packing(model):
-            return list(tensors_of(model(*batch))), running
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _same(found: list[Tensor], wanted: list[Tensor]) -> bool:
-    return len(found) == len(wanted) and all(
-        a.shape == b.shape and float((a - b).norm()) <= _SAME * float(b.norm())
-        for a, b in zip(found, wanted, strict=True)
-    )
+    with torch.no_grad(), without_packing(trial):
+        call(trial, fresh(arguments))
+    return running
 
 
 def _permuted_statistics(
@@ -279,12 +282,7 @@ def _permuted_statistics(
             if name in orders:
                 statistics = _with_columns(statistics, orders[name], settings.layer_input(depth))
         if name in orders:
-            rows = _rows(settings, orders[name])
-            statistics = replace(
-                statistics,
-                gradients_ih=_both(statistics.gradients_ih, rows),
-                gradients_hh=_both(statistics.gradients_hh, rows),
-            )
+            statistics = statistics.reordered(rows=_rows(settings, orders[name]))
         own[name] = statistics
     changed = {layer.name: own}
     for path in readers:
@@ -301,12 +299,8 @@ def _permuted_statistics(
 def _with_columns(statistics: SlotStatistics, order: Tensor, start: int) -> SlotStatistics:
     columns = torch.arange(statistics.inputs.shape[1])
     columns[start : start + len(order)] = start + order
-    return replace(statistics, inputs=statistics.inputs[:, columns])
+    return statistics.reordered(columns=columns)
 
 
 def _rows(settings: RecurrentSettings, order: Tensor) -> Tensor:
     return torch.cat([order + gate * settings.hidden_size for gate in range(settings.kind.gates)])
-
-
-def _both(moment: Tensor, order: Tensor) -> Tensor:
-    return moment[order] if moment.ndim == 1 else moment[order][:, order]

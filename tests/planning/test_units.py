@@ -179,7 +179,7 @@ def test_hidden_order_is_found_again_and_saves_numbers() -> None:
 
     def error(model: nn.Module, *, arranged: bool) -> float:
         seen = collect(model, data)
-        made = arrange_units(model, seen, data[0]) if arranged else Arranged(model, seen, ())
+        made = arrange_units(model, seen, data[0]) if arranged else Arranged(model, seen, {})
         goal = Goal(budget=200, scope=Scope.SEPARATE)
         (plan,) = plan_layers(inventory_of_model(made.model), goal, made.statistics)
         return sum(matrix.choice.error for slot in plan.slots.values() for matrix in slot.matrices)
