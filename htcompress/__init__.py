@@ -16,19 +16,21 @@ if TYPE_CHECKING:
     from htcompress.exporting import Exported, export
     from htcompress.finetuning.distill import FineTuning
     from htcompress.gate import Verdict, check
-    from htcompress.pipeline import Compressed, compress, convert, evaluate, finetune, save
-    from htcompress.planning import Goal, Scope
+    from htcompress.pipeline import compress, convert, evaluate, finetune, save
+    from htcompress.planning import Goal, Scope, UnitOrder
     from htcompress.report import Report, read_report
+    from htcompress.stages import Compressed
 
 # Names are imported when they are used: `import htcompress` costs no torch.
 _HOMES = {
-    "Compressed": "htcompress.pipeline",
+    "Compressed": "htcompress.stages",
     "Exported": "htcompress.exporting",
     "FineTuning": "htcompress.finetuning.distill",
     "Goal": "htcompress.planning",
     "HTCompressError": "htcompress.errors",
     "Report": "htcompress.report",
     "Scope": "htcompress.planning",
+    "UnitOrder": "htcompress.planning",
     "Verdict": "htcompress.gate",
     "check": "htcompress.gate",
     "compress": "htcompress.pipeline",
@@ -49,6 +51,7 @@ __all__ = [
     "HTCompressError",
     "Report",
     "Scope",
+    "UnitOrder",
     "Verdict",
     "check",
     "compress",

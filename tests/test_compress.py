@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import htcompress
 from htcompress import FineTuning, Goal
+from htcompress.data import to_device
 from htcompress.errors import CheckpointError, HTCompressError, RequestError, TaskError, UnreachableError
 from htcompress.matrix import LayoutKind
 from htcompress.nn import HTRecurrent
-from htcompress.pipeline import to_device
 
 SVD = Goal(budget=400, layout=LayoutKind.SVD)
 """A goal that is planned fast; what is tested here does not depend on the layout."""
@@ -199,7 +199,7 @@ def test_an_error_of_ours_is_not_blamed_on_the_data(monkeypatch: pytest.MonkeyPa
         next(source)
         raise RuntimeError("ours")
 
-    monkeypatch.setattr("htcompress.pipeline.collect", broken)
+    monkeypatch.setattr("htcompress.stages.collect", broken)
     with pytest.raises(RuntimeError, match="ours"):
         htcompress.compress(tagger(), budget=300, layout="svd", calibration=batches())
 
@@ -236,10 +236,12 @@ def test_every_stage_is_measured_once_in_evaluation_mode() -> None:
     assert isinstance(seen[1].rnn, HTRecurrent)
     assert listener.stages == [
         "evaluating the dense model",
+        "trying stand-ins",
         "decomposing",
         "evaluating the decomposed model",
         "fine-tuning",
         "evaluating the finetuned model",
+        "measuring latency",
     ]
 
 
@@ -261,6 +263,7 @@ def test_a_compressed_model_without_a_finite_metric_is_not_measured() -> None:
         layout="svd",
         training=batches(),
         evaluate=lambda m: {"perplexity": next(values)},
+        higher_is_better=False,
         finetuning=FineTuning(steps=3),
         observer=listener,
     )

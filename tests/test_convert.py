@@ -53,7 +53,7 @@ def test_with_a_task(checkpoint: Path, task: Path) -> None:
     assert report.quality.metric == "accuracy"
     assert None not in (report.quality.dense, report.quality.decomposed, report.quality.finetuned)
     assert None not in vars(report.timings_s).values()
-    assert listener.stages[:3] == ["reading the checkpoint", "evaluating the dense model", "calibrating"]
+    assert listener.stages[:3] == ["reading the checkpoint", "evaluating the dense model", "trying stand-ins"]
     assert listener.messages == []
     plain = htcompress.convert(checkpoint, goal=SVD, task=task)
     assert plain.report.quality.finetuned is None
@@ -83,10 +83,11 @@ def test_other_dtypes(tmp_path: Path, task: Path, dtype: torch.dtype, with_task:
     if not with_task:
         assert made.tensors["head.weight"].dtype == dtype
         cores = {tensor.dtype for name, tensor in made.tensors.items() if name.startswith("rnn.")}
-        assert cores == {torch.float64 if dtype == torch.float64 else torch.float32}
+        assert cores == {dtype}
         full = htcompress.compress(model.float(), budget=400, layout="svd").model
         assert full is not None
-        assert torch.allclose(back(clips()), full(clips()), atol=1e-5)
+        # Cores are rounded to what the checkpoint has its weights in.
+        assert torch.allclose(back(clips()), full(clips()), atol=10 * torch.finfo(dtype).eps, rtol=1e-5)
 
 
 def test_other_tensors_are_kept_as_they_are(tmp_path: Path) -> None:
@@ -104,10 +105,12 @@ def test_other_tensors_are_kept_as_they_are(tmp_path: Path) -> None:
     torch.save(tagger().state_dict() | extra, tmp_path / "model.pt")
     made = htcompress.convert(tmp_path / "model.pt", goal=SVD)
     htcompress.save(made, tmp_path / "out")
-    kept = load_file(tmp_path / "out" / "model.safetensors")
+    kept = read_tensors(tmp_path / "out")
+    assert "shared_too" not in load_file(tmp_path / "out" / "model.safetensors")
     expected = extra | {name: t for name, t in tagger().state_dict().items() if name.startswith("head.")}
     assert equal({name: kept[name] for name in expected}, expected)
-    assert made.report.totals.model_parameters_after == sum(t.numel() for t in kept.values())
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert made.report.totals.model_parameters_after == sum(t.numel() for t in stored.values())
     assert not [name for name in kept if name.startswith("rnn.weight_ih")]
 
 
@@ -149,10 +152,11 @@ def test_a_layer_held_twice(tmp_path: Path) -> None:
         assert torch.equal(back(x), known.model(x))
         totals = made.report.totals
         assert totals.parameters_after == sum(t.numel() for n, t in tensors.items() if n.startswith("first.")) <= 200
-        assert totals.model_parameters_after == sum(t.numel() for t in tensors.values())
+        stored = load_file(tmp_path / "out" / "model.safetensors")
+        assert totals.model_parameters_after == sum(t.numel() for t in stored.values())
         assert totals.parameters_before == sum(p.numel() for p in model.parameters())
         assert totals.bytes_before == 4 * totals.parameters_before
-        assert totals.model_parameters_before == sum(t.numel() for t in state.values())
+        assert totals.model_parameters_before == sum(p.numel() for p in model.parameters())
 
 
 def test_a_file_that_keeps_a_shared_tensor_once(tmp_path: Path) -> None:
@@ -224,5 +228,5 @@ def test_a_trained_model_survives(tmp_path: Path) -> None:
         t.numel() for n, t in read_tensors(tmp_path / "out").items() if n.startswith("rnn.")
     )
     save_file({"x": torch.zeros(1)}, tmp_path / "out" / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"it lacks rnn\.gates\.l0"):
+    with pytest.raises(CheckpointError, match=r"needs rnn\.gates\.l0.* which model.safetensors lacks"):
         htcompress.evaluate(tmp_path / "out", task=sample / "task.py")

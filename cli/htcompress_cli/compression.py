@@ -24,6 +24,8 @@ from htcompress_cli.options import (
     Steps,
     TaskOption,
     TimeLimit,
+    UnitOrderOption,
+    Weights,
     finetuning_of,
 )
 
@@ -35,13 +37,14 @@ if TYPE_CHECKING:
 def inspect(
     checkpoint: Checkpoint,
     layers: Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers.")] = "*",
+    weights: Weights = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """List the recurrent layers found, their sizes and spectra, and what a few budgets would give."""
     from htcompress.report.inspection import inspect_checkpoint, inspection_to_terminal
 
-    found = inspect_checkpoint(checkpoint, layers=layers)
+    found = inspect_checkpoint(checkpoint, layers=layers, weights=weights)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
@@ -71,7 +74,9 @@ def convert(
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="ht, or for comparison tt, tr, bt, svd.")
     ] = "ht",
+    unit_order: UnitOrderOption = "auto",
     layers: Layers = "*",
+    weights: Weights = None,
     finetune: Finetune = True,
     steps: Steps = None,
     time_limit: TimeLimit = None,
@@ -82,10 +87,10 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Compress a checkpoint: calibrate, decompose, fine-tune, evaluate, write the output directory."""
-    goal = _goal(budget, error, ratio, scope, layout, form)
+    goal = _goal(budget, error, ratio, scope, layout, form, unit_order)
     place = output if output is not None else Path(f"{checkpoint.stem}-ht")
     options = finetuning_of(steps, time_limit, seed) if finetune else None
-    from htcompress.checkpoint.directory import check_writable
+    from htcompress.checkpoint.writing import check_writable
 
     check_writable(place)
     from htcompress import pipeline
@@ -96,6 +101,7 @@ def convert(
             goal=goal,
             task=task,
             layers=layers,
+            weights=weights,
             finetuning=options,
             seed=seed,
             device=device,
@@ -124,7 +130,8 @@ def finetune(
     """Continue fine-tuning of an output directory; it is replaced when all is done."""
     options = finetuning_of(steps, time_limit, seed)
     from htcompress import pipeline
-    from htcompress.checkpoint.directory import check_writable, read_config
+    from htcompress.checkpoint.directory import read_config
+    from htcompress.checkpoint.writing import check_writable
 
     read_config(directory)
     check_writable(directory)
@@ -140,6 +147,7 @@ def finetune(
 def evaluate(
     source: Annotated[Path, typer.Argument(metavar="DIR_OR_CKPT", help="An output directory, or a checkpoint.")],
     task: NeededTask,
+    weights: Weights = None,
     device: Device = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -149,7 +157,7 @@ def evaluate(
     from htcompress import pipeline
 
     with open_screen(quiet) as screen:
-        metrics = pipeline.evaluate(source, task=task, device=device, observer=screen)
+        metrics = pipeline.evaluate(source, task=task, weights=weights, device=device, observer=screen)
     if as_json:
         # JSON has no NaN: null, as everything that is not known.
         typer.echo(json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}, indent=2))
@@ -158,7 +166,9 @@ def evaluate(
         typer.echo(f"{name}  {value:.6g}")
 
 
-def _goal(budget: str | None, error: str | None, ratio: str | None, scope: str, layout: str, form: str) -> Goal:
+def _goal(
+    budget: str | None, error: str | None, ratio: str | None, scope: str, layout: str, form: str, unit_order: str
+) -> Goal:
     from htcompress.numbers import real, whole
 
     numbers = (
@@ -174,10 +184,10 @@ def _goal(budget: str | None, error: str | None, ratio: str | None, scope: str, 
     from htcompress.formats import Format
     from htcompress.matrix import LayoutKind
     from htcompress.pipeline import one_of
-    from htcompress.planning.goal import Goal, Scope
+    from htcompress.planning.goal import Goal, Scope, UnitOrder
 
     forms = one_of(Scope, scope, "--scope"), one_of(LayoutKind, layout, "--layout"), one_of(Format, form, "--format")
-    return Goal(*numbers, *forms)
+    return Goal(*numbers, *forms, one_of(UnitOrder, unit_order, "--unit-order"))
 
 
 def _show(result: Compressed, place: Path, as_json: bool) -> None:

@@ -26,6 +26,12 @@ ScopeOption = Annotated[
     str, typer.Option(metavar="SCOPE", help="What is factored together: auto, integrated, separate, input.")
 ]
 Layers = Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers; the others stay dense.")]
+Weights = Annotated[
+    str | None, typer.Option(metavar="KEY", help="Which state_dict of a file that holds several: state_dict_ema.")
+]
+UnitOrderOption = Annotated[
+    str, typer.Option("--unit-order", metavar="HOW", help="How hidden units are ordered to fold: auto, readers, keep.")
+]
 Finetune = Annotated[bool, typer.Option("--finetune/--no-finetune", help="Distil from the dense model.")]
 Steps = Annotated[str | None, typer.Option(metavar="N", help="Steps of fine-tuning.", show_default="400")]
 TimeLimit = Annotated[

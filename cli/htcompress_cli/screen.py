@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from types import TracebackType
 
 from rich.console import Console
@@ -12,6 +14,22 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from htcompress.observer import Observer
+
+
+@contextmanager
+def _to_stderr() -> Iterator[None]:
+    """What is printed goes to stderr, by processes that the task's code starts too: stdout is the result's."""
+    with redirect_stdout(sys.stderr), ExitStack() as stack:
+        try:
+            out, err = sys.__stdout__.fileno(), sys.__stderr__.fileno()  # type: ignore[union-attr]
+            kept = os.dup(out)
+        except (AttributeError, OSError, ValueError):
+            yield  # no files behind them
+            return
+        stack.callback(os.close, kept)
+        stack.callback(os.dup2, kept, out)
+        os.dup2(err, out)
+        yield
 
 
 class Screen(Observer):
@@ -28,7 +46,7 @@ class Screen(Observer):
         self._task: TaskID | None = None
 
     def __enter__(self) -> Screen:
-        self._stack.enter_context(redirect_stdout(sys.stderr))
+        self._stack.enter_context(_to_stderr())
         if self.quiet:
             self._stack.enter_context(warnings.catch_warnings(action="ignore"))
         elif self.console.is_terminal:

@@ -1,133 +1,52 @@
-"""The output directory: written whole or not at all, read back into a model."""
+"""The output directory, read back into a model."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from htcompress.errors import CheckpointError, RequestError
+from htcompress.checkpoint.extra import decoded_extra, inner_tensors
+from htcompress.checkpoint.names import own_names, renamed, same_tensor
+from htcompress.checkpoint.structure import check_config
+from htcompress.errors import CheckpointError
+from htcompress.isolation import on_the_cpu, user_code
 from htcompress.nn.recurrent import HTRecurrent, module_class
-from htcompress.nn.replace import recurrent_modules, replace_modules
-from htcompress.nn.settings import RecurrentSettings
-from htcompress.report import Report, model_card, to_html, to_markdown
+from htcompress.nn.replace import recurrent_modules, with_stand_ins
+from htcompress.nn.settings import RecurrentSettings, is_recurrent
 
 FORMAT = "htcompress.model/1"
 _STRUCTURE = ("kind", "input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "cell")
 
 
-def config_of(modules: Mapping[str, HTRecurrent]) -> dict[str, Any]:
-    """The contents of `config.json`: each layer's settings and the structure of its weights."""
-    layers = {
+def config_of(
+    modules: Mapping[str, HTRecurrent],
+    *,
+    tied: Mapping[str, str] | None = None,
+    orders: Mapping[str, Mapping[str, Tensor]] | None = None,
+    assumed: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """The contents of `config.json`: each layer's settings and the structure of its weights.
+
+    Args:
+        tied: further names of modules that share all weights with one of them, and its name.
+        orders: the orders in which hidden units of a layer stand in the whole model, by layer and slot.
+        assumed: the settings of a layer that its checkpoint does not tell.
+    """
+    layers: dict[str, Any] = {
         name: {"settings": module.settings.to_config(), "weights": module.to_config()}
         for name, module in modules.items()
     }
+    for name, owner in (tied or {}).items():
+        layers[owner].setdefault("also", []).append(name)
+    for name, slots in (orders or {}).items():
+        layers[name]["units"] = {slot: order.tolist() for slot, order in slots.items()}
+    for name, settings in (assumed or {}).items():
+        layers[name]["assumed"] = list(settings)
     return {"format": FORMAT, "layers": layers}
-
-
-def check_writable(directory: Path) -> None:
-    """Raise `RequestError` where an output directory could not be written, before any work is done."""
-    if directory.exists() and not directory.is_dir():
-        raise RequestError(f"The output {directory} is a file; give a directory with -o.")
-    if directory.is_dir() and any(directory.iterdir()) and not _is_ours(directory):
-        raise RequestError(
-            f"The output directory {directory} exists and is not one of htcompress, so it is left as it is. Give "
-            f"another with -o."
-        )
-    parent = _existing_parent(directory)
-    if not parent.is_dir():
-        raise RequestError(f"{parent} is a file, so the output {directory} cannot be in it; give a directory with -o.")
-    if not os.access(parent, os.W_OK):
-        raise RequestError(f"The folder {parent} cannot be written to; give another output directory with -o.")
-
-
-def write_directory(directory: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], report: Report) -> None:
-    """Write an output directory: beside its place first, then renamed.
-
-    An older one of ours is replaced; what its owner has put beside our files stays.
-    """
-    check_writable(directory)
-    directory = directory.resolve()
-    with _signals_deferred():
-        _write(directory, tensors, config, report)
-
-
-def _write(directory: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], report: Report) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    made = _missing_parents(directory)
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-    moved: list[str] = []
-    done = False
-    try:
-        partial.mkdir(parents=True)
-        # safetensors refuses views and shared memory.
-        whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, partial / "model.safetensors", metadata={"format": "pt"})
-        (partial / "model.safetensors").chmod(0o666 & ~_umask())
-        (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        (partial / "report.json").write_text(report.to_json(), encoding="utf-8")
-        (partial / "report.html").write_text(to_html(report), encoding="utf-8")
-        (partial / "report.md").write_text(to_markdown(report), encoding="utf-8")
-        (partial / "README.md").write_text(model_card(report), encoding="utf-8")
-        if directory.exists():
-            directory.rename(old)
-            for other in list(old.iterdir()):
-                if not (partial / other.name).exists():
-                    other.rename(partial / other.name)
-                    moved.append(other.name)
-        partial.rename(directory)
-        done = True
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RequestError(
-            f"The output directory {directory} cannot be written: {reason}. Make room, or give another with -o."
-        ) from error
-    finally:
-        if old.exists() and not directory.exists():
-            for name in moved:
-                (partial / name).rename(old / name)
-            old.rename(directory)
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        if not done:
-            for parent in made:
-                if parent.is_dir() and not any(parent.iterdir()):
-                    parent.rmdir()
-
-
-def _umask() -> int:
-    """The process's umask; safetensors ignores it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-@contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the directory stands, then deliver them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: arrived.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if arrived:
-            signal.raise_signal(arrived[0])
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -153,25 +72,65 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """The tensors of an output directory by name. Raises `CheckpointError` where they cannot be read."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """The tensors of an output directory by name; one that is stored once for several names stands under each.
+
+    Raises `CheckpointError` where they cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
 
     path = directory / "model.safetensors"
     try:
-        return dict(load_file(path))
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file is no dict
+            # As `safetensors.torch.save_model` notes them.
+            same = {name: other for name, other in (file.metadata() or {}).items() if other in tensors}
+        return tensors | {name: tensors[other] for name, other in same.items() if name not in tensors}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Convert the model again.") from error
 
 
-def read_modules(directory: Path, tensors: Mapping[str, Tensor]) -> list[tuple[list[str], HTRecurrent]]:
+def read_state(directory: Path) -> dict[str, Any]:
+    """The whole state of an output directory by name: its tensors, those stored once for several names, extra state.
+
+    Raises `CheckpointError` where it cannot be read.
+    """
+    config, tensors = _read(directory)
+    return _whole_state(config, tensors, directory)
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`config.json` and the tensors, which fit each other."""
+    config = read_config(directory)
+    tensors = read_tensors(directory)
+    check_config(config, str(directory / "config.json"), tensors)
+    return config, tensors
+
+
+def _whole_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> dict[str, Any]:
+    try:
+        extra = config.get("extra", {})
+        inside = set().union(*map(inner_tensors, extra.values()))
+        state: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name not in inside}
+        state |= {name: decoded_extra(value, tensors) for name, value in extra.items()}
+        return state
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise _damaged(directory, error) from error
+
+
+def _damaged(directory: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}). Convert the model again."
+    )
+
+
+def read_modules(directory: Path, state: Mapping[str, Any]) -> list[tuple[list[str], HTRecurrent]]:
     """The compressed layers of an output directory without the model around them, and the names of each.
 
     A layer that the model holds under several names stands once.
 
     Args:
         directory: as written by `htcompress convert`.
-        tensors: its tensors, see `read_tensors`.
+        state: see `read_state`.
 
     Raises `CheckpointError` where `config.json` and the tensors do not fit each other.
     """
@@ -181,30 +140,28 @@ def read_modules(directory: Path, tensors: Mapping[str, Tensor]) -> list[tuple[l
         try:
             settings = RecurrentSettings.from_config(layer["settings"])
             module = module_class(settings).from_config(settings, layer["weights"])
-            own = _under(name, module, tensors)
+            own = _under(name, module, state)
             if own is None:
                 raise ValueError("tensors are missing or have other shapes")
-            module.to(next(iter(own.values())).dtype).load_state_dict(own)
+            module.to(next(t for t in own.values() if t.is_floating_point()).dtype).load_state_dict(own)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CheckpointError(
                 f"{directory / 'config.json'} does not fit model.safetensors at layer {name!r} "
                 f"({type(error).__name__}: {error}). Convert the model again."
             ) from error
         last = next(reversed(own))
-        others = [
-            key.removesuffix(last).removesuffix(".") for key in tensors if key == last or key.endswith("." + last)
-        ]
-        tied = [n for n in others if n not in config["layers"] and _under(n, module, tensors) is not None]
-        found.append(([name, *tied], module.eval()))
+        others = [key.removesuffix(last).removesuffix(".") for key in state if key == last or key.endswith("." + last)]
+        tied = [n for n in others if n not in config["layers"] and _under(n, module, state) is not None]
+        found.append(([name, *dict.fromkeys([*layer.get("also", []), *tied])], module.eval()))
     return found
 
 
-def _under(name: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def _under(name: str, module: nn.Module, state: Mapping[str, Any]) -> dict[str, Tensor] | None:
     """The tensors of a module under a name; None where they are not all there or have other shapes."""
     prefix = f"{name}." if name else ""
     found: dict[str, Tensor] = {}
     for key, like in module.state_dict().items():
-        tensor = tensors.get(prefix + key)
+        tensor = state.get(prefix + key)
         if tensor is None or tensor.shape != like.shape:
             return None
         found[key] = tensor
@@ -229,53 +186,91 @@ def load(directory: str | Path, model: nn.Module, *, strict: bool = True) -> nn.
         CheckpointError: the directory is not one of htcompress, or does not fit the model.
     """
     directory = Path(directory)
-    config = read_config(directory)
+    config, tensors = _read(directory)
+    return assembled(config, _whole_state(config, tensors, directory), model, directory, strict=strict)
+
+
+def assembled(
+    config: Mapping[str, Any], state: Mapping[str, Any], model: nn.Module, directory: Path, *, strict: bool = True
+) -> nn.Module:
+    """A copy of a dense model with the layers that a `config.json` describes, and a whole state in it.
+
+    Arguments and errors are those of `load`; `directory` is what messages name.
+    """
     try:
-        built = _modules(config, recurrent_modules(model), directory)
+        with on_the_cpu():
+            built = _modules(config, model, directory)
+        compact = with_stand_ins(model, built)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise CheckpointError(
-            f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}). Convert the model again."
-        ) from error
-    compact = replace_modules(model, built)
-    tensors = read_tensors(directory)
-    problems = []
-    for name, own in compact.state_dict().items():
-        if name not in tensors:
-            problems.append(f"lacks {name}")
-        elif own.shape != tensors[name].shape:
-            problems.append(f"has {name} of shape {tuple(tensors[name].shape)}, the model {tuple(own.shape)}")
-    if strict:
-        problems += [f"has {name}, unknown to the model" for name in tensors if name not in compact.state_dict()]
+        raise _damaged(directory, error) from error
+    own = own_names(compact)
+    state = renamed(state, own)
+    try:
+        with user_code():
+            missing, unknown = compact.load_state_dict(state, strict=False)
+        problems = [f"has {name}, unknown to the model" for name in unknown] if strict else []
+        held = compact.state_dict()
+        here = [held[name] for name in held if name in state]
+        problems = [f"lacks {n}" for n in missing if not any(same_tensor(held.get(n), t) for t in here)] + problems
+    except Exception as error:
+        held = compact.state_dict()
+        problems = [
+            f"has {name} of shape {tuple(state[name].shape)}, the model {tuple(tensor.shape)}"
+            for name, tensor in held.items()
+            if isinstance(tensor, Tensor) and isinstance(state.get(name), Tensor) and state[name].shape != tensor.shape
+        ] or [" ".join(str(error).split())[:300]]
     if problems:
         raise CheckpointError(
             f"{directory / 'model.safetensors'} does not fit the model: it {'; it '.join(problems[:4])}. Give an "
             f"instance of the class that the checkpoint was trained with."
         )
-    compact.load_state_dict(tensors, strict=False)
     return compact
 
 
-def _modules(config: Mapping[str, Any], dense: Mapping[str, nn.Module], directory: Path) -> dict[str, nn.Module]:
-    """The compressed modules that a `config.json` describes, still zero, like the model's in all else."""
-    built: dict[str, nn.Module] = {}
+def _modules(config: Mapping[str, Any], model: nn.Module, directory: Path) -> dict[str, HTRecurrent]:
+    """The compressed modules that a `config.json` describes, still zero, by the names that the model has for them."""
+    dense = recurrent_modules(model)
+    every = [name for name, module in model.named_modules(remove_duplicate=False) if is_recurrent(module)]
+    asked = {other: name for name, layer in config["layers"].items() for other in [name, *layer.get("also", [])]}
+    # A layer is named as the tensors in it are.
+    here = renamed({_inner(name): name for name in asked}, [_inner(name) for name in every])
+    places = {asked_name: inner.removesuffix("w").removesuffix(".") for inner, asked_name in here.items()}
+    built: dict[str, HTRecurrent] = {}
     for name, layer in config["layers"].items():
-        saved = RecurrentSettings.from_config(layer["settings"])
-        if name not in dense:
+        place = places.get(name, name)
+        if place not in every:
             raise CheckpointError(
                 f"{directory} has a compressed layer {name!r}; the model has {', '.join(map(repr, dense)) or 'none'}. "
                 f"Give an instance of the class that the checkpoint was trained with."
             )
-        here = RecurrentSettings.of(dense[name])
-        wrong = [f for f in _STRUCTURE if not _same(f, getattr(saved, f), getattr(here, f))]
-        if wrong:
-            shown = ", ".join(f"{f}: {getattr(saved, f)} in the directory, {getattr(here, f)} here" for f in wrong)
-            raise CheckpointError(
-                f"Layer {name!r} of {directory} does not fit the model: {shown}. Give an instance of the class that "
-                f"the checkpoint was trained with."
-            )
-        module = module_class(here).from_config(here, layer["weights"])
-        built[name] = module.to(next(dense[name].parameters())).train(dense[name].training)
+        saved = RecurrentSettings.from_config(layer["settings"])
+        original = model.get_submodule(place)
+        settings = _fitting(saved, original, name, directory)
+        module = module_class(settings).from_config(settings, layer["weights"])
+        built[place] = module.to(next(original.parameters(recurse=False)))
+        for other in layer.get("also", []):
+            also = places.get(other, other)
+            if also in every and model.get_submodule(also) is not original:
+                own = _fitting(saved, model.get_submodule(also), other, directory)
+                built[also] = module_class(own)(own, list(built[place].slots().values()))
     return built
+
+
+def _inner(name: str) -> str:
+    return f"{name}.w" if name else "w"
+
+
+def _fitting(saved: RecurrentSettings, module: nn.Module, name: str, directory: Path) -> RecurrentSettings:
+    """The settings of a model's module, which those that were saved must fit."""
+    here = RecurrentSettings.of(module)
+    wrong = [f for f in _STRUCTURE if not _same(f, getattr(saved, f), getattr(here, f))]
+    if wrong:
+        shown = ", ".join(f"{f}: {getattr(saved, f)} in the directory, {getattr(here, f)} here" for f in wrong)
+        raise CheckpointError(
+            f"Layer {name!r} of {directory} does not fit the model: {shown}. Give an instance of the class that "
+            f"the checkpoint was trained with."
+        )
+    return here
 
 
 def _same(field: str, saved: Any, here: Any) -> bool:
@@ -283,21 +278,10 @@ def _same(field: str, saved: Any, here: Any) -> bool:
     return bool(saved == here or (field == "kind" and {str(saved), str(here)} == {"rnn_tanh", "rnn_relu"}))
 
 
-def _is_ours(directory: Path) -> bool:
+def is_ours(directory: Path) -> bool:
+    """Whether a directory is an output directory of htcompress."""
     try:
         read_config(directory)
     except CheckpointError:
         return False
     return True
-
-
-def _existing_parent(path: Path) -> Path:
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    return parent
-
-
-def _missing_parents(path: Path) -> list[Path]:
-    """The parents that have to be made, the deepest first."""
-    return [parent for parent in path.parents if not parent.exists()]

@@ -220,7 +220,8 @@ def _layer(name: str, settings: RecurrentSettings, tensors: Mapping[str, Tensor]
             suffix,
             lambda key, prefix=prefix: tensors[prefix + key],  # type: ignore[misc]
         )
-    return DenseLayer(name, settings, slots)
+    dtype = _tensor(tensors, name, f"weight_ih{next(settings.slots())[2]}").dtype
+    return DenseLayer(name, settings, {name: slot.on_cpu() for name, slot in slots.items()}, dtype)
 
 
 def _shapes(settings: RecurrentSettings) -> dict[str, tuple[int, ...]]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from htcompress.errors import TaskError
+from htcompress.errors import RequestError, TaskError
 from htcompress.finetuning.objective import Objective, TaskLoss
+from htcompress.isolation import seeded
 from htcompress.nn.plain import without_packing
 from htcompress.nn.recurrent import HTRecurrent
+from htcompress.nn.states import cut_off, states_kept
 
-Batches = Callable[[], Iterator[tuple[tuple[Any, ...], Any]]]
-"""Starts a pass over the training data: pairs of positional arguments and target (None: no target)."""
+Batches = Callable[[], Iterator[tuple[Sequence[Any], Any]]]
+"""Starts a pass over the training data: pairs of arguments and target (None: no target)."""
 
 _PEAK = 2e-2
 _WARM = 0.05
@@ -59,6 +61,28 @@ class FineTuning:
     held_out: int = 4
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises `RequestError` where a value makes no sense."""
+        bounds: dict[str, tuple[float, bool]] = {
+            "steps": (0, True),
+            "time_limit": (0, False),
+            "learning_rate": (0, True),
+            "hidden": (0, True),
+            "clip": (0, False),
+            "check_every": (1, True),
+            "patience": (1, True),
+            "held_out": (1, True),
+        }
+        for name, (least, included) in bounds.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            kinds = int if name in ("steps", "check_every", "patience", "held_out") else (int, float)
+            fits = isinstance(value, kinds) and math.isfinite(value) and not isinstance(value, bool)
+            if not fits or not (value >= least if included else value > least):
+                limit = f"at least {least}" if included else f"more than {least}"
+                raise RequestError(f"Fine-tuning takes {name.replace('_', ' ')} of {limit}; found {value!r}.")
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -77,6 +101,7 @@ def distill(
     *,
     loss: TaskLoss | None = None,
     options: FineTuning | None = None,
+    places: Mapping[str, Tensor] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[Progress]:
     """Train the student in place towards the teacher's outputs, and towards the targets where there are any.
@@ -90,6 +115,7 @@ def distill(
         teacher: the dense model, left as it is; None: only the task's loss is trained on.
         batches: starts a pass over the data; called again whenever a pass ends.
         loss: of output and target, added where a batch has a target.
+        places: of hidden units that stand in another order than the teacher's; see `Objective`.
 
     Returns:
         the held-out loss over the steps.
@@ -99,11 +125,13 @@ def distill(
             both models do not compare.
     """
     options = options or FineTuning()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with evaluating(teacher), without_packing(teacher), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(options.seed)
+    objective = Objective(student, teacher, loss, hidden=options.hidden, places=places)
+    quiet = states_kept(teacher), states_kept(student), evaluating(teacher), without_packing(teacher)
+    with ExitStack() as stack:
+        for context in (*quiet, seeded(options.seed), torch.enable_grad()):
+            stack.enter_context(context)
         try:
-            return _Run(student, teacher, batches, loss, options, on_progress).go()
+            return _Run(objective, batches, options, on_progress).go()
         finally:
             student.eval()
 
@@ -124,18 +152,15 @@ def evaluating(model: nn.Module | None) -> Iterator[None]:
 class _Run:
     def __init__(
         self,
-        student: nn.Module,
-        teacher: nn.Module | None,
+        objective: Objective,
         batches: Batches,
-        loss: TaskLoss | None,
         options: FineTuning,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self.student = student
-        self.objective = Objective(student, teacher, loss, hidden=options.hidden)
+        self.objective, self.student = objective, objective.student
         self.options, self.on_progress = options, on_progress
         self.batches = batches
-        self.held: list[tuple[tuple[Any, ...], Any]] = []
+        self.held: list[tuple[Sequence[Any], Any]] = []
         self.answers: list[Any] = []
 
     def go(self) -> list[Progress]:
@@ -144,7 +169,8 @@ class _Run:
         began, backtracks, since = time.monotonic(), 0, 0
         stream = self._stream()
         self.answers = [self.objective.answer(arguments) for arguments, _ in self.held]
-        optimizer = _optimizer(parameters, self._learning_rate())
+        numbers = _Numbers(parameters)
+        optimizer = _optimizer(numbers.trained, self._learning_rate())
         peaks = [group["lr"] for group in optimizer.param_groups]
         best = self._held_out_loss()
         best_state = copy.deepcopy(self.student.state_dict())
@@ -158,10 +184,13 @@ class _Run:
                 group["lr"] = peak * _schedule(done) * _BACKTRACK**backtracks
             arguments, target = next(stream)
             _train_mode(self.student)
-            optimizer.zero_grad(set_to_none=True)
-            self.objective(arguments, target).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, o.clip)
+            numbers.backward(self.objective(arguments, target))
+            for model in (self.student, self.objective.teacher):
+                if model is not None:
+                    cut_off(model)
+            torch.nn.utils.clip_grad_norm_(numbers.trained, o.clip)
             optimizer.step()
+            numbers.settle()
             if step % o.check_every == 0 or step == o.steps or done >= 1:
                 now = self._held_out_loss()
                 since += 1
@@ -177,12 +206,13 @@ class _Run:
                         break
                     # The steps were too long, or there is nothing left to gain: shorter ones will tell.
                     self.student.load_state_dict(best_state)
+                    numbers.take()
                     optimizer.state.clear()
                     backtracks, since = backtracks + 1, 0
         self.student.load_state_dict(best_state)
         return history
 
-    def _stream(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    def _stream(self) -> Iterator[tuple[Sequence[Any], Any]]:
         """Batches without end; the first few of the first pass are held out, and skipped in every later one."""
         first = iter(self.batches())
         buffered = []
@@ -197,7 +227,7 @@ class _Run:
             )
         self.held = buffered[:-1]
 
-        def endless() -> Iterator[tuple[tuple[Any, ...], Any]]:
+        def endless() -> Iterator[tuple[Sequence[Any], Any]]:
             yield buffered[-1]
             yield from first
             while True:
@@ -234,6 +264,50 @@ class _Run:
     def _report(self, progress: Progress) -> None:
         if self.on_progress is not None:
             self.on_progress(progress)
+
+
+_SCALE = 1024.0
+"""What a loss is multiplied by where gradients are in half precision, so that small ones do not vanish."""
+
+
+class _Numbers:
+    """The parameters as they are trained: in float32 where the model has them in half precision."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._own = list(parameters)
+        half = [p.dtype in (torch.float16, torch.bfloat16) for p in self._own]
+        self.trained = [
+            nn.Parameter(p.detach().float()) if coarse else p for p, coarse in zip(self._own, half, strict=True)
+        ]
+        self._scale = _SCALE if any(half) else 1.0
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the loss at the numbers that are trained; those that are no numbers count as zero."""
+        for parameter in (*self._own, *self.trained):
+            parameter.grad = None
+        (loss * self._scale).backward()
+        for own, trained in zip(self._own, self.trained, strict=True):
+            if own.grad is None:
+                continue
+            # Embeddings may give sparse ones, which neither a norm nor an optimiser of all takes.
+            gradient = own.grad.to_dense() if own.grad.layout is not torch.strided else own.grad
+            if self._scale != 1.0:
+                gradient = torch.nan_to_num(gradient.float() / self._scale, 0.0, 0.0, 0.0).to(trained.dtype)
+            own.grad, trained.grad = None, gradient
+
+    def settle(self) -> None:
+        """Round what was trained to what the model has."""
+        with torch.no_grad():
+            for own, trained in zip(self._own, self.trained, strict=True):
+                if own is not trained:
+                    own.copy_(trained)
+
+    def take(self) -> None:
+        """Go on from what the model has now."""
+        with torch.no_grad():
+            for own, trained in zip(self._own, self.trained, strict=True):
+                if own is not trained:
+                    trained.copy_(own)
 
 
 def _optimizer(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from htcompress.errors import TaskError
 from htcompress.nn.recurrent import HTRecurrent
-from htcompress.statistics.collect import tensors_of
 from htcompress.task import output_of
+from htcompress.values import tensors_of
 
 TaskLoss = Callable[[Any, Any], Tensor]
 
@@ -24,25 +23,37 @@ class Objective:
     The sum of three terms, each left out where there is nothing to compute it from: the squared difference
     of the outputs in units of the teacher's variance; `hidden` times the same of the states that the
     compressed layers put out, step by step; and the task's loss of output and target.
+
+    `places` tells, for layers whose hidden units stand in another order than the teacher's, where each of the
+    teacher's outputs stands among the student's.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module | None, loss: TaskLoss | None, *, hidden: float) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        loss: TaskLoss | None,
+        *,
+        hidden: float,
+        places: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.student, self.teacher, self.loss, self.hidden = student, teacher, loss, hidden
+        self.places = dict(places or {})
         self.names = [name for name, module in student.named_modules() if isinstance(module, HTRecurrent)]
 
-    def answer(self, arguments: tuple[Any, ...]) -> Any:
+    def answer(self, arguments: Sequence[Any]) -> Any:
         """The teacher's output on a batch; None without a teacher."""
         if self.teacher is None:
             return None
         with torch.no_grad():
             return output_of(self.teacher, arguments, source="training()")
 
-    def distance(self, arguments: tuple[Any, ...], answer: Any) -> float:
+    def distance(self, arguments: Sequence[Any], answer: Any) -> float:
         """The squared difference of the student's output from the teacher's, relative to the latter's variance."""
         with torch.no_grad():
             return float(_distance(output_of(self.student, arguments, source="training()"), answer))
 
-    def __call__(self, arguments: tuple[Any, ...], target: Any, *, answer: Any = None) -> Tensor:
+    def __call__(self, arguments: Sequence[Any], target: Any, *, answer: Any = None) -> Tensor:
         """The loss of a batch; where the teacher's `answer` is known already, without the states."""
         if self.teacher is None and (target is None or self.loss is None):
             raise TaskError("Without the dense model, fine-tuning needs targets from training() and a loss().")
@@ -57,10 +68,15 @@ class Objective:
         terms = []
         if self.teacher is not None:
             terms.append(_distance(output, answer))
-            terms += [self.hidden / len(names) * _trajectory(states[n], wanted_states[n]) for n in names]
+            for name in names:
+                found = states[name]
+                if name in self.places:
+                    found = [t.index_select(-1, self.places[name].to(t.device)) for t in found]
+                apart = _trajectory(found, wanted_states[name])
+                terms += [] if apart is None else [self.hidden / len(names) * apart]
         if target is not None and self.loss is not None:
             terms.append(_task_loss(self.loss, output, target))
-        return torch.stack(terms).sum()
+        return torch.stack([_wide(term) for term in terms]).sum()
 
 
 @contextmanager
@@ -70,8 +86,9 @@ def _states(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[Tenso
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) and not isinstance(output, PackedSequence) else output
-            seen[name].append(first.data if isinstance(first, PackedSequence) else first)
+            first = next(tensors_of(output), None)
+            if first is not None:
+                seen[name].append(first)
 
         return hook
 
@@ -83,11 +100,11 @@ def _states(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[Tenso
             handle.remove()
 
 
-def _trajectory(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    """The relative squared difference of two trajectories; a model that decodes freely may give unlike ones."""
-    pairs = [(a, b) for a, b in zip(found, wanted, strict=False) if a.shape == b.shape]
+def _trajectory(found: list[Tensor], wanted: list[Tensor]) -> Tensor | None:
+    """The relative squared difference of two trajectories; None where a model that decodes freely gives unlike ones."""
+    pairs = [(_wide(a), _wide(b)) for a, b in zip(found, wanted, strict=False) if a.shape == b.shape]
     if not pairs:
-        return torch.zeros(())
+        return None
     scale = sum(b.numel() for _, b in pairs) * torch.cat([b.flatten() for _, b in pairs]).var(correction=0)
     return torch.stack([(a - b).square().sum() for a, b in pairs]).sum() / scale.clamp_min(1e-12)
 
@@ -99,8 +116,23 @@ def _distance(output: Any, target: Any) -> Tensor:
             f"The dense and the compressed model gave outputs of shapes {[tuple(t.shape) for t in wanted]} and "
             f"{[tuple(t.shape) for t in found]}; distillation needs equal ones."
         )
-    terms = [(a - b).square().mean() / b.var(correction=0).clamp_min(1e-12) for a, b in zip(found, wanted, strict=True)]
-    return torch.stack(terms).mean()
+    terms = [_apart(_wide(a), _wide(b)) for a, b in zip(found, wanted, strict=True)]
+    return torch.stack([term.to(terms[0].device, terms[0].dtype) for term in terms]).mean()
+
+
+def _apart(found: Tensor, wanted: Tensor) -> Tensor:
+    known = torch.isfinite(wanted)
+    if not bool(known.all()):
+        # Infinities mask what is no answer.
+        found, wanted = found[known], wanted[known]
+    if wanted.numel() == 0:
+        return found.sum() * 0.0
+    return (found - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least in float32: squares of half precision overflow."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _task_loss(loss: TaskLoss, output: Any, target: Any) -> Tensor:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from htcompress.checkpoint.inventory import tensor_names
 from htcompress.finetuning.distill import FineTuning
 from htcompress.formats import Format, NetworkMatrix
 from htcompress.matrix import HTMatrix
 from htcompress.matrix.factored import Factored
+from htcompress.nn.dense import DenseLayer
+from htcompress.nn.gates import GateWeights
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.nn.weights import FactoredWeight, GateWeights
+from htcompress.nn.stepwise import pays_at
 from htcompress.planning import Goal, LayerPlan
 from htcompress.report.report import LayerReport, MatrixReport, Totals
 
@@ -26,6 +32,7 @@ def request_of(goal: Goal, *, task: str | None, layers: str, finetuning: FineTun
         "scope": goal.scope.value,
         "layout": goal.layout.value,
         "format": goal.format.value,
+        "unit_order": goal.units.value,
         "task": task,
         "layers": layers,
         "steps": 0 if finetuning is None else finetuning.steps,
@@ -40,20 +47,53 @@ def layer_reports(
     return tuple(replace(_layer(plan, modules[plan.name]), units_reordered=plan.name in reordered) for plan in plans)
 
 
-def totals_of(modules: Mapping[str, HTRecurrent], *, bytes_before: int, model_before: int, model_after: int) -> Totals:
+@dataclass(frozen=True)
+class Counted:
+    """Stored numbers and bytes: of the recurrent layers before, of the whole model before and after.
+
+    A tensor that is held under several names counts once.
+    """
+
+    parameters_before: int
+    bytes_before: int
+    model_before: int
+    model_after: int
+
+    @classmethod
+    def of(cls, layers: Sequence[DenseLayer], before: Mapping[str, Any], after: Mapping[str, Any]) -> Counted:
+        """Count the layers' own tensors in a state `before`, and all tensors in it and in the state `after`."""
+        replaced = _distinct(before[name] for layer in layers for name in tensor_names(layer) if name in before)
+        return cls(
+            sum(t.numel() for t in replaced),
+            sum(t.numel() * t.element_size() for t in replaced),
+            sum(t.numel() for t in _distinct(before.values())),
+            sum(t.numel() for t in _distinct(after.values())),
+        )
+
+
+def _distinct(values: Iterable[Any]) -> list[Tensor]:
+    found: dict[Any, Tensor] = {}
+    for index, value in enumerate(values):
+        if isinstance(value, Tensor):
+            place = (value.data_ptr(), value.shape, value.stride()) if value.numel() else index
+            found.setdefault(place, value)
+    return list(found.values())
+
+
+def totals_of(modules: Mapping[str, HTRecurrent], counted: Counted) -> Totals:
     """The sums of the report, counted on the modules that will be stored."""
-    before = sum(m.settings.dense_parameters for m in modules.values())
-    after = sum(m.parameter_count for m in modules.values())
+    slots = [gates for module in modules.values() for gates in module.slots().values()]
+    after = sum(gates.parameter_count for gates in slots)
     return Totals(
-        parameters_before=before,
+        parameters_before=counted.parameters_before,
         parameters_after=after,
-        ratio=round(before / after, 1) if after else 0.0,
-        bytes_before=bytes_before,
-        bytes_after=sum(p.numel() * p.element_size() for m in modules.values() for p in m.parameters()),
+        ratio=round(counted.parameters_before / after, 1) if after else 0.0,
+        bytes_before=counted.bytes_before,
+        bytes_after=sum(gates.bytes for gates in slots),
         macs_per_step_before=sum(dense_macs(m.settings) for m in modules.values()),
-        macs_per_step_after=sum(slot_macs(g) for m in modules.values() for g in m.slots().values()),
-        model_parameters_before=model_before,
-        model_parameters_after=model_after,
+        macs_per_step_after=sum(slot_macs(gates) for gates in slots),
+        model_parameters_before=counted.model_before,
+        model_parameters_after=counted.model_after,
     )
 
 
@@ -66,13 +106,26 @@ def dense_macs(settings: RecurrentSettings) -> int:
     return sum(per_layer)
 
 
+_STEPS, _BATCH = 16, 16
+"""Time steps and sequences at which multiplications are counted: how weights are computed with depends on them."""
+
+
 def slot_macs(gates: GateWeights) -> int:
-    """The same for compressed weights, as `resolve` hands them to the kernel."""
+    """The same for compressed weights, as they run on a batch of 16 sequences of 16 steps."""
     s = gates.settings
-    total = s.rows * s.state_size + s.proj_size * s.hidden_size
-    weight = gates.joint or gates.ih
-    if isinstance(weight, FactoredWeight) and weight.projects:
-        return total + weight.matrix().rank * (gates.input_size + s.rows)
+    with torch.no_grad():
+        weights = gates.resolve(_STEPS * _BATCH)
+    stepwise = pays_at(_STEPS, _BATCH, [weights], learning=False)
+    total = s.proj_size * s.hidden_size
+    if stepwise and weights.factors is not None:
+        total += sum(factor.numel() for factor in weights.factors)
+    else:
+        total += s.rows * s.state_size
+    if isinstance(weights.reduce, Tensor):
+        return total + weights.reduce.shape[0] * (gates.input_size + s.rows)
+    if weights.reduce is not None:
+        flops, _ = weights.reduce.network.cost(_STEPS * _BATCH)
+        return total + round(flops / (_STEPS * _BATCH)) + (0 if stepwise else s.rows**2)
     return total + s.rows * gates.input_size
 
 

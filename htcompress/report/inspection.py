@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from htcompress.checkpoint.inventory import inventory
+from htcompress.checkpoint.inventory import inventory, names_of
 from htcompress.checkpoint.read import read_checkpoint
 from htcompress.matrix.blocks import chunked_gram, working
 from htcompress.nn.dense import DenseLayer
-from htcompress.pipeline import selected
+from htcompress.proof import told
 from htcompress.report import words
+from htcompress.selection import selected
 
 SHARES = (0.5, 0.25, 0.1, 0.01)
 """The parts of the present parameters that an inspection looks at."""
@@ -63,23 +64,31 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The recurrent layers of a checkpoint."""
+    """The recurrent layers of a checkpoint; `left` names those that cannot be compressed as they are, and why.
+
+    `others` are further state_dicts of the file.
+    """
 
     file: str
     parameters: int
     rnn_parameters: int
     layers: tuple[LayerInspection, ...]
     outlook: tuple[Outlook, ...]
+    left: dict[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The inspection as JSON values."""
         return asdict(self)
 
 
-def inspect_checkpoint(path: str | Path, *, layers: str = "*") -> Inspection:
+def inspect_checkpoint(path: str | Path, *, layers: str = "*", weights: str | None = None) -> Inspection:
     """Look at a checkpoint without changing anything. Raises as `read_checkpoint` and `inventory` do."""
-    read = read_checkpoint(path)
-    found = selected(inventory(read.tensors, source=str(path)), layers)
+    read = read_checkpoint(path, weights=weights)
+    left: dict[str, str] = {}
+    every = inventory(read.tensors, source=str(path), on_left=left.__setitem__)
+    names = selected({layer.name: names_of(layer, read.tensors) for layer in every}, layers)
+    found = [layer for layer in every if layer.name in names]
     spectra: list[tuple[tuple[int, int], Tensor]] = []
     inspected = []
     for layer in found:
@@ -99,7 +108,8 @@ def inspect_checkpoint(path: str | Path, *, layers: str = "*") -> Inspection:
     outlook = tuple(
         Outlook(int(total * share), share, _svd_error(spectra, int(total * share) - biases)) for share in SHARES
     )
-    return Inspection(read.path.name, sum(t.numel() for t in read.tensors.values()), total, tuple(inspected), outlook)
+    numbers = sum(t.numel() for t in read.tensors.values())
+    return Inspection(read.path.name, numbers, total, tuple(inspected), outlook, left, read.others)
 
 
 def inspection_to_terminal(found: Inspection) -> RenderableType:
@@ -143,7 +153,11 @@ def inspection_to_terminal(found: Inspection) -> RenderableType:
         "never worse than truncated SVD at the same size.",
         style="dim",
     )
-    return Group(Padding(head, (0, 1)), *tables, Padding(outlook, (0, 1)), Padding(note, (0, 2)))
+    remarks = told(found.left)
+    if found.others:
+        remarks.append(f"The file also holds {', '.join(found.others)}; look at those weights with --weights.")
+    notes = [Padding(Text(remark, style="yellow"), (0, 2)) for remark in remarks]
+    return Group(Padding(head, (0, 1)), *tables, *notes, Padding(outlook, (0, 1)), Padding(note, (0, 2)))
 
 
 def _matrices(layer: DenseLayer) -> list[tuple[str, Tensor]]:

@@ -132,7 +132,8 @@ class Report:
     """What was asked, what came of it, and how well it works.
 
     `frontier` has pairs of stored numbers and the relative output error that the plan expects there, up to the
-    budget; `latency` is None where there was nothing to call the model with.
+    budget; `latency` is None where there was nothing to call the model with; `left` names the recurrent layers that
+    stay as they were, and why.
     """
 
     version: str
@@ -145,6 +146,7 @@ class Report:
     timings_s: Timings
     frontier: tuple[tuple[Count, float], ...] = ()
     latency: Latency | None = None
+    left: dict[str, str] = field(default_factory=dict)
     schema: str = SCHEMA
 
     def to_json(self) -> str:

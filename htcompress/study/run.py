@@ -17,8 +17,9 @@ import joblib
 import torch
 from torch import nn
 
-from htcompress.checkpoint.directory import load, write_directory
+from htcompress.checkpoint.directory import load
 from htcompress.checkpoint.read import read_checkpoint
+from htcompress.checkpoint.writing import write_directory
 from htcompress.errors import CheckpointError, RequestError, UnreachableError
 from htcompress.finetuning.distill import FineTuning
 from htcompress.formats import Format

@@ -23,8 +23,9 @@ from torch import nn
 
 import htcompress
 from htcompress import Compressed
-from htcompress.checkpoint import directory as directory_module
-from htcompress.checkpoint.directory import check_writable, config_of, load, read_config, read_tensors
+from htcompress.checkpoint import writing
+from htcompress.checkpoint.directory import config_of, load, read_config, read_tensors
+from htcompress.checkpoint.writing import check_writable
 from htcompress.errors import CheckpointError, RequestError
 from htcompress.matrix import LayoutKind
 from htcompress.nn import HTRecurrent
@@ -232,6 +233,9 @@ def test_tensors_beside_the_model_are_left_out_where_asked(written: Path, compre
         load(written, Longer(), strict=False)
 
 
+AGAIN = "Convert the model again"
+
+
 def edit(path: Path, *keys: str | int, value: Any) -> None:
     data = json.loads(path.read_text())
     at = data
@@ -253,13 +257,13 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda p: edit(p, "format", value="htcompress.model/2"),
         "has the format 'htcompress.model/2'; this version reads 'htcompress.model/1'",
     ),
-    "no layers": ("config.json", lambda p: p.write_text('{"format": "htcompress.model/1"}'), "is damaged"),
-    "layers a list": ("config.json", lambda p: edit(p, "layers", value=[1]), "is damaged"),
-    "no settings": ("config.json", lambda p: edit(p, *LAYER, value={}), "is damaged"),
-    "unknown kind": ("config.json", lambda p: edit(p, *LAYER, "settings", "kind", value="mamba"), "is damaged"),
-    "odd setting": ("config.json", lambda p: edit(p, *LAYER, "settings", "colour", value=1), "is damaged"),
-    "no weights": ("config.json", lambda p: edit(p, *LAYER, "weights", value={}), "is damaged"),
-    "odd weights": ("config.json", lambda p: edit(p, *LAYER, "weights", "l0", value=3), "is damaged"),
+    "no layers": ("config.json", lambda p: p.write_text('{"format": "htcompress.model/1"}'), AGAIN),
+    "layers a list": ("config.json", lambda p: edit(p, "layers", value=[1]), AGAIN),
+    "no settings": ("config.json", lambda p: edit(p, *LAYER, value={}), AGAIN),
+    "unknown kind": ("config.json", lambda p: edit(p, *LAYER, "settings", "kind", value="mamba"), AGAIN),
+    "odd setting": ("config.json", lambda p: edit(p, *LAYER, "settings", "colour", value=1), AGAIN),
+    "no weights": ("config.json", lambda p: edit(p, *LAYER, "weights", value={}), AGAIN),
+    "odd weights": ("config.json", lambda p: edit(p, *LAYER, "weights", "l0", value=3), AGAIN),
     "no tensors": ("model.safetensors", Path.unlink, "cannot be read"),
     "cut tensors": ("model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-40]), "cannot be read"),
     "empty tensors": ("model.safetensors", lambda p: p.write_bytes(b""), "cannot be read"),
@@ -389,6 +393,7 @@ def failing(original: Callable[..., Any], error: BaseException, at: int) -> Call
     return call
 
 
+AGAIN = "Convert the model again"
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -398,10 +403,11 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
     [
         (safetensors.torch, "save_file", FULL, 1),
         (safetensors.torch, "save_file", SafetensorError("No space left"), 1),
-        (directory_module, "to_markdown", MemoryError(), 1),
-        (directory_module, "model_card", KeyboardInterrupt(), 1),
+        (writing, "to_markdown", MemoryError(), 1),
+        (writing, "model_card", KeyboardInterrupt(), 1),
         *((Path, "write_text", FULL, at) for at in (1, 2, 4)),
-        *((Path, "rename", FULL, at) for at in (1, 2, 3)),
+        *((Path, "rename", FULL, at) for at in (1, 2)),
+        (writing, "_linked", FULL, 1),
     ],
 )
 def test_a_failure_leaves_nothing_behind(
@@ -419,8 +425,13 @@ def test_a_failure_leaves_nothing_behind(
         htcompress.save(compressed, place)
         (place / "mine.txt").write_text("mine")
         (place / "also mine").mkdir()
+    elif name == "_linked":
+        pytest.skip("there is nothing of others in a fresh directory")
     elif name == "rename" and at > 1:
         pytest.skip("a fresh directory is renamed once")
+    if name == "rename":
+        # As on a system that cannot exchange two directories.
+        monkeypatch.setattr(writing, "_swapped", lambda a, b: False)
     before = listing(tmp_path)
     other = htcompress.compress(tagger(seed=1), budget=300, layout="svd")
     with monkeypatch.context() as patch:
@@ -443,14 +454,14 @@ def test_a_signal_waits_until_the_directory_stands(
         htcompress.save(compressed, tmp_path / "out")
     arrived: list[int] = []
     before = signal.signal(number, lambda *given: arrived.append(given[0]))
-    original = directory_module.to_markdown
+    original = writing.to_markdown
 
     def interrupted(report: htcompress.Report) -> str:
         signal.raise_signal(number)
         assert arrived == []
         return original(report)
 
-    monkeypatch.setattr(directory_module, "to_markdown", interrupted)
+    monkeypatch.setattr(writing, "to_markdown", interrupted)
     other = htcompress.compress(tagger(seed=1), budget=300, layout="svd")
     try:
         htcompress.save(other, tmp_path / "out")
