@@ -23,6 +23,10 @@ def export(
         bool,
         typer.Option("--lengths", help="Layers alone read the lengths of padded sequences (packed ones in torch)."),
     ] = False,
+    nonlinearity: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="tanh or relu: what an RNN alone computes, where no task has told it."),
+    ] = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -36,9 +40,13 @@ def export(
 
     destination = one_of(exporting.Destination, to, "--to")
     with open_screen(quiet) as screen:
-        done = exporting.export(directory, out, to=destination, task=task, lengths=lengths, observer=screen)
+        done = exporting.export(
+            directory, out, to=destination, task=task, lengths=lengths, nonlinearity=nonlinearity, observer=screen
+        )
     console = result_console()
     for file in done.files:
         console.print(f" written to {file}  ({words.size(file.stat().st_size)})", soft_wrap=True)
+    for size in done.fixed:
+        console.print(f" {size}: the model takes others in torch, this file does not", soft_wrap=True)
     if done.error is not None:
         console.print(f" largest difference between onnxruntime and torch: {done.error:.1g}")

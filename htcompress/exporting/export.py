@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,10 +29,17 @@ class Destination(StrEnum):
 
 @dataclass(frozen=True)
 class Exported:
-    """The files that were written; `error` is the largest difference between torch and onnxruntime, None for dense."""
+    """The files that were written.
+
+    Attributes:
+        files: one, or one for each layer.
+        error: the largest difference between torch and onnxruntime; None for dense.
+        fixed: sizes of an ONNX model's inputs that are fixed though the model in torch takes others.
+    """
 
     files: tuple[Path, ...]
     error: float | None = None
+    fixed: tuple[str, ...] = ()
 
 
 def export(
@@ -42,6 +49,7 @@ def export(
     to: Destination | str,
     task: str | Path | None = None,
     lengths: bool = False,
+    nonlinearity: str | None = None,
     observer: Observer | None = None,
 ) -> Exported:
     """Write an output directory in another form.
@@ -58,23 +66,31 @@ def export(
         to: where to.
         task: the task whose `model()` the whole model is, and whose `calibration()` gives its inputs.
         lengths: whether layers alone read the lengths of padded sequences, in place of torch's packed ones.
-        observer: is told the stages.
+        nonlinearity: `tanh` or `relu`: what an RNN alone computes, where the directory was made without the model and
+            does not know.
+        observer: is told the stages, and what had to be assumed.
 
     Raises:
         CheckpointError: the directory cannot be read.
-        RequestError: the file cannot be written, a package is missing, or ONNX cannot express the model.
+        RequestError: the file cannot be written, a package is missing, ONNX cannot express the model, or nobody has
+            said what an RNN computes.
         TaskError: the task lacks model() or calibration().
     """
     observer, place, file = observer or Observer(), Path(directory), Path(out)
-    read_config(place)
+    config = read_config(place)
     _check_file(file)
     if lengths and (task is not None or Destination(to) is Destination.DENSE):
         raise RequestError("--lengths is an input of recurrent layers alone: --to onnx without --task.")
+    if nonlinearity is not None and (task is not None or Destination(to) is Destination.DENSE):
+        raise RequestError(
+            "--nonlinearity is for recurrent layers alone: --to onnx without --task; the model knows its own."
+        )
     if Destination(to) is Destination.DENSE:
         observer.stage("writing out the matrices")
         _save(dense_tensors(place), file)
         return Exported((file,))
     _check_onnx()
+    from htcompress.exporting.assumed import told_apart, unknown_settings
     from htcompress.exporting.layer import layer_model
     from htcompress.exporting.model import whole_model
 
@@ -82,11 +98,12 @@ def export(
         loaded = load_task(task)
         loaded.require("model", "calibration", purpose="exporting the whole model")
         model = load(place, loaded.model(), strict=False)
-        made, error = whole_model(model, loaded, observer)
+        made, error, fixed = whole_model(model, loaded, observer)
         with _replacing(file) as partial:
             partial.write_bytes(made)
-        return Exported((file,), error)
+        return Exported((file,), error, fixed)
     modules = read_modules(place, read_tensors(place))
+    modules = told_apart(modules, unknown_settings(config, read_report(place)), nonlinearity, place, observer)
     reordered = [layer.name or "(top level)" for layer in read_report(place).layers if layer.units_reordered]
     if reordered:
         observer.message(
@@ -131,9 +148,20 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
         if file.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata={"format": "pt"})
+            whole = {name: t.contiguous() for name, t in tensors.items()}
+            _written(lambda: save_file(whole, partial, metadata={"format": "pt"}))
         else:
-            torch.save(dict(tensors), partial)
+            _written(lambda: torch.save(dict(tensors), partial))
+
+
+def _written(write: Callable[[], None]) -> None:
+    """Let a library write a file of tensors; that it fails is an `OSError`, whatever the library says instead."""
+    from safetensors import SafetensorError
+
+    try:
+        write()
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 @contextmanager
@@ -143,7 +171,8 @@ def _replacing(file: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(file)
-    except (OSError, RuntimeError) as error:
-        raise RequestError(f"{file} cannot be written: {error}. Make room, or give another place.") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise RequestError(f"{file} cannot be written: {reason}. Make room, or give another place.") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from htcompress.errors import RequestError, TaskError
 from htcompress.exporting.graph import Graph
 from htcompress.exporting.recurrent import add_recurrent, check_expressible
-from htcompress.exporting.verify import difference, session
+from htcompress.exporting.sizes import verified
 from htcompress.nn.recurrent import HTCell, HTLayers, HTRecurrent
 from htcompress.nn.replace import replace_modules
 from htcompress.nn.settings import Kind
@@ -35,8 +35,8 @@ DOMAIN = "htcompress"
 ALONE = "Export the recurrent layers alone, without --task."
 
 
-def whole_model(model: nn.Module, task: Task, observer: Observer) -> tuple[bytes, float]:
-    """The model around its compressed layers as ONNX, and the largest difference from torch.
+def whole_model(model: nn.Module, task: Task, observer: Observer) -> tuple[bytes, float, tuple[str, ...]]:
+    """The model around its compressed layers as ONNX, the largest difference from torch, and sizes that are fixed.
 
     Args:
         model: with compressed layers.
@@ -55,7 +55,7 @@ def whole_model(model: nn.Module, task: Task, observer: Observer) -> tuple[bytes
     observer.stage("exporting the model")
     made = _spliced(_traced(model, modules, given), modules)
     observer.stage("comparing with onnxruntime")
-    return _verified(model, made, given)
+    return verified(model, made, given)
 
 
 def _arguments(task: Task) -> tuple[Any, ...]:
@@ -222,60 +222,3 @@ def _spliced(model: onnx.ModelProto, modules: Mapping[str, HTRecurrent]) -> onnx
     model.producer_name = "htcompress"
     onnx.checker.check_model(model)
     return model
-
-
-def _verified(model: nn.Module, made: onnx.ModelProto, given: tuple[Any, ...]) -> tuple[bytes, float]:
-    """The model's bytes and the largest difference, on the inputs and with other sizes wherever they are open.
-
-    Sizes that the exporter left open but torch does not take otherwise (the features of a layer) are fixed first.
-    """
-    inputs = list(made.graph.input)
-    leaves, spec = pytree.tree_flatten(given)
-    sizes = {
-        d.dim_param: leaf.shape[axis]
-        for value, leaf in zip(inputs, leaves, strict=True)
-        for axis, d in enumerate(value.type.tensor_type.shape.dim)
-        if d.dim_param
-    }
-    cases: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-    with torch.no_grad():
-        cases["the calibration data"] = leaves, _tensors(model(*given))
-        for symbol, size in sizes.items():
-            for other in (size + 1, 1):
-                values = [_resized(leaf, value, symbol, other) for leaf, value in zip(leaves, inputs, strict=True)]
-                try:
-                    expected = _tensors(model(*pytree.tree_unflatten(values, spec)))
-                except Exception:
-                    if other == 1:  # too short for the model: that does not make the size a fixed one
-                        continue
-                    _fix(made, symbol, size)
-                    break
-                cases[f"inputs with {other} in place of {size} along {symbol}"] = values, expected
-    data = made.SerializeToString()
-    runtime, names = session(data), [value.name for value in inputs]
-    found = [
-        difference(runtime, dict(zip(names, values, strict=True)), expected, case)
-        for case, (values, expected) in cases.items()
-    ]
-    return data, max(found)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    """What an ONNX model can give of an output."""
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _resized(leaf: Tensor, value: onnx.ValueInfoProto, symbol: str, size: int) -> Tensor:
-    """The tensor with another size along every axis of this symbol: cut off, or its first entries once more."""
-    for axis, d in enumerate(value.type.tensor_type.shape.dim):
-        if d.dim_param == symbol:
-            leaf = torch.cat([leaf, leaf], axis).narrow(axis, 0, size)
-    return leaf
-
-
-def _fix(model: onnx.ModelProto, symbol: str, size: int) -> None:
-    """Write a size in place of its symbol."""
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        for d in value.type.tensor_type.shape.dim:
-            if d.dim_param == symbol:
-                d.dim_value = size

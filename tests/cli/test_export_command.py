@@ -82,5 +82,37 @@ def test_a_full_disk_leaves_what_was_there(htc: Command, folder: Path, monkeypat
     monkeypatch.setattr(torch, "save", full)
     ended = htc("export", "out", "model.pt", "--to", "dense")
     assert ended.code == 2
-    assert "model.pt cannot be written: [Errno 28] No space left on device" in ended.err
+    assert "model.pt cannot be written: No space left on device. Make room" in ended.err
     assert listing(folder) == before
+
+
+def test_a_fault_of_the_tasks_code_is_none_of_the_disk(htc: Command, folder: Path) -> None:
+    write_task(folder / "task.py", "def calibration():\n    yield torch.zeros(8, 5, 7)\n")
+    before = listing(folder)
+    ended = htc("export", "out", "model.onnx", "--to", "onnx", "--task", "task.py")
+    assert ended.code == 2
+    assert "cannot be written" not in ended.err
+    assert "(8, 5, 7)" in ended.err
+    assert listing(folder) == before
+
+
+def test_sizes_that_are_fixed_are_printed(htc: Command, folder: Path) -> None:
+    write_task(
+        folder / "task.py",
+        "class Counting(Tagger):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x)[torch.arange(len(x))]\n\n\n"
+        "def model():\n    return Counting()",
+    )
+    ended = htc("export", "out", "model.onnx", "--to", "onnx", "--task", "task.py")
+    assert ended.code == 0, ended.err
+    assert " axis 0 of x is fixed at 8: the model takes others in torch, this file does not" in ended.out.splitlines()
+
+
+def test_the_nonlinearity_is_asked_for(htc: Command, folder: Path) -> None:
+    torch.save(torch.nn.RNN(24, 8, nonlinearity="relu").state_dict(), folder / "rnn.pt")
+    assert htc("convert", "rnn.pt", "--budget", "200", "-o", "rnn").code == 0
+    ended = htc("export", "rnn", "rnn.onnx", "--to", "onnx")
+    assert (ended.code, ended.out) == (2, "")
+    assert "--nonlinearity tanh or --nonlinearity relu" in ended.err
+    assert htc("export", "rnn", "rnn.onnx", "--to", "onnx", "--nonlinearity", "relu").code == 0
