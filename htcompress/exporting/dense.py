@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from htcompress.checkpoint.directory import read_modules, read_tensors
+from htcompress.checkpoint.directory import read_modules, read_state
 from htcompress.nn.recurrent import HTRecurrent
 
 
@@ -42,7 +42,7 @@ def dense_tensors(directory: str | Path) -> dict[str, Tensor]:
     Raises `CheckpointError` where the directory cannot be read.
     """
     directory = Path(directory)
-    tensors = read_tensors(directory)
+    tensors = read_state(directory)
     for names, module in read_modules(directory, tensors):
         weights = dense_weights(module)
         for name in names:

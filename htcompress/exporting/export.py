@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from htcompress.checkpoint.directory import load, read_config, read_modules, read_tensors
+from htcompress.checkpoint.directory import load, read_config, read_modules, read_state
 from htcompress.errors import RequestError
 from htcompress.exporting.dense import dense_tensors
 from htcompress.observer import Observer
@@ -102,7 +102,7 @@ def export(
         with _replacing(file) as partial:
             partial.write_bytes(made)
         return Exported((file,), error, fixed)
-    modules = read_modules(place, read_tensors(place))
+    modules = read_modules(place, read_state(place))
     modules = told_apart(modules, unknown_settings(config, read_report(place)), nonlinearity, place, observer)
     reordered = [layer.name or "(top level)" for layer in read_report(place).layers if layer.units_reordered]
     if reordered:

@@ -5,12 +5,12 @@ The exporter sees each compressed layer as one unknown operator, whose place its
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import onnx
@@ -20,16 +20,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from htcompress.data import Peeked, calibration_reading
 from htcompress.errors import RequestError, TaskError
 from htcompress.exporting.graph import Graph
 from htcompress.exporting.recurrent import add_recurrent, check_expressible
 from htcompress.exporting.sizes import verified
-from htcompress.nn.recurrent import HTCell, HTLayers, HTRecurrent
-from htcompress.nn.replace import replace_modules
-from htcompress.nn.settings import Kind
+from htcompress.nn.recurrent import HTRecurrent
+from htcompress.nn.replace import copied, stand_ins
+from htcompress.nn.settings import RecurrentSettings
 from htcompress.nn.stepwise import State
 from htcompress.observer import Observer
 from htcompress.task import Task, output_of
+from htcompress.values import mapped
 
 DOMAIN = "htcompress"
 ALONE = "Export the recurrent layers alone, without --task."
@@ -45,11 +47,11 @@ def whole_model(model: nn.Module, task: Task, observer: Observer) -> tuple[bytes
 
     Raises `RequestError` where the model cannot be expressed, `TaskError` where its inputs are no tensors.
     """
-    model = copy.deepcopy(model).float().eval()
-    modules = {name: m for name, m in model.named_modules() if isinstance(m, HTRecurrent)}
+    model = copied(model).float().eval()
+    modules = stand_ins(model)
     for name, module in modules.items():
         check_expressible(module.settings, name)
-    given = _arguments(task)
+    given = _arguments(model, task)
     _check_inputs(model, modules, given, task)
     given = _larger(model, given)
     observer.stage("exporting the model")
@@ -58,11 +60,11 @@ def whole_model(model: nn.Module, task: Task, observer: Observer) -> tuple[bytes
     return verified(model, made, given)
 
 
-def _arguments(task: Task) -> tuple[Any, ...]:
-    given = next(task.calibration(), None)
-    if given is None:
+def _arguments(model: nn.Module, task: Task) -> tuple[Any, ...]:
+    first = Peeked(task.calibration)
+    if first.empty:
         raise TaskError(f"calibration() of {task.source} yields nothing; export needs an input of the model.")
-    leaves = pytree.tree_leaves(given)
+    leaves = pytree.tree_leaves(first.first)
     strange = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
     if strange:
         raise RequestError(
@@ -70,7 +72,9 @@ def _arguments(task: Task) -> tuple[Any, ...]:
             f"{ALONE}"
         )
     # The model is exported in float32, whatever it was trained in.
-    return tuple(pytree.tree_map(lambda leaf: leaf.float() if leaf.is_floating_point() else leaf, given))
+    item = mapped(first.first, lambda leaf: leaf.float() if leaf.is_floating_point() else leaf)
+    reading, _ = calibration_reading(model, item)
+    return tuple(reading(item))
 
 
 def _check_inputs(model: nn.Module, modules: Mapping[str, HTRecurrent], given: tuple[Any, ...], task: Task) -> None:
@@ -115,34 +119,27 @@ def _larger(model: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
     return given
 
 
-class _PlaceLayers(HTLayers):
-    """Stands for a layer while the model is traced; calls an operator that only this module knows."""
+def _hollow(model: nn.Module, modules: Mapping[str, HTRecurrent]) -> nn.Module:
+    """A copy of the model whose recurrent layers call an operator that only this module knows.
 
-    kinds = tuple(Kind)
+    What a class of the user's or a hook adds to a layer stays.
+    """
 
-    def __init__(self, module: HTRecurrent, name: str) -> None:
-        nn.Module.__init__(self)
-        self.settings, self.place = module.settings, name
-
-    def _run(self, x: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
-        assert batch_sizes is None
-        s = self.settings
-        out, *last = _placed(self.place, x, state, (x.shape[0], x.shape[1], s.directions * s.state_size))
+    def run_layers(place: str, s: RecurrentSettings, x: Tensor, batch_sizes: Tensor | None, state: State) -> Any:
+        if batch_sizes is not None:
+            raise RequestError(f"Layer {place!r} reads packed sequences, which ONNX does not have. {ALONE}")
+        out, *last = _placed(place, x, state, (x.shape[0], x.shape[1], s.directions * s.state_size))
         return out, tuple(last)
 
-
-class _PlaceCell(HTCell):
-    """The same for a cell."""
-
-    kinds = tuple(Kind)
-
-    def __init__(self, module: HTRecurrent, name: str) -> None:
-        nn.Module.__init__(self)
-        self.settings, self.place = module.settings, name
-
-    def _run(self, x: Tensor, state: State) -> State:
-        _, *last = _placed(self.place, x, state, tuple(state[0].shape))
+    def run_cell(place: str, s: RecurrentSettings, x: Tensor, state: State) -> Any:
+        _, *last = _placed(place, x, state, tuple(state[0].shape))
         return tuple(last)
+
+    hollow = copied(model).eval()
+    for name, module in modules.items():
+        run = run_cell if module.settings.cell else run_layers
+        vars(hollow.get_submodule(name))["_run"] = partial(run, name, module.settings)
+    return hollow
 
 
 def _placed(name: str, x: Tensor, state: State, shape: tuple[int, ...]) -> Sequence[Tensor]:
@@ -158,11 +155,7 @@ def _placed(name: str, x: Tensor, state: State, shape: tuple[int, ...]) -> Seque
 
 def _traced(model: nn.Module, modules: Mapping[str, HTRecurrent], given: tuple[Any, ...]) -> onnx.ModelProto:
     """The model with an unknown operator in each layer's place. Raises `RequestError` where torch cannot trace it."""
-    places: dict[str, nn.Module] = {
-        name: (_PlaceCell if isinstance(module, HTCell) else _PlaceLayers)(module, name).eval()
-        for name, module in modules.items()
-    }
-    hollow = replace_modules(model, places)
+    hollow = _hollow(model, modules)
     shapes = pytree.tree_map(lambda t: [torch.export.Dim.AUTO] * t.ndim, given)
     try:
         with _quiet(), torch.no_grad():
@@ -203,7 +196,7 @@ def _spliced(model: onnx.ModelProto, modules: Mapping[str, HTRecurrent]) -> onnx
         graph, module = graphs[name], modules[name]
         start = len(graph.nodes)
         x, *state = node.input
-        if isinstance(module, HTCell):
+        if module.settings.cell:
             y, after = add_recurrent(graph, module, graph.unsqueeze(x, 0), [graph.unsqueeze(t, 0) for t in state])
             results = [graph.squeeze(value, 0) for value in (y, *after)]
         else:

@@ -16,9 +16,10 @@ from htcompress.exporting.graph import Graph
 from htcompress.matrix import HTMatrix
 from htcompress.matrix.factored import Factored
 from htcompress.matrix.network import equation
+from htcompress.nn.gates import GateWeights
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.settings import Kind, RecurrentSettings
-from htcompress.nn.weights import DenseWeight, FactoredWeight, GateWeights, Weight
+from htcompress.nn.weights import DenseWeight, FactoredWeight, Weight
 from htcompress.tensor.tree import Node
 
 _OPERATORS = {Kind.LSTM: "LSTM", Kind.GRU: "GRU", Kind.RNN_TANH: "RNN", Kind.RNN_RELU: "RNN"}
@@ -113,30 +114,43 @@ def _beside(graph: Graph, w: str, rows: int, widths: Sequence[int], own: int) ->
 
 def _slot(graph: Graph, gates: GateWeights, name: str) -> _Slot:
     s, n = gates.settings, gates.input_size
+
+    def rows(value: str) -> str:
+        return _reordered(graph, s, _taken(graph, gates, value, units=False))
+
+    def states(value: str, axis: int) -> str:
+        return _taken(graph, gates, value, units=True, axis=axis)
+
     if gates.joint is not None:
         end = n + s.state_size
         columns = gates.joint.layout.cols - end
         if gates.joint.projects:
             left, right = _factors(graph, gates.joint, f"{name}.joint")
-            left = _reordered(graph, s, left)
+            left = rows(left)
             reduce, features = graph.cut(right, 0, n), gates.joint.rank or 0
-            w, r = left, _times_transposed(graph, left, graph.cut(right, n, end))
+            w, r = left, _times_transposed(graph, left, states(graph.cut(right, n, end), 0))
             beyond = _times_transposed(graph, left, graph.cut(right, end, end + columns)) if columns else None
         else:
-            whole = _reordered(graph, s, _matrix(graph, gates.joint, f"{name}.joint"))
+            whole = rows(_matrix(graph, gates.joint, f"{name}.joint"))
             reduce, features = None, n
-            w, r = graph.cut(whole, 0, n, 1), graph.cut(whole, n, end, 1)
+            w, r = graph.cut(whole, 0, n, 1), states(graph.cut(whole, n, end, 1), 1)
             beyond = graph.cut(whole, end, end + columns, 1) if columns else None
         b = _bias_columns(graph, s, beyond, columns) if beyond is not None else _bias(graph, gates, name)
         return _Slot(reduce, features, w, r, b)
-    assert gates.ih is not None
-    assert gates.hh is not None
-    r = _reordered(graph, s, _matrix(graph, gates.hh, f"{name}.hh"))
+    if gates.ih is None or gates.hh is None:
+        raise RuntimeError("A layer's weights are one joint matrix, or those of the input and of the state.")
+    r = states(rows(_matrix(graph, gates.hh, f"{name}.hh")), 1)
     b = _bias(graph, gates, name)
     if isinstance(gates.ih, FactoredWeight) and gates.ih.projects:
         left, right = _factors(graph, gates.ih, f"{name}.ih")
-        return _Slot(right, gates.ih.rank or 0, _reordered(graph, s, left), r, b)
-    return _Slot(None, n, _reordered(graph, s, _matrix(graph, gates.ih, f"{name}.ih")), r, b)
+        return _Slot(right, gates.ih.rank or 0, rows(left), r, b)
+    return _Slot(None, n, rows(_matrix(graph, gates.ih, f"{name}.ih")), r, b)
+
+
+def _taken(graph: Graph, gates: GateWeights, value: str, *, units: bool, axis: int = 0) -> str:
+    """Rows, or units, of a stored matrix in the units' own order."""
+    places = gates.places()
+    return value if places is None else graph.add("Gather", value, graph.whole(*places[units].tolist()), axis=axis)
 
 
 def _reordered(graph: Graph, s: RecurrentSettings, value: str, columns: bool = True) -> str:
