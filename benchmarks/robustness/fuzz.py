@@ -85,7 +85,6 @@ def peak() -> int:
 def read(name: str, data: bytes, folder: Path) -> tuple[str, str]:
     """Hand an input to its reader; what came of it, and the words."""
     marker = folder / "marker"
-    os.environ["FUZZ_MARKER"] = str(marker)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -101,11 +100,19 @@ def read(name: str, data: bytes, folder: Path) -> tuple[str, str]:
     return ("fault", "code of the input ran") if marker.exists() else found
 
 
-def work(seed: int, indexes: range, folder: Path, pipe: Connection) -> None:
+def keep(outcome: Outcome, seed: int, folder: Path, faults: Path | None) -> None:
+    """Keep the input that is at hand, by its number and its reader."""
+    if faults is not None:
+        faults.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "input", faults / f"{seed}-{outcome.index}-{outcome.reader.replace(' ', '_')}")
+
+
+def work(seed: int, indexes: range, folder: Path, faults: Path | None, pipe: Connection) -> None:
     """Read inputs one after the other, and tell of each when it begins and when it ends."""
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ["FUZZ_MARKER"] = str(folder / "marker")
     start: int | None = None
     for index in indexes:
         name, data = drawn(seed, index)
@@ -120,18 +127,22 @@ def work(seed: int, indexes: range, folder: Path, pipe: Connection) -> None:
             kind, words = "fault", f"{seconds:.1f} s"
         if memory > MEMORY:
             kind, words = "fault", f"{memory >> 20} MB more of memory"
-        pipe.send(Outcome(index, name, kind, words, seconds, memory))
+        outcome = Outcome(index, name, kind, words, seconds, memory)
+        if kind == "fault":  # here: whoever is told has the next input at hand already
+            keep(outcome, seed, folder, faults)
+            shutil.rmtree(folder / "marker", ignore_errors=True)
+        pipe.send(outcome)
     pipe.send(None)
 
 
-def outcomes(seed: int, inputs: range, folder: Path) -> Iterator[Outcome]:
+def outcomes(seed: int, inputs: range, folder: Path, faults: Path | None) -> Iterator[Outcome]:
     """What comes of every input, in processes of their own that are ended where an input takes too long."""
     context = multiprocessing.get_context("fork")
     at = inputs.start
     while at < inputs.stop:
         here, there = context.Pipe(duplex=False)
         batch = range(at, min(at + _RESTART, inputs.stop))
-        process = context.Process(target=work, args=(seed, batch, folder, there))
+        process = context.Process(target=work, args=(seed, batch, folder, faults, there))
         process.start()
         there.close()
         running: tuple[int, str] | None = None
@@ -143,7 +154,9 @@ def outcomes(seed: int, inputs: range, folder: Path) -> Iterator[Outcome]:
                     if running is None:
                         raise RuntimeError(f"input {at} of seed {seed} takes too long to make")
                     index, name = running
-                    yield Outcome(index, name, "fault", f"more than {_PATIENCE:g} s", _PATIENCE)
+                    ended = Outcome(index, name, "fault", f"more than {_PATIENCE:g} s", _PATIENCE)
+                    keep(ended, seed, folder, faults)
+                    yield ended
                     at = index + 1
                     break
                 told = here.recv()
@@ -163,7 +176,9 @@ def outcomes(seed: int, inputs: range, folder: Path) -> Iterator[Outcome]:
             if running is None:
                 raise RuntimeError(f"input {at} of seed {seed} could not be made") from None
             index, name = running
-            yield Outcome(index, name, "fault", f"the process ended with {process.exitcode}")
+            ended = Outcome(index, name, "fault", f"the process ended with {process.exitcode}")
+            keep(ended, seed, folder, faults)
+            yield ended
             at = index + 1
         finally:
             process.join()
@@ -175,18 +190,13 @@ def fuzz(inputs: int, seed: int, faults: Path | None, *, first: int = 0) -> tupl
     tallies = {name: Tally() for name in READERS}
     found: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
-        for outcome in outcomes(seed, range(first, first + inputs), Path(folder)):
+        for outcome in outcomes(seed, range(first, first + inputs), Path(folder), faults):
             tally = tallies[outcome.reader]
             tally.outcomes[outcome.kind] += 1
             tally.slowest = max(tally.slowest, outcome.seconds)
             tally.largest = max(tally.largest, outcome.memory)
             if outcome.kind == "fault":
                 found.append(outcome)
-                if faults is not None:
-                    faults.mkdir(parents=True, exist_ok=True)
-                    name = f"{seed}-{outcome.index}-{outcome.reader.replace(' ', '_')}"
-                    shutil.copy(Path(folder) / "input", faults / name)
-            shutil.rmtree(Path(folder) / "marker", ignore_errors=True)
     return tallies, found
 
 
