@@ -7,14 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from small import Outcome, listing, save_tagger, tagger, write_task
 
 import htcompress
-from htcompress.checkpoint import directory
+from htcompress.checkpoint import writing
 from htcompress.checkpoint.directory import load
 from htcompress.report import read_report
 
@@ -23,6 +23,17 @@ Command = Callable[..., Outcome]
 FILES = {"model.safetensors", "config.json", "report.json", "report.md", "report.html", "README.md"}
 CONVERT = ("convert", "model.pt", "--budget", "400", "--layout", "svd", "-o", "made/out", "--task", "task.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def signals_of_a_terminal() -> Iterator[None]:
+    """As a shell in the foreground leaves them, whatever started the tests: a job in the background ignores SIGINT."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
 
 MOMENTS = '''
 """Runs one command many times, each in a child of its own, and interrupts each at another moment."""
@@ -160,13 +171,13 @@ def test_within_the_writing(
     command = ("convert", "model.pt", "--layout", "svd", "-o", "made/out")
     if replacing:
         assert htc(*command, "--budget", "300").code == 0
-    original = getattr(directory, moment)
+    original = getattr(writing, moment)
 
     def interrupted(*arguments: object) -> object:
         signal.raise_signal(number)
         return original(*arguments)
 
-    monkeypatch.setattr(directory, moment, interrupted)
+    monkeypatch.setattr(writing, moment, interrupted)
     ended = htc(*command, "--budget", "400")
     assert ended.code == 130
     assert ended.err.splitlines()[-1] == "htcompress: interrupted; no output was left half-written."
@@ -179,13 +190,13 @@ def test_a_second_interrupt_does_not_disturb_the_first(
     htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tagger(tmp_path / "model.pt")
-    original = htcompress.pipeline.plan_model
+    original = htcompress.stages.plan_model
 
     def interrupted(*arguments: object, **options: object) -> object:
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
-            monkeypatch.setattr(htcompress.pipeline, "plan_model", original)
+            monkeypatch.setattr(htcompress.stages, "plan_model", original)
         return original(*arguments, **options)
 
     from htcompress_cli import main
@@ -197,7 +208,7 @@ def test_a_second_interrupt_does_not_disturb_the_first(
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(htcompress.pipeline, "plan_model", interrupted)
+    monkeypatch.setattr(htcompress.stages, "plan_model", interrupted)
     monkeypatch.setattr(main, "_deafen", deafened)
     ended = htc("convert", "model.pt", "--budget", "400", "-o", "out")
     assert ended.code == 130
@@ -237,3 +248,30 @@ def test_an_interrupt_that_a_task_swallows_is_not_lost(htc: Command, tmp_path: P
     ended = htc(*CONVERT, "--no-finetune")
     assert ended.code == 130
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_from_the_start_stays_so(tmp_path: Path, number: signal.Signals) -> None:
+    """As nohup and shells that put jobs into the background expect it."""
+    save_tagger(tmp_path / "model.pt")
+    write_task(
+        tmp_path / "task.py",
+        "import os, signal\n"
+        "def evaluate(model):\n"
+        "    for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "        if signal.getsignal(number) is signal.SIG_IGN:\n"
+        "            os.kill(os.getpid(), number)\n"
+        "    return 0.5",
+    )
+    program = f"import signal; signal.signal({int(number)}, signal.SIG_IGN)\nfrom htcompress_cli.main import run; run()"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *CONVERT, "--no-finetune"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert whole_or_absent(tmp_path / "made" / "out")
