@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from torch import nn
 from htcompress.checkpoint.directory import load
 from htcompress.checkpoint.read import read_checkpoint
 from htcompress.checkpoint.writing import write_directory
+from htcompress.data import Peeked, calibration_reading, training_reading
 from htcompress.errors import CheckpointError, RequestError, UnreachableError
 from htcompress.finetuning.distill import FineTuning
 from htcompress.formats import Format
@@ -31,8 +31,10 @@ from htcompress.report import Report, read_report
 from htcompress.report.html import study_to_html
 from htcompress.report.study import Case, Dense, Point, Study, cases
 from htcompress.report.study_views import study_to_markdown
+from htcompress.study.files import changed
 from htcompress.study.work import Job, Made, compress_case
 from htcompress.task import Task, load_task
+from htcompress.values import Arguments
 
 
 class Engine(StrEnum):
@@ -177,7 +179,7 @@ def study(
     # A module is found by its name wherever a worker stands; a file by its path.
     source = str(Path(task).resolve()) if Path(task).is_file() else str(task)
     jobs = [Job(case, where, source, layers, scope, finetuning, seed, device) for case in asked]
-    points = _Points(folder / "points", str(checkpoint), str(task), _same_code(read.sha256, loaded))
+    points = _Points(folder / "points", str(checkpoint), str(task), {"model": str(read.sha256)})
     _run([job for job in jobs if points.missing(job)], points, len(jobs), place or Place(), observer)
     found = [points.point(job) for job in jobs]
     reports = {case.name: points.report(case) for case in asked if points.report(case) is not None}
@@ -186,7 +188,7 @@ def study(
         raise UnreachableError(f"None of the budgets can be reached; the smallest that can is {least}.", least=least)
     first = next(report for report in reports.values() if report is not None)
     observer.stage("measuring latencies")
-    batch = _batch(loaded)
+    batch = _batch(model, loaded)
     measured = {} if batch is None else _latencies(model, points, list(reports), loaded, batch)
     request = {
         "task": str(task),
@@ -240,8 +242,9 @@ class _Points:
     made_from: dict[str, str]
 
     def missing(self, job: Job) -> bool:
-        """Whether a job is yet to be done, as it is asked for now."""
-        return self._note(job.case).get("job") != self._asked(job)
+        """Whether a job is yet to be done, as it is asked for now, of the files as they are now."""
+        note = self._note(job.case)
+        return note.get("job") != self._asked(job) or changed(note.get("files", {}))
 
     def add(self, job: Job, made: Made) -> None:
         """Keep what a job has made: its directory first, then the note that makes it count."""
@@ -254,7 +257,7 @@ class _Points:
             request = {**made.report.request, "task": self.task}
             write_directory(place, made.tensors, made.config, replace(made.report, source=source, request=request))
         self.folder.mkdir(parents=True, exist_ok=True)
-        note = {"job": self._asked(job), "least": made.least}
+        note = {"job": self._asked(job), "least": made.least, "files": made.files}
         _written(self.folder / f"{case.name}.json", json.dumps(note, indent=1) + "\n")
 
     def report(self, case: Case) -> Report | None:
@@ -307,22 +310,19 @@ def _told(made: Made) -> str:
     return f"{made.case.name} stores {made.report.totals.parameters_after:,} numbers{quality}."
 
 
-def _same_code(checkpoint: str | None, task: Task) -> dict[str, str]:
-    """What tells whether a point was made from the same model and the same task."""
-    file = getattr(task.module, "__file__", None)
-    text = Path(file).read_bytes() if file else b""
-    return {"model": str(checkpoint), "task_file": hashlib.sha256(text).hexdigest()}
-
-
-def _batch(task: Task) -> tuple[Any, ...] | None:
+def _batch(model: nn.Module, task: Task) -> Arguments | None:
     """Something to call the model with."""
     if task.has("calibration"):
-        return next(iter(task.calibration()), None)
-    return next((inputs for inputs, _ in task.training()), None) if task.can_train else None
+        first = Peeked(task.calibration)
+        return None if first.empty else calibration_reading(model, first.first)[0](first.first)
+    if not task.can_train:
+        return None
+    first = Peeked(task.training)
+    return None if first.empty else training_reading(model, first.first, loss=task.loss)(first.first)[0]
 
 
 def _latencies(
-    model: nn.Module, points: _Points, names: Sequence[str], task: Task, batch: tuple[Any, ...]
+    model: nn.Module, points: _Points, names: Sequence[str], task: Task, batch: Arguments
 ) -> dict[str, float]:
     models = {"dense": model.cpu().eval()}
     for name in names:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from htcompress import pipeline
 from htcompress.errors import UnreachableError
@@ -15,6 +14,7 @@ from htcompress.formats import Format
 from htcompress.planning import Goal, Scope
 from htcompress.report import Report
 from htcompress.report.study import Case
+from htcompress.study.files import files_used
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,12 @@ class Made:
     """The result of a job: an output directory's contents, or the smallest budget that can be reached."""
 
     case: Case
-    tensors: dict[str, Tensor] | None = None
+    tensors: dict[str, Any] | None = None
     config: dict[str, Any] | None = None
     report: Report | None = None
     least: int | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    """The task's files, and what tells whether they have changed."""
 
 
 def compress_case(job: Job) -> Made:
@@ -48,18 +50,18 @@ def compress_case(job: Job) -> Made:
     torch.set_num_threads(1)
     case = job.case
     try:
-        result = pipeline.convert(
-            job.checkpoint,
-            goal=Goal(case.budget, case.error, scope=job.scope, format=Format(case.format)),
-            task=job.task,
-            layers=job.layers,
-            finetuning=job.finetuning,
-            seed=job.seed,
-            device=job.device,
-        )
+        with files_used(apart=job.checkpoint) as files:
+            result = pipeline.convert(
+                job.checkpoint,
+                goal=Goal(case.budget, case.error, scope=job.scope, format=Format(case.format)),
+                task=job.task,
+                layers=job.layers,
+                finetuning=job.finetuning,
+                seed=job.seed,
+                device=job.device,
+            )
     except UnreachableError as error:
-        return Made(case, least=error.least)
+        return Made(case, least=error.least, files=files)
     finally:
         torch.set_num_threads(threads)
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in result.tensors.items()}
-    return Made(case, tensors, result.config, replace(result.report))
+    return Made(case, result.tensors, result.config, result.report, files=files)
