@@ -232,7 +232,10 @@ class SlotTarget:
 
         def own(name: str) -> Any:
             matrix = named[name]
-            return None if matrix is None else _reordered(matrix, None if name == "hr" else rows_at, columns[name])
+            if matrix is None:
+                return None
+            width = matrix.shape[1] if isinstance(matrix, Tensor) else matrix.layout.cols  # biases may stand apart
+            return _reordered(matrix, None if name == "hr" else rows_at, columns[name][:width])
 
         return GateMatrices(own("ih"), own("hh"), own("joint"), bias, bias_hn, own("hr"))
 
