@@ -27,7 +27,7 @@ from htcompress.tensor import RankPoint, rank_path
 from htcompress.tensor.ranks import ranks_for_error, refine_ranks
 
 _LADDER_RATIO = 1.45
-_VERIFIED = 3
+_VERIFIED = 8
 _GLIMPSED = 2
 _REFINED = 2
 _GLANCE = 15
