@@ -63,7 +63,7 @@ PUTS: dict[str, Callable[[Tensor, Any], Any]] = {
     "a tuple": lambda x, state: (x, state),
     "a named tuple": lambda x, state: Named(x, [state]),
     "a dict": lambda x, state: {"logits": x, "extra": None, "text": "abc"},
-    "a dataclass": lambda x, state: Output(x, state),
+    "a dataclass": Output,
     "a distribution": lambda x, state: torch.distributions.Normal(x, torch.ones_like(x)),
     "an object": lambda x, state: Thing(x),
     "symbols too": lambda x, state: (x, x.argmax(-1)),
@@ -226,7 +226,6 @@ def examine(seed: int, place: Path) -> str:
     try:
         result = htcompress.compress(model, **options)
     except HTCompressError as error:
-        assert str(error).strip().endswith((".", "?")), about
         outcome = f"refused ({type(error).__name__})"
     else:
         assert result.model is not None
