@@ -157,11 +157,6 @@ def without_bypassed(
     )
 
 
-def told(left: Mapping[str, str]) -> list[str]:
-    """A sentence for each layer that is left."""
-    return [f"{name or 'The recurrent layer'} stays dense: {reason}." for name, reason in left.items()]
-
-
 def _sorted(modules: Mapping[str, nn.Module], names: Sequence[str], left: dict[str, str]) -> Proof:
     """The proof, with modules that share all their weights counted once."""
     first: dict[tuple[Any, ...], str] = {}

@@ -40,8 +40,8 @@ from htcompress.nn.settings import RecurrentSettings
 from htcompress.observer import Observer
 from htcompress.planning import Goal, ModelPlan, UnitOrder, plan_model
 from htcompress.planning.units import arrange_units, unit_orders
-from htcompress.proof import Answer, Proof, answer, prove, told, without_bypassed
-from htcompress.report import Latency, Quality, Report, Timings
+from htcompress.proof import Answer, Proof, answer, prove, without_bypassed
+from htcompress.report import Latency, Quality, Report, Timings, words
 from htcompress.report.build import Counted, layer_reports, request_of, totals_of
 from htcompress.selection import assumed_settings, module_names, selected
 from htcompress.statistics.collect import SlotStatistics, collect
@@ -148,7 +148,7 @@ class Run:
                 proof = without_bypassed(model, proof, statistics)
             self._tell(proof.left)
             if not proof.names:
-                reasons = " ".join(told(proof.left))
+                reasons = " ".join(words.left(proof.left))
                 raise CheckpointError(f"None of the recurrent layers can be compressed. {reasons}")
             reading = None if training is None else self._training_reading(model, training, tried)
         layers = inventory_of_model(model, names=proof.names)
@@ -340,7 +340,7 @@ class Run:
         return Latency(found["dense"], found["compact"], f"one call of the model, {LATENCY_OF}")
 
     def _tell(self, left: Mapping[str, str]) -> None:
-        for sentence in told(left):
+        for sentence in words.left(left):
             self.observer.message(sentence)
 
     def _report(

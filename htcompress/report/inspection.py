@@ -19,7 +19,6 @@ from htcompress.checkpoint.inventory import inventory, names_of
 from htcompress.checkpoint.read import read_checkpoint
 from htcompress.matrix.blocks import chunked_gram, working
 from htcompress.nn.dense import DenseLayer
-from htcompress.proof import told
 from htcompress.report import words
 from htcompress.selection import selected
 
@@ -153,7 +152,7 @@ def inspection_to_terminal(found: Inspection) -> RenderableType:
         "never worse than truncated SVD at the same size.",
         style="dim",
     )
-    remarks = told(found.left)
+    remarks = words.left(found.left)
     if found.others:
         remarks.append(f"The file also holds {', '.join(found.others)}; look at those weights with --weights.")
     notes = [Padding(Text(remark, style="yellow"), (0, 2)) for remark in remarks]

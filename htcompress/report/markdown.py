@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from htcompress.report import words
 from htcompress.report.report import Report
 
@@ -39,15 +41,14 @@ def to_markdown(report: Report) -> str:
                 f"{words.count(m.parameters)} | {words.percent(m.error['weights'])} | "
                 f"{words.percent(m.error['outputs'])} |"
             )
-    sensitive = words.sensitive(report)
-    if sensitive is not None:
-        lines += ["", sensitive]
+    for note in (*words.left(report.left), words.sensitive(report)):
+        if note is not None:
+            lines += ["", note]
     lines += ["", f"htcompress {report.version}, seed {report.seed}.", ""]
     return "\n".join(lines)
 
 
-def _row(name: str, write: object, before: int, after: int) -> str:
-    assert callable(write)
+def _row(name: str, write: Callable[[int], str], before: int, after: int) -> str:
     return f"| {name} | {write(before)} | {write(after)} | {words.ratio(before, after)} |"
 
 

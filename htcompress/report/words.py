@@ -114,9 +114,14 @@ def sensitive(report: Report) -> str | None:
     )
 
 
+def left(layers: Mapping[str, str]) -> list[str]:
+    """A sentence for each recurrent layer that stays as it was, given why, by name."""
+    return [f"{name or 'The recurrent layer'} stays dense: {reason.rstrip('.')}." for name, reason in layers.items()]
+
+
 def notes(report: Report) -> list[str]:
     """What a reader should know beside the numbers."""
-    found = [sensitive(report), NOT_LOOKED_AT if report.quality.metric is None else None]
+    found = [*left(report.left), sensitive(report), NOT_LOOKED_AT if report.quality.metric is None else None]
     return [note for note in found if note is not None]
 
 
