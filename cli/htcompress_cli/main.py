@@ -9,24 +9,54 @@ import os
 import signal
 import sys
 import traceback
+import weakref
 from contextlib import redirect_stdout
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from htcompress.errors import HTCompressError
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+
+class _Interrupt(KeyboardInterrupt):
+    """An interrupt of which can be told whether anybody still holds it."""
+
+
+_PATIENCE = 0.1
+"""Seconds after which an interrupt is looked at that may have been lost."""
 
 
 def run() -> None:
     """Run the command line in `sys.argv` and leave the process with the contract's exit code."""
     arrived: list[int] = []
+    raised: weakref.ref[_Interrupt] | None = None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
         arrived.append(number)
-        raise KeyboardInterrupt
+        error = _Interrupt()
+        raised = weakref.ref(error)
+        _remind_every(_PATIENCE)
+        raise error
+
+    def remind(number: int, frame: FrameType | None) -> None:
+        # In a finaliser or a callback of C code an exception is dropped: the command would go on.
+        if raised is not None and raised() is None:
+            interrupt(number, frame)
+
+    def unraisable(lost: UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, _Interrupt):
+            hook(lost)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         # Who ignores a signal from the start (nohup, a job in the background) goes on ignoring it.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, remind)
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         code = _command()
     except BrokenPipeError:
@@ -34,6 +64,8 @@ def run() -> None:
     except BaseException as error:
         _deafen()
         code = _explained(error, interrupted=bool(arrived))
+    _deafen()
+    sys.unraisablehook = hook
     _leave(code)
 
 
@@ -87,7 +119,6 @@ def _command() -> int:
 
 
 def _leave(code: int) -> None:
-    _deafen()
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -97,8 +128,15 @@ def _leave(code: int) -> None:
 
 def _deafen() -> None:
     """Ignore further signals: what is left to do is short."""
+    _remind_every(0.0)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _remind_every(seconds: float) -> None:
+    """Let SIGALRM come so often, or no more; not on Windows, which has none."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
 
 
 def _complain(text: str) -> None:

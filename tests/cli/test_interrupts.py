@@ -251,6 +251,28 @@ def test_an_interrupt_that_a_task_swallows_is_not_lost(htc: Command, tmp_path: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_in_a_finaliser_is_not_lost(htc: Command, tmp_path: Path, number: signal.Signals) -> None:
+    """Python drops what is raised there, and would go on."""
+    save_tagger(tmp_path / "model.pt")
+    write_task(
+        tmp_path / "task.py",
+        "import signal, time\n"
+        "class Dropped:\n"
+        "    def __del__(self):\n"
+        f"        signal.raise_signal({int(number)})\n"
+        "def evaluate(model):\n"
+        "    Dropped()\n"
+        "    time.sleep(2)\n"
+        "    return 0.5",
+    )
+    ended = htc(*CONVERT, "--no-finetune")
+    assert ended.code == 130
+    lines = [line for line in ended.err.splitlines() if not line.endswith(" ...")]
+    assert lines == ["htcompress: interrupted; no output was left half-written."]
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_is_ignored_from_the_start_stays_so(tmp_path: Path, number: signal.Signals) -> None:
     """As nohup and shells that put jobs into the background expect it."""
     save_tagger(tmp_path / "model.pt")
