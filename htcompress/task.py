@@ -158,11 +158,14 @@ def load_task(source: str | Path) -> Task:
 
 def metrics_of(result: Any, *, source: str) -> dict[str, float]:
     """The metrics that a result of `evaluate(model)` stands for. Raises `TaskError` where it is none."""
-    found = result if isinstance(result, Mapping) else {"metric": result}
-    metrics = {str(name): _number(value) for name, value in found.items()}
+    try:
+        found = dict(result.items()) if isinstance(result, Mapping) else {"metric": result}
+        metrics = {str(name): _number(value) for name, value in found.items()}
+    except Exception:  # an object of the user's, which may do anything
+        metrics = {}
     if not metrics or None in metrics.values():
         raise TaskError(
-            f"evaluate(model) in {source} returned {_shortened(repr(result))}; expected a float, or a dict of floats "
+            f"evaluate(model) in {source} returned {_shown(result)}; expected a float, or a dict of floats "
             f"whose first entry is the headline."
         )
     return {name: value for name, value in metrics.items() if value is not None}
@@ -247,8 +250,15 @@ def _number(value: Any) -> float | None:
         return None
     try:
         return float(value.detach() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError):
+    except Exception:  # too large a number, a tensor without numbers, an object of the user's
         return None
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _shortened(repr(value))
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 def _where(error: BaseException, file: str) -> str:

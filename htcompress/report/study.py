@@ -9,8 +9,10 @@ from typing import Any
 
 from htcompress.errors import CheckpointError
 from htcompress.report.report import Report
+from htcompress.report.typed import parsed, shown, typed
 
 SCHEMA = "htcompress.study/1"
+KINDS = ("sweep", "compare")
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,20 @@ class Study:
     def from_json(cls, text: str, *, source: str = "study.json") -> Study:
         """The inverse of `to_json`. Raises `CheckpointError` where the text is no such study."""
         try:
-            data = json.loads(text)
+            data = parsed(text)
             if data["schema"] != SCHEMA:
-                raise CheckpointError(f"{source} has the schema {data['schema']!r}; expected {SCHEMA!r}.")
-            points = tuple(Point(**{**point, "case": Case(**point["case"])}) for point in data["points"])
-            return cls(**{**data, "dense": Dense(**data["dense"]), "points": points})
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{source} is not a study of htcompress: {error}. Run it again.") from error
+                raise CheckpointError(
+                    f"{source} has the schema {shown(data['schema'])}; expected {SCHEMA!r}. Run it again."
+                )
+            study = typed(cls, data)
+            if study.kind not in KINDS:
+                raise ValueError(f"its kind is {shown(study.kind)}; expected one of {', '.join(KINDS)}")
+            if any(point.case.budget is None and point.case.error is None for point in study.points):
+                raise ValueError("a case has neither a budget nor an error")
+            return study
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise CheckpointError(f"{source} is not a study of htcompress: {what}. Run it again.") from error
 
 
 def cases(formats: Sequence[str], *, budgets: Sequence[int] = (), errors: Sequence[float] = ()) -> list[Case]:
