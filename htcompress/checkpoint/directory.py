@@ -15,7 +15,7 @@ from htcompress.checkpoint.structure import check_config
 from htcompress.errors import CheckpointError
 from htcompress.isolation import on_the_cpu, user_code
 from htcompress.nn.recurrent import HTRecurrent, module_class
-from htcompress.nn.replace import recurrent_modules, with_stand_ins
+from htcompress.nn.replace import recurrent_modules, stand_ins, with_stand_ins
 from htcompress.nn.settings import RecurrentSettings, is_recurrent
 
 FORMAT = "htcompress.model/1"
@@ -61,12 +61,12 @@ def read_config(directory: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not valid: {error}. Convert the model again.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid: {str(error):.200}. Convert the model again.") from error
     found = config.get("format") if isinstance(config, dict) else None
     if found != FORMAT:
         raise CheckpointError(
-            f"{path} has the format {found!r}; this version reads {FORMAT!r}. Convert the model again."
+            f"{path} has the format {found!r:.80}; this version reads {FORMAT!r}. Convert the model again."
         )
     return dict(config)
 
@@ -86,7 +86,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
             same = {name: other for name, other in (file.metadata() or {}).items() if other in tensors}
         return tensors | {name: tensors[other] for name, other in same.items() if name not in tensors}
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Convert the model again.") from error
+        raise CheckpointError(f"{path} cannot be read: {str(error):.200}. Convert the model again.") from error
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _whole_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor], direc
 
 def _damaged(directory: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error}). Convert the model again."
+        f"{directory / 'config.json'} is damaged ({type(error).__name__}: {str(error):.200}). Convert the model again."
     )
 
 
@@ -147,7 +147,7 @@ def read_modules(directory: Path, state: Mapping[str, Any]) -> list[tuple[list[s
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CheckpointError(
                 f"{directory / 'config.json'} does not fit model.safetensors at layer {name!r} "
-                f"({type(error).__name__}: {error}). Convert the model again."
+                f"({type(error).__name__}: {str(error):.200}). Convert the model again."
             ) from error
         last = next(reversed(own))
         others = [key.removesuffix(last).removesuffix(".") for key in state if key == last or key.endswith("." + last)]
@@ -212,6 +212,9 @@ def assembled(
         held = compact.state_dict()
         here = [held[name] for name in held if name in state]
         problems = [f"lacks {n}" for n in missing if not any(same_tensor(held.get(n), t) for t in here)] + problems
+        for module in stand_ins(compact).values():
+            for gates in module.slots().values():
+                gates.places()  # raises ValueError where the words of an order are none
     except Exception as error:
         held = compact.state_dict()
         problems = [

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from htcompress.matrix.blocks import thin_product
 from htcompress.matrix.factored import Factored
-from htcompress.nn.order import decoded, encoded
+from htcompress.nn.order import decoded, encoded, order_words
 from htcompress.nn.plan import Plan
 from htcompress.nn.present import Remembered
 from htcompress.nn.settings import Kind, RecurrentSettings
@@ -313,7 +313,7 @@ class GateWeights(nn.Module):
         for name in config["biases"]:
             gates.register_parameter(name, nn.Parameter(torch.zeros(sizes[name], dtype=torch.float32, device="cpu")))
         if "order" in config:
-            gates.order = encoded(torch.arange(settings.hidden_size, device="cpu"))
+            gates.order = torch.zeros(order_words(settings.hidden_size), dtype=torch.int32, device="cpu")
         return gates
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
