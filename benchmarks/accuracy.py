@@ -21,14 +21,16 @@ from torch import nn
 
 from htcompress.checkpoint.inventory import inventory_of_model
 from htcompress.checkpoint.read import read_checkpoint
+from htcompress.data import Peeked, calibration_reading, stream, training_reading, training_stream
 from htcompress.errors import UnreachableError
 from htcompress.finetuning.distill import FineTuning, distill
 from htcompress.matrix import LayoutKind
-from htcompress.nn import HTRecurrent, HTWeight, replace_modules
+from htcompress.nn import HTRecurrent, HTWeight
+from htcompress.nn.replace import with_stand_ins
 from htcompress.observer import Observer
 from htcompress.pipeline import dense_model
-from htcompress.planning import Goal, LayerPlan, plan_layers
-from htcompress.planning.units import Arranged, arrange_units
+from htcompress.planning import Goal, LayerPlan, plan_model
+from htcompress.planning.units import unit_orders
 from htcompress.statistics.collect import collect
 from htcompress.task import Task, load_task
 
@@ -88,31 +90,37 @@ def run_case(name: str, size: str, rows: list[str], seed: int, steps: int) -> No
     )
     print(f"{'':34} {'numbers':>8} {'decomposed':>10} {'fine-tuned':>10} {'of dense':>9} {'s':>6} {'s':>6}")
     began = time.perf_counter()
-    statistics = collect(dense, task.calibration(), seed=seed)
-    with_data = arrange_units(dense, statistics, next(task.calibration()))
+    calibration = Peeked(task.calibration)
+    reading, _ = calibration_reading(dense, calibration.first)
+    statistics = collect(dense, stream(reading, calibration()), seed=seed)
+    layers = inventory_of_model(dense)
+    orders = unit_orders(layers, statistics)
     print(f"{'':34} statistics {time.perf_counter() - began:.1f} s", flush=True)
     known: dict[tuple[LayoutKind, bool], tuple[list[LayerPlan], float]] = {}
     for row in (ROWS[key] for key in rows):
-        arranged = with_data if row.weighted else Arranged(dense, {}, ())
         key = row.layout, row.weighted
         if key not in known:
             began = time.perf_counter()
-            goal, layers = Goal(budget=budget, layout=row.layout), inventory_of_model(arranged.model)
+            goal = Goal(budget=budget, layout=row.layout)
+            data = (statistics, orders if goal.folds else None) if row.weighted else ()
             try:
-                plans = plan_layers(layers, goal, arranged.statistics if row.weighted else None)
+                plans = plan_model(layers, goal, *data).layers
             except UnreachableError as error:
                 print(f"{row.label:34} {error.least:>8} is the least that it stores", flush=True)
                 continue
             known[key] = plans, time.perf_counter() - began
         plans, planned = known[key]
-        model = row.change(replace_modules(arranged.model, {p.name: p.build() for p in plans}).eval(), seed)
+        model = row.change(with_stand_ins(dense, {p.name: p.build() for p in plans}).eval(), seed)
         numbers = sum(m.parameter_count for m in model.modules() if isinstance(m, HTRecurrent))
-        assert numbers <= budget
+        if numbers > budget:
+            raise RuntimeError(f"{row.label} stores {numbers} numbers, more than {budget}.")
         decomposed = headline(task, model)
         began = time.perf_counter()
         options = FineTuning(steps=steps, seed=seed)
         # A fresh task: every row trains on the same data.
-        distill(model, arranged.model, load_task(place).training, loss=task.loss, options=options)
+        training = Peeked(load_task(place).training)
+        pairs = training_reading(dense, training.first, loss=task.loss, like=(calibration.first, reading))
+        distill(model, dense, training_stream(pairs, training), loss=task.loss, options=options)
         tuned = time.perf_counter() - began
         after = headline(task, model)
         print(
