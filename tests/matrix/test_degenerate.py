@@ -175,3 +175,14 @@ def test_the_defaults_of_torch_change_nothing(default: torch.dtype | str) -> Non
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(4, 1), (1, 4), (1, 1), (3, 1)])
+def test_what_nothing_makes_smaller_stays_dense(rows: int, cols: int) -> None:
+    """The recurrent matrix of a layer of one unit: its ladder is the matrix itself."""
+    matrix = torch.randn(rows, cols, generator=torch.Generator().manual_seed(4))
+    for inputs in (None, Inputs.of(data("normal", 24, cols))):
+        for search in searches(matrix, Metric(rows, cols, inputs=inputs)):
+            ladder = search.ladder()
+            assert ladder[-1].error == 0.0
+            assert all(choice.parameters <= rows * cols for choice in ladder)
