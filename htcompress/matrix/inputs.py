@@ -170,8 +170,8 @@ class SampledInputs(Inputs):
         return float(self._centre(seen.T).square().sum())
 
     @cached_property
-    def _mixed(self) -> Float[Tensor, "k cols"]:
-        """A few rows that stand for all: each holds cols / mode vectors of a mode, which is plenty."""
+    def _mixed(self) -> tuple[Float[Tensor, "k cols"], float]:
+        """A few rows that stand for all, and their unit: each holds cols / mode vectors of a mode, which is plenty."""
         rows = max(1, _MODE_NUMBERS // self.cols)
         if self.count <= rows:
             weights = torch.eye(self.count, dtype=torch.float32, device=self.kinds[0].tensor.device)
@@ -179,14 +179,16 @@ class SampledInputs(Inputs):
             generator = torch.Generator(device="cpu").manual_seed(0)
             signs = torch.randint(0, 2, (self.count, rows), generator=generator, dtype=torch.float32, device="cpu")
             weights = ((2 * signs - 1) / sqrt(rows)).to(self.kinds[0].tensor.device)
-        return self._transposed(self._centre(weights)).T
+        mixed = self._transposed(self._centre(weights)).T
+        # In a unit of their own: squares stay within the range of float32.
+        unit = float(mixed.abs().max()) or 1.0
+        return mixed / unit, unit
 
     def mode_moment(self, before: int, mode: int, after: int) -> Float[Tensor, "mode mode"]:
-        padded = F.pad(self._mixed, (0, before * mode * after - self.cols))
+        mixed, unit = self._mixed
+        padded = F.pad(mixed, (0, before * mode * after - self.cols))
         vectors = padded.reshape(-1, mode, after).movedim(1, 0).reshape(mode, -1)
-        largest = float(vectors.abs().max()) or 1.0
-        unit = vectors / largest
-        return (unit @ unit.T).double() * largest**2
+        return (vectors @ vectors.T).double() * unit**2
 
 
 class MomentInputs(Inputs):
