@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -169,6 +170,7 @@ def _replacing(file: Path) -> Iterator[Path]:
     """A place beside the file that takes the file's once it is written; what was there stays if it cannot be."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
+        _clear_remains(file)
         yield partial
         partial.replace(file)
     except OSError as error:
@@ -176,3 +178,21 @@ def _replacing(file: Path) -> Iterator[Path]:
         raise RequestError(f"{file} cannot be written: {reason}. Make room, or give another place.") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _clear_remains(file: Path) -> None:
+    """Remove what killed runs have left beside a file."""
+    for left in file.parent.glob(f".{glob.escape(file.name)}.*.partial"):
+        process = left.name.removeprefix(f".{file.name}.").removesuffix(".partial")
+        if process.isdigit() and not _alive(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OverflowError:
+        return False
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True

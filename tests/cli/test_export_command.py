@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,16 @@ def test_a_full_disk_leaves_what_was_there(htc: Command, folder: Path, monkeypat
     assert ended.code == 2
     assert "model.pt cannot be written: No space left on device. Make room" in ended.err
     assert listing(folder) == before
+
+
+def test_what_a_killed_run_has_left_is_removed(htc: Command, folder: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (folder / f".model.pt.{gone.pid}.partial").write_text("half")
+    (folder / ".model.pt.1.partial").write_text("of a process that runs")
+    (folder / ".model.pt.mine.partial").write_text("the user's own")
+    assert htc("export", "out", "model.pt", "--to", "dense").code == 0
+    assert sorted(path.name for path in folder.glob(".model*")) == [".model.pt.1.partial", ".model.pt.mine.partial"]
 
 
 def test_a_fault_of_the_tasks_code_is_none_of_the_disk(htc: Command, folder: Path) -> None:
