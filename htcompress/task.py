@@ -30,7 +30,7 @@ class Task:
 
     source: str
     module: ModuleType
-    folder: str
+    folder: str = "."
     """What the task imports from, as a script does from its own."""
 
     def has(self, name: str) -> bool:

@@ -119,6 +119,7 @@ def sample_report() -> Report:
             "scope": "auto",
             "layout": "auto",
             "format": "ht",
+            "unit_order": "auto",
             "task": "task.py",
             "layers": "*",
             "steps": 400,

@@ -44,6 +44,7 @@ REPORT: dict[str, Any] = {
         "scope": str,
         "layout": str,
         "format": str,
+        "unit_order": str,
         "task": (str, NoneType),
         "layers": str,
         "steps": int,
@@ -70,6 +71,7 @@ REPORT: dict[str, Any] = {
         "metrics": {str: {str: NUMBER}},
     },
     "frontier": list,
+    "left": {str: str},
     "latency": (dict, NoneType),
     "timings_s": {"statistics": MAYBE, "decompose": MAYBE, "finetune": MAYBE, "evaluate": MAYBE},
 }

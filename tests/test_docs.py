@@ -14,6 +14,7 @@ from small import Outcome, save_tagger, write_task
 
 import htcompress
 from htcompress import Goal
+from htcompress.data import arguments
 from htcompress.gate import read_targets
 from htcompress.nn import recurrent_modules
 from htcompress.task import load_task
@@ -61,8 +62,8 @@ def test_example_tasks_are_tasks(page: Path, text: str, tmp_path: Path) -> None:
     task = load_task(path)
     model = task.model()
     assert recurrent_modules(model)
-    for arguments in task.calibration():
-        model(*arguments)
+    for item in task.calibration():
+        model(*arguments(item))
     assert task.evaluate(model)
 
 

@@ -62,7 +62,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid: {str(error):.200}. Convert the model again.") from error
+        raise CheckpointError(f"{path} is not valid: {error!s:.200}. Convert the model again.") from error
     found = config.get("format") if isinstance(config, dict) else None
     if found != FORMAT:
         raise CheckpointError(
@@ -86,7 +86,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
             same = {name: other for name, other in (file.metadata() or {}).items() if other in tensors}
         return tensors | {name: tensors[other] for name, other in same.items() if name not in tensors}
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {str(error):.200}. Convert the model again.") from error
+        raise CheckpointError(f"{path} cannot be read: {error!s:.200}. Convert the model again.") from error
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _whole_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor], direc
 
 def _damaged(directory: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{directory / 'config.json'} is damaged ({type(error).__name__}: {str(error):.200}). Convert the model again."
+        f"{directory / 'config.json'} is damaged ({type(error).__name__}: {error!s:.200}). Convert the model again."
     )
 
 
@@ -147,7 +147,7 @@ def read_modules(directory: Path, state: Mapping[str, Any]) -> list[tuple[list[s
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise CheckpointError(
                 f"{directory / 'config.json'} does not fit model.safetensors at layer {name!r} "
-                f"({type(error).__name__}: {str(error):.200}). Convert the model again."
+                f"({type(error).__name__}: {error!s:.200}). Convert the model again."
             ) from error
         last = next(reversed(own))
         others = [key.removesuffix(last).removesuffix(".") for key in state if key == last or key.endswith("." + last)]

@@ -168,6 +168,13 @@ def _nearest_file() -> Path | None:
     return next((p for folder in (here, *here.parents) if (p := folder / "pyproject.toml").is_file()), None)
 
 
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # a number of thousands of digits
+        return f"one {type(value).__name__}"
+
+
 def _table(data: Mapping[str, Any], key: str, name: str, source: Path) -> dict[str, Any]:
     value = data.get(key, {})
     if not isinstance(value, dict):
@@ -182,8 +189,7 @@ def _section(table: Mapping[str, Any], name: str, source: Path) -> _Section:
         where = f"{source}: [{name}] {key}"
         if key in PLACES:
             if not isinstance(value, str) or not value.strip() or "\0" in value:
-                found = f"{value!r:.80}" if isinstance(value, str) else f"a {type(value).__name__}"
-                raise RequestError(f"{where} is the path of a report or an output directory; found {found}.")
+                raise RequestError(f"{where} is the path of a report or an output directory; found {_shown(value)}.")
             places[key] = source.parent / value
         elif key in RULES:
             # Quotes are for units only: a quoted number is a slip that other tools would read as text.

@@ -25,6 +25,7 @@ CONVERT = ("convert", "model.pt", "--budget", "400", "--layout", "svd")
 STAGES = [
     "reading the checkpoint",
     "evaluating the dense model",
+    "trying stand-ins",
     "calibrating",
     "decomposing",
     "evaluating the decomposed model",
