@@ -178,6 +178,9 @@ class Child:
         if self.pid == 0:
             os.setsid()
             os.chdir(folder)
+            # Whoever started this may ignore SIGINT: a shell does for a job in the background.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             for stream, name in ((1, "stdout"), (2, "stderr")):
                 os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
             os.environ |= {"TMPDIR": str(self.temporary), "JOBLIB_TEMP_FOLDER": str(self.temporary)}
@@ -301,7 +304,7 @@ class Trial:
         try:
             shutil.copytree(aside, made, dirs_exist_ok=True)
             used = shutil.disk_usage(made).used
-            size = used + 4096 * int(part * 1.2 * self.bytes / 4096 + 1)
+            size = used + 4096 * int(part * 2 * self.bytes / 4096 + 1)
             subprocess.run(["mount", "-o", f"remount,size={size}", made], check=True)
             yield None
             shutil.rmtree(aside)
