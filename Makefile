@@ -21,6 +21,7 @@ lint: $(VENV)/.development
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.development

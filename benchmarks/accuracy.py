@@ -19,20 +19,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from htcompress.checkpoint.inventory import inventory_of_model
-from htcompress.checkpoint.read import read_checkpoint
-from htcompress.data import Peeked, calibration_reading, stream, training_reading, training_stream
+from htcompress.data import Data, Peeked, training_stream
 from htcompress.errors import UnreachableError
-from htcompress.finetuning.distill import FineTuning, distill
-from htcompress.matrix import LayoutKind
-from htcompress.nn import HTRecurrent, HTWeight
-from htcompress.nn.replace import with_stand_ins
+from htcompress.model.inventory import inventory_of_model
+from htcompress.model.proof import prove
+from htcompress.model.replace import recurrent_modules
+from htcompress.nn import HTRecurrent, Weight
 from htcompress.observer import Observer
-from htcompress.pipeline import dense_model
-from htcompress.planning import Goal, LayerPlan, plan_model
-from htcompress.planning.units import unit_orders
-from htcompress.statistics.collect import collect
+from htcompress.opening import dense_model
+from htcompress.planning import Plan
+from htcompress.request import FineTuning, Goal
+from htcompress.sources.read import read_checkpoint
+from htcompress.stages import arranged, compact_model, observed, planned, reading_of_training, tried, tuned
 from htcompress.task import Task, load_task
+from htcompress.vocabulary import LayoutKind
 
 HERE = Path(__file__).parent
 SAMPLES, CACHE = HERE.parent / "sample_models", HERE / ".cache"
@@ -61,7 +61,7 @@ def randomised(model: nn.Module, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, HTWeight):
+            if isinstance(module, Weight) and not module.is_dense:
                 for core in module.parameters():
                     drawn = torch.randn(core.shape, generator=generator)
                     core.copy_(drawn * core.norm() / drawn.norm())
@@ -90,42 +90,44 @@ def run_case(name: str, size: str, rows: list[str], seed: int, steps: int) -> No
     )
     print(f"{'':34} {'numbers':>8} {'decomposed':>10} {'fine-tuned':>10} {'of dense':>9} {'s':>6} {'s':>6}")
     began = time.perf_counter()
+    data, observer = Data.of_task(task), Observer()
     calibration = Peeked(task.calibration)
-    reading, _ = calibration_reading(dense, calibration.first)
-    statistics = collect(dense, stream(reading, calibration()), seed=seed)
-    layers = inventory_of_model(dense)
-    orders = unit_orders(layers, statistics)
+    batch = tried(dense, data, calibration, None)
+    if batch is None:
+        raise RuntimeError("A case has calibration data.")
+    proof = prove(dense, list(recurrent_modules(dense)), batch.arguments, batch.answer)
+    statistics = observed(dense, proof, calibration, batch, seed, observer)
     print(f"{'':34} statistics {time.perf_counter() - began:.1f} s", flush=True)
-    known: dict[tuple[LayoutKind, bool], tuple[list[LayerPlan], float]] = {}
+    known: dict[tuple[LayoutKind, bool], tuple[Plan, float]] = {}
     for row in (ROWS[key] for key in rows):
         key = row.layout, row.weighted
         if key not in known:
             began = time.perf_counter()
             goal = Goal(budget=budget, layout=row.layout)
-            data = (statistics, orders if goal.folds else None) if row.weighted else ()
+            ready = arranged(dense, proof, statistics if row.weighted else None, batch, goal)
             try:
-                plans = plan_model(layers, goal, *data).layers
+                plan = planned(ready.layers, goal, ready.statistics, ready.orders, observer)
             except UnreachableError as error:
                 print(f"{row.label:34} {error.least:>8} is the least that it stores", flush=True)
                 continue
-            known[key] = plans, time.perf_counter() - began
-        plans, planned = known[key]
-        model = row.change(with_stand_ins(dense, {p.name: p.build() for p in plans}).eval(), seed)
+            known[key] = plan, time.perf_counter() - began
+        plan, spent = known[key]
+        model = row.change(compact_model(dense, plan, proof.tied)[0], seed)
         numbers = sum(m.parameter_count for m in model.modules() if isinstance(m, HTRecurrent))
         if numbers > budget:
             raise RuntimeError(f"{row.label} stores {numbers} numbers, more than {budget}.")
         decomposed = headline(task, model)
         began = time.perf_counter()
-        options = FineTuning(steps=steps, seed=seed)
         # A fresh task: every row trains on the same data.
+        data = Data.of_task(load_task(place))
         training = Peeked(load_task(place).training)
-        pairs = training_reading(dense, training.first, loss=task.loss, like=(calibration.first, reading))
-        distill(model, dense, training_stream(pairs, training), loss=task.loss, options=options)
-        tuned = time.perf_counter() - began
+        reading = reading_of_training(dense, data, training, batch)
+        tuned(model, dense, training_stream(reading, training), data, FineTuning(steps=steps, seed=seed), observer)
+        seconds = time.perf_counter() - began
         after = headline(task, model)
         print(
             f"{row.label:34} {numbers:8,} {decomposed:10.4f} {after:10.4f} {after / reference:9.3f} "
-            f"{planned:6.1f} {tuned:6.1f}",
+            f"{spent:6.1f} {seconds:6.1f}",
             flush=True,
         )
 

@@ -11,36 +11,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from htcompress.checkpoint.directory import load
+    from htcompress.checks import Verdict, check
+    from htcompress.compression import Compressed, compress, convert, save
+    from htcompress.continuing import evaluate, finetune
+    from htcompress.directory.read import load
     from htcompress.errors import HTCompressError
     from htcompress.exporting import Exported, export
-    from htcompress.finetuning.distill import FineTuning
-    from htcompress.gate import Verdict, check
-    from htcompress.pipeline import compress, convert, evaluate, finetune, save
-    from htcompress.planning import Goal, Scope, UnitOrder
     from htcompress.report import Report, read_report
-    from htcompress.stages import Compressed
+    from htcompress.request import FineTuning, Goal
+    from htcompress.vocabulary import Scope, UnitOrder
 
 # Names are imported when they are used: `import htcompress` costs no torch.
 _HOMES = {
-    "Compressed": "htcompress.stages",
+    "Compressed": "htcompress.compression",
     "Exported": "htcompress.exporting",
-    "FineTuning": "htcompress.finetuning.distill",
-    "Goal": "htcompress.planning",
+    "FineTuning": "htcompress.request",
+    "Goal": "htcompress.request",
     "HTCompressError": "htcompress.errors",
     "Report": "htcompress.report",
-    "Scope": "htcompress.planning",
-    "UnitOrder": "htcompress.planning",
-    "Verdict": "htcompress.gate",
-    "check": "htcompress.gate",
-    "compress": "htcompress.pipeline",
-    "convert": "htcompress.pipeline",
-    "evaluate": "htcompress.pipeline",
+    "Request": "htcompress.request",
+    "Scope": "htcompress.vocabulary",
+    "UnitOrder": "htcompress.vocabulary",
+    "Verdict": "htcompress.checks",
+    "check": "htcompress.checks",
+    "compress": "htcompress.compression",
+    "convert": "htcompress.compression",
+    "evaluate": "htcompress.continuing",
     "export": "htcompress.exporting",
-    "finetune": "htcompress.pipeline",
-    "load": "htcompress.checkpoint.directory",
+    "finetune": "htcompress.continuing",
+    "load": "htcompress.directory.read",
     "read_report": "htcompress.report",
-    "save": "htcompress.pipeline",
+    "save": "htcompress.compression",
 }
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Goal",
     "HTCompressError",
     "Report",
+    "Request",
     "Scope",
     "UnitOrder",
     "Verdict",

@@ -22,7 +22,7 @@ from htcompress.errors import HTCompressError, TaskError
 from htcompress.finetuning.distill import Batches
 from htcompress.finetuning.objective import TaskLoss
 from htcompress.isolation import user_code
-from htcompress.proof import Answer, answer
+from htcompress.model.proof import Answer, answer
 from htcompress.task import Task, metrics_of, output_of
 from htcompress.values import Arguments, fresh, mapped
 

@@ -48,7 +48,8 @@ def number(text: str) -> float | None:
     (2500.0, None)
     """
     match = re.fullmatch(r"(.*?)\s*([kmg]?)", text.strip().lower(), re.DOTALL)
-    assert match is not None
+    if match is None:
+        return None
     try:
         # A comma parts thousands; it is no decimal point.
         value = float(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", match[1])) * _UNITS[match[2]]

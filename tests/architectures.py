@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import htcompress
-from htcompress import FineTuning
 from htcompress.errors import HTCompressError
+from htcompress.request import FineTuning
 from htcompress.values import difference, leaves, precision_of
 
 BEYOND = 10**8

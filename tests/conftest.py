@@ -11,7 +11,18 @@ from pathlib import Path
 from jaxtyping import install_import_hook
 
 # Where shapes stand in signatures; the rank search, which has none, is called too often to be checked.
-CHECKED = ["matrix", "nn", "planning", "statistics", "tensor.hsvd", "tensor.ht"]
+CHECKED = [
+    "matrix",
+    "forms.dense",
+    "forms.ht",
+    "forms.ht_decompose",
+    "forms.refine",
+    "nn",
+    "planning",
+    "model",
+    "tensor.hsvd",
+    "tensor.ht",
+]
 hook = install_import_hook([f"htcompress.{name}" for name in CHECKED], "checking.check")
 hook.__enter__()
 

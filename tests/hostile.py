@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from htcompress.checkpoint.read import read_checkpoint
 from htcompress.errors import CheckpointError
+from htcompress.sources.read import read_checkpoint
 
 MEMORY = 256_000_000  # bytes more than before; the files here have some hundred kilobytes at most
 SECONDS = 5.0

@@ -7,7 +7,8 @@ import itertools
 import torch
 from torch import nn
 
-from htcompress.matrix import HTMatrix, Layout
+from htcompress.forms.ht import HTMatrix
+from htcompress.matrix import Layout
 from htcompress.nn import DenseSlot, GateMatrices, HTRecurrent, RecurrentSettings, module_class
 
 INPUTS, HIDDEN = 6, 5
@@ -36,7 +37,8 @@ def drop_in(module: nn.Module, scope: str = "integrated", layout: str = "split")
         if scope == "dense":
             matrices.append(slot.matrices())
         elif scope == "input":
-            matrices.append(GateMatrices(ih=full_rank(slot.ih, layout), hh=slot.hh, hr=slot.hr, **biases))
+            dense = slot.matrices()
+            matrices.append(GateMatrices(ih=full_rank(slot.ih, layout), hh=dense.hh, hr=dense.hr, **biases))
         elif scope == "separate":
             ih, hh = full_rank(slot.ih, layout), full_rank(slot.hh, layout)
             matrices.append(GateMatrices(ih=ih, hh=hh, hr=hr, **biases))

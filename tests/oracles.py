@@ -106,7 +106,7 @@ def dense_of(ht: HTTensor) -> Tensor:
     d = ht.tree.order
     for node, stored in zip(ht.tree.nodes, ht.cores, strict=True):
         shape = core_shape(ht.tree, ht.shape, ht.ranks, node.index)
-        core = np.eye(max(shape)).reshape(shape) if stored is None else stored.detach().double().numpy()
+        core = np.eye(max(shape)).reshape(shape) if not isinstance(stored, Tensor) else stored.detach().double().numpy()
         below = [node.leaves[0]] if node.children is None else [d + child for child in node.children]
         operands += [core, [*below, d + node.index]]
     dense = np.einsum(*operands, [*range(d), d + ht.tree.root.index], optimize="greedy")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from htcompress.nn.settings import Kind, RecurrentSettings
+from dataclasses import asdict
+
+from htcompress.nn.settings import RecurrentSettings
 from htcompress.report import Latency, LayerReport, MatrixReport, Quality, Report, Timings, Totals
+from htcompress.request import FineTuning
+from htcompress.vocabulary import Kind
 
 SPLIT = MatrixReport(
     name="encoder.rnn.l0",
@@ -122,8 +126,11 @@ def sample_report() -> Report:
             "unit_order": "auto",
             "task": "task.py",
             "layers": "*",
+            "weights": None,
+            "device": "cpu",
             "steps": 400,
             "time_limit": None,
+            "finetuning": asdict(FineTuning()),
         },
         totals=totals,
         layers=(lstm, cell),

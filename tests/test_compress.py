@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import htcompress
-from htcompress import FineTuning, Goal
 from htcompress.data import to_device
 from htcompress.errors import CheckpointError, HTCompressError, RequestError, TaskError, UnreachableError
-from htcompress.matrix import LayoutKind
 from htcompress.nn import HTRecurrent
+from htcompress.request import FineTuning, Goal
+from htcompress.vocabulary import LayoutKind
 
 SVD = Goal(budget=400, layout=LayoutKind.SVD)
 """A goal that is planned fast; what is tested here does not depend on the layout."""

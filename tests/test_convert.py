@@ -12,10 +12,10 @@ from small import INPUTS, Listener, Tagger, Twice, clips, equal, save_tagger, ta
 from torch import Tensor, nn
 
 import htcompress
-from htcompress import FineTuning, Goal
-from htcompress.checkpoint.directory import load, read_config, read_tensors
+from htcompress.directory.read import load, read_config, read_tensors
 from htcompress.errors import CheckpointError, RequestError
-from htcompress.matrix import LayoutKind
+from htcompress.request import FineTuning, Goal
+from htcompress.vocabulary import LayoutKind
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 SVD = Goal(budget=400, layout=LayoutKind.SVD)

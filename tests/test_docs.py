@@ -13,10 +13,10 @@ from htcompress_cli.reference import reference
 from small import Outcome, save_tagger, write_task
 
 import htcompress
-from htcompress import Goal
+from htcompress.checks import read_targets
 from htcompress.data import arguments
-from htcompress.gate import read_targets
-from htcompress.nn import recurrent_modules
+from htcompress.model.replace import recurrent_modules
+from htcompress.request import Goal
 from htcompress.task import load_task
 
 ROOT = Path(__file__).parent.parent

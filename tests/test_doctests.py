@@ -47,4 +47,4 @@ def test_docstrings(found: dict[str, Any], name: str) -> None:
 
 def test_there_are_examples(found: dict[str, Any]) -> None:
     names = {name for examples, _ in found.values() for name in examples}
-    assert {"htcompress", "htcompress.pipeline.compress", "htcompress.numbers.whole"} <= names
+    assert {"htcompress", "htcompress.compression.compress", "htcompress.numbers.whole"} <= names

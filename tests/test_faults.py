@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import htcompress
-from htcompress import FineTuning, Goal
 from htcompress.errors import CheckpointError, HTCompressError, RequestError, TaskError
 from htcompress.report import read_report
+from htcompress.request import FineTuning, Goal
 
 BEYOND = 10**7
 """A budget beyond all need: the result equals the model."""

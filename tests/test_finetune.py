@@ -14,12 +14,12 @@ from small import Listener, clips, save_tagger, tagger, write_task
 from torch import nn
 
 import htcompress
-from htcompress import FineTuning, Goal, UnitOrder
-from htcompress.checkpoint.directory import load
+from htcompress.directory.read import load
 from htcompress.errors import CheckpointError, TaskError
 from htcompress.finetuning.distill import distill
-from htcompress.matrix import LayoutKind
 from htcompress.report import read_report
+from htcompress.request import FineTuning, Goal
+from htcompress.vocabulary import LayoutKind, UnitOrder
 
 SVD = Goal(budget=400, layout=LayoutKind.SVD)
 """A goal that is planned fast; what is tested here does not depend on the layout."""

@@ -52,13 +52,14 @@ import typer.main
 from htcompress_cli import commands, main
 from small import Tagger, listing, save_tagger, tagger, write_task
 
+import htcompress.compression
+import htcompress.continuing
 import htcompress.exporting.layer
 import htcompress.exporting.model
-import htcompress.pipeline
 import htcompress.report.html
 import htcompress.report.terminal
 import htcompress.study.run
-from htcompress.checkpoint.directory import load
+from htcompress.directory.read import load
 from htcompress.report import read_report
 
 WARM = (
@@ -174,6 +175,8 @@ class Child:
     def __init__(self, folder: Path, command: tuple[str, ...], limit: int | None = None) -> None:
         self.folder, self.temporary = folder, folder / "tmp"
         self.temporary.mkdir(exist_ok=True)
+        for name in ("stdout", "stderr"):  # a child may be stopped before it has opened them
+            (folder / name).touch()
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()

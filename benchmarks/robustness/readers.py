@@ -19,17 +19,17 @@ import torch
 from torch import nn
 
 import htcompress
-from htcompress.checkpoint.directory import read_config
-from htcompress.checkpoint.inventory import inventory, names_of
-from htcompress.checkpoint.read import read_checkpoint
-from htcompress.checkpoint.structure import check_config
+from htcompress.checks import config as gate
+from htcompress.checks import verdict, views
+from htcompress.directory.read import read_config
+from htcompress.directory.structure import check_config
 from htcompress.errors import CheckpointError
-from htcompress.gate import config as gate
-from htcompress.gate import verdict, views
+from htcompress.model.inventory import inventory, names_of
 from htcompress.report import model_card, read_report, to_html, to_markdown
 from htcompress.report.html import study_to_html
 from htcompress.report.study import Case, Dense, Point, Study
 from htcompress.report.terminal import to_terminal
+from htcompress.sources.read import read_checkpoint
 from htcompress.task import metrics_of
 
 try:
@@ -176,7 +176,7 @@ def read_directory(changed: str) -> Callable[[bytes, Path], object]:
         place.mkdir(exist_ok=True)
         for name in ("config.json", "model.safetensors"):
             (place / name).write_bytes(data if name == changed else directory()[name])
-        from htcompress.checkpoint.directory import read_tensors
+        from htcompress.directory.read import read_tensors
 
         # As `load` does it: first the structure, then what is built of it.
         check_config(read_config(place), str(place / "config.json"), read_tensors(place))

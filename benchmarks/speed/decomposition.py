@@ -54,7 +54,8 @@ def contestants() -> dict[str, Callable[[Any, Any], Any]]:
     import torchtt
     from tensorly.decomposition import tensor_train
 
-    from htcompress.matrix import HTMatrix, Layout
+    from htcompress.forms.ht import HTMatrix
+    from htcompress.matrix import Layout
     from htcompress.tensor import ht_svd
 
     layout = Layout.paired(ROWS, COLS)
@@ -81,7 +82,7 @@ def measure(result: Any, x: Any) -> tuple[float, str]:
     import numpy as np
     import torch
 
-    from htcompress.matrix import HTMatrix
+    from htcompress.forms.ht import HTMatrix
     from htcompress.tensor import HTTensor
 
     if isinstance(result, HTMatrix):
@@ -142,7 +143,8 @@ def scaling(rounds: int, threads: int) -> None:
     """Time against size, from one to sixty million numbers; paired layouts of four leaves."""
     from timing import medians
 
-    from htcompress.matrix import HTMatrix, Layout
+    from htcompress.forms.ht import HTMatrix
+    from htcompress.matrix import Layout
 
     sizes, times = [], []
     for cols in ((8, 8, 4, 4), (8, 10, 8, 6), (8, 10, 16, 6), (8, 20, 16, 9), (8, 20, 20, 9), (8, 20, 20, 18)):

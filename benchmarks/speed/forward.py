@@ -26,9 +26,11 @@ def ours() -> dict[str, Any]:
     """One matrix for all, split, as `convert --budget 8808` finds it; and a paired layout of the inputs' matrix."""
     import torch
 
-    from htcompress.matrix import HTMatrix, Layout
-    from htcompress.nn import HTLSTM, GateMatrices, Kind, RecurrentSettings
+    from htcompress.forms.ht import HTMatrix
+    from htcompress.matrix import Layout
+    from htcompress.nn import HTLSTM, GateMatrices, RecurrentSettings
     from htcompress.tensor import HTTensor
+    from htcompress.vocabulary import Kind
 
     def random(layout: Layout, ranks: list[int]) -> HTMatrix:
         zeros = HTTensor.zeros(layout.tree, layout.shape, ranks)

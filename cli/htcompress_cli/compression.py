@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from htcompress.errors import RequestError
 from htcompress_cli.consoles import open_screen, result_console
 from htcompress_cli.options import (
     Checkpoint,
@@ -30,8 +29,7 @@ from htcompress_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from htcompress.pipeline import Compressed
-    from htcompress.planning import Goal
+    from htcompress.compression import Compressed
 
 
 def inspect(
@@ -42,7 +40,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """List the recurrent layers found, their sizes and spectra, and what a few budgets would give."""
-    from htcompress.report.inspection import inspect_checkpoint, inspection_to_terminal
+    from htcompress.inspection import inspect_checkpoint, inspection_to_terminal
 
     found = inspect_checkpoint(checkpoint, layers=layers, weights=weights)
     if as_json:
@@ -87,28 +85,33 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Compress a checkpoint: calibrate, decompose, fine-tune, evaluate, write the output directory."""
-    goal = _goal(budget, error, ratio, scope, layout, form, unit_order)
+    from htcompress.request import Request
+
+    request = Request.of_options(
+        budget=budget,
+        error=error,
+        ratio=ratio,
+        scope=scope,
+        layout=layout,
+        format=form,
+        unit_order=unit_order,
+        layers=layers,
+        finetuning=finetuning_of(steps, time_limit, seed) if finetune else None,
+        seed=seed,
+        task=None if task is None else str(task),
+        weights=weights,
+        device=device,
+    )
     place = output if output is not None else Path(f"{checkpoint.stem}-ht")
-    options = finetuning_of(steps, time_limit, seed) if finetune else None
-    from htcompress.checkpoint.writing import check_writable
+    from htcompress.directory.write import check_writable
 
     check_writable(place)
-    from htcompress import pipeline
+    from htcompress import compression
 
     with open_screen(quiet) as screen:
-        result = pipeline.convert(
-            checkpoint,
-            goal=goal,
-            task=task,
-            layers=layers,
-            weights=weights,
-            finetuning=options,
-            seed=seed,
-            device=device,
-            observer=screen,
-        )
+        result = compression.converted(checkpoint, request, observer=screen)
         screen.stage("writing")
-        pipeline.save(result, place)
+        compression.save(result, place)
     _show(result, place, as_json)
 
 
@@ -129,18 +132,18 @@ def finetune(
 ) -> None:
     """Continue fine-tuning of an output directory; it is replaced when all is done."""
     options = finetuning_of(steps, time_limit, seed)
-    from htcompress import pipeline
-    from htcompress.checkpoint.directory import read_config
-    from htcompress.checkpoint.writing import check_writable
+    from htcompress import compression, continuing
+    from htcompress.directory.read import read_config
+    from htcompress.directory.write import check_writable
 
     read_config(directory)
     check_writable(directory)
     with open_screen(quiet) as screen:
-        result = pipeline.finetune(
+        result = continuing.finetune(
             directory, task=task, teacher=teacher, options=options, device=device, observer=screen
         )
         screen.stage("writing")
-        pipeline.save(result, directory)
+        compression.save(result, directory)
     _show(result, directory, as_json)
 
 
@@ -154,40 +157,16 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Measure the task's metric of an output directory or of a dense checkpoint."""
-    from htcompress import pipeline
+    from htcompress import continuing
 
     with open_screen(quiet) as screen:
-        metrics = pipeline.evaluate(source, task=task, weights=weights, device=device, observer=screen)
+        metrics = continuing.evaluate(source, task=task, weights=weights, device=device, observer=screen)
     if as_json:
         # JSON has no NaN: null, as everything that is not known.
         typer.echo(json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}, indent=2))
         return
     for name, value in metrics.items():
         typer.echo(f"{name}  {value:.6g}")
-
-
-def _goal(
-    budget: str | None, error: str | None, ratio: str | None, scope: str, layout: str, form: str, unit_order: str
-) -> Goal:
-    from htcompress.numbers import real, whole
-
-    numbers = (
-        None if budget is None else whole(budget, "--budget", "5000, 5k or 1.5m"),
-        None if error is None else real(error, "--error", "0.1"),
-        None if ratio is None else real(ratio, "--ratio", "100"),
-    )
-    if all(number is None for number in numbers):
-        raise RequestError(
-            "convert needs a goal: --budget N (numbers to store, such as 5000 or 5k), --error E (relative error of the "
-            "weights, such as 0.1) or --ratio R (times smaller, such as 100)."
-        )
-    from htcompress.formats import Format
-    from htcompress.matrix import LayoutKind
-    from htcompress.pipeline import one_of
-    from htcompress.planning.goal import Goal, Scope, UnitOrder
-
-    forms = one_of(Scope, scope, "--scope"), one_of(LayoutKind, layout, "--layout"), one_of(Format, form, "--format")
-    return Goal(*numbers, *forms, one_of(UnitOrder, unit_order, "--unit-order"))
 
 
 def _show(result: Compressed, place: Path, as_json: bool) -> None:

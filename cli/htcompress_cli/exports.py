@@ -35,8 +35,8 @@ def export(
     For onnx a task gives the model around the layers; without one the recurrent layers are exported alone.
     """
     from htcompress import exporting
-    from htcompress.pipeline import one_of
     from htcompress.report import words
+    from htcompress.vocabulary import one_of
 
     destination = one_of(exporting.Destination, to, "--to")
     with open_screen(quiet) as screen:

@@ -15,7 +15,7 @@ from htcompress_cli.consoles import result_console
 from htcompress_cli.options import Debug, Json
 
 if TYPE_CHECKING:
-    from htcompress.gate import Verdict
+    from htcompress.checks import Verdict
 
 AGAINST = "Limits against a baseline"
 
@@ -84,7 +84,7 @@ def check(
         "max_metric_change": max_metric_change,
         "max_output_error_change": max_output_error_change,
     }
-    from htcompress.gate import exit_code, judge, read_targets, views
+    from htcompress.checks import exit_code, judge, read_targets, views
 
     given = {name: text for name, text in limits.items() if text is not None}
     targets = read_targets(report, names=target or (), config=config, options=given, baseline=baseline)
@@ -108,7 +108,7 @@ def check(
 
 def _tell_github(verdicts: Sequence[Verdict]) -> None:
     """Annotations and the step summary, where this is a job of GitHub Actions."""
-    from htcompress.gate import views
+    from htcompress.checks import views
 
     if os.environ.get("GITHUB_ACTIONS") == "true":
         # The runner reads both streams; stdout may be somebody's JSON.

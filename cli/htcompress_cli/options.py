@@ -11,7 +11,7 @@ import typer
 from htcompress.errors import RequestError
 
 if TYPE_CHECKING:
-    from htcompress.finetuning.distill import FineTuning
+    from htcompress.request import FineTuning
 
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CKPT", help="A trained state_dict: .pt, .pth, .ckpt, .safetensors.")
@@ -67,7 +67,7 @@ def finetuning_of(steps: str | None, time_limit: str | None, seed: int) -> FineT
     seconds = None if time_limit is None else real(time_limit, "--time-limit", "60")
     if seconds is not None and seconds <= 0:
         raise RequestError(f"--time-limit is a number of seconds, above 0; found {time_limit}.")
-    from htcompress.finetuning.distill import FineTuning
+    from htcompress.request import FineTuning
 
     options = FineTuning(seed=seed, time_limit=seconds)
     return options if count is None else replace(options, steps=count)

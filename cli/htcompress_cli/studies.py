@@ -120,8 +120,8 @@ def compare(
 
 
 def _place(jobs: int | None, engine: str, scheduler: str | None) -> Place:
-    from htcompress.pipeline import one_of
     from htcompress.study import Engine, Place
+    from htcompress.vocabulary import one_of
 
     return Place(jobs, one_of(Engine, engine, "--engine"), scheduler)
 

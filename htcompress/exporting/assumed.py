@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from htcompress.errors import RequestError
+from htcompress.nn.recurrence import with_nonlinearity
 from htcompress.nn.recurrent import HTRecurrent
-from htcompress.nn.settings import Kind
 from htcompress.observer import Observer
 from htcompress.report import Report
-
-_KINDS = {"tanh": Kind.RNN_TANH, "relu": Kind.RNN_RELU}
 
 Modules = list[tuple[list[str], HTRecurrent]]
 
@@ -43,28 +41,29 @@ def told_apart(
 
     Raises `RequestError` where an RNN's nonlinearity is not known, or something else is said of one that is.
     """
-    if nonlinearity is not None and nonlinearity not in _KINDS:
+    if nonlinearity is not None and with_nonlinearity(nonlinearity) is None:
         raise RequestError(f"--nonlinearity is tanh or relu; found {nonlinearity!r}.")
     found: list[tuple[list[str], HTRecurrent]] = []
     open_rnns, assumed = [], []
     for names, given in modules:
         module, settings, missing = given, given.settings, unknown.get(names[0], ())
         shown = names[0] or "(top level)"
-        if settings.kind in _KINDS.values():
-            told = None if nonlinearity is None else _KINDS[nonlinearity]
+        own = settings.recurrence.nonlinearity
+        if own is not None:
+            told = None if nonlinearity is None else with_nonlinearity(nonlinearity)
             if "nonlinearity" in missing and told is None:
                 open_rnns.append(shown)
-            elif "nonlinearity" not in missing and told not in (None, settings.kind):
+            elif "nonlinearity" not in missing and told is not None and told.kind != settings.kind:
                 raise RequestError(
-                    f"Layer {shown} of {place} is known to compute {settings.kind.removeprefix('rnn_')}, so "
+                    f"Layer {shown} of {place} is known to compute {own}, so "
                     f"--nonlinearity {nonlinearity} does not fit it; leave it out."
                 )
             elif told is not None:
-                module = type(module)(replace(settings, kind=told), list(module.slots().values())).eval()
+                module = type(module)(replace(settings, kind=told.kind), list(module.slots().values())).eval()
         if "batch_first" in missing and not settings.cell:
             assumed.append(shown)
         found.append((names, module))
-    if nonlinearity is not None and not any(module.settings.kind in _KINDS.values() for _, module in found):
+    if nonlinearity is not None and all(module.settings.recurrence.nonlinearity is None for _, module in found):
         kinds = ", ".join(dict.fromkeys(module.settings.kind.value for _, module in found))
         raise RequestError(f"--nonlinearity is for RNNs; the layers of {place} are of another kind ({kinds}).")
     if open_rnns:

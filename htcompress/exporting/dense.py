@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from htcompress.checkpoint.directory import read_modules, read_state
+from htcompress.directory.read import read_modules, read_state
 from htcompress.nn.recurrent import HTRecurrent
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from htcompress.checkpoint.directory import load, read_config, read_modules, read_state
+from htcompress.directory.read import load, read_config, read_modules, read_state
 from htcompress.errors import RequestError
 from htcompress.exporting.dense import dense_tensors
+from htcompress.files import replacing
 from htcompress.observer import Observer
 from htcompress.report import read_report
 from htcompress.task import load_task
@@ -100,7 +99,7 @@ def export(
         loaded.require("model", "calibration", purpose="exporting the whole model")
         model = load(place, loaded.model(), strict=False)
         made, error, fixed = whole_model(model, loaded, observer)
-        with _replacing(file) as partial:
+        with replacing(file) as partial:
             partial.write_bytes(made)
         return Exported((file,), error, fixed)
     modules = read_modules(place, read_state(place))
@@ -119,7 +118,7 @@ def export(
         files.append(file if len(modules) == 1 else file.with_name(f"{file.stem}.{name or 'recurrent'}{file.suffix}"))
         worst = max(worst, error)
     for path, made in zip(files, models, strict=True):
-        with _replacing(path) as partial:
+        with replacing(path) as partial:
             partial.write_bytes(made)
     return Exported(tuple(files), worst)
 
@@ -145,7 +144,7 @@ def _check_onnx() -> None:
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    with _replacing(file) as partial:
+    with replacing(file) as partial:
         if file.suffix == ".safetensors":
             from safetensors.torch import save_file
 
@@ -163,36 +162,3 @@ def _written(write: Callable[[], None]) -> None:
         write()
     except (RuntimeError, SafetensorError) as error:
         raise OSError(str(error).splitlines()[0]) from error
-
-
-@contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """A place beside the file that takes the file's once it is written; what was there stays if it cannot be."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        _clear_remains(file)
-        yield partial
-        partial.replace(file)
-    except OSError as error:
-        reason = error.strerror or error
-        raise RequestError(f"{file} cannot be written: {reason}. Make room, or give another place.") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _clear_remains(file: Path) -> None:
-    """Remove what killed runs have left beside a file."""
-    for left in file.parent.glob(f".{glob.escape(file.name)}.*.partial"):
-        process = left.name.removeprefix(f".{file.name}.").removesuffix(".partial")
-        if process.isdigit() and not _alive(int(process)):
-            left.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OverflowError:
-        return False
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)
-    return True

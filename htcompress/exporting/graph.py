@@ -63,6 +63,12 @@ class Graph:
         """A slice along one axis."""
         return self.add("Slice", value, self.whole(start), self.whole(stop), self.whole(axis))
 
+    def turned(self, value: str, axes: Sequence[str], wanted: Sequence[str]) -> str:
+        """The value with its axes, which have names, in another order."""
+        if tuple(axes) == tuple(wanted):
+            return value
+        return self.add("Transpose", value, perm=[list(axes).index(axis) for axis in wanted])
+
     def squeeze(self, value: str, axis: int) -> str:
         return self.add("Squeeze", value, self.whole(axis))
 

@@ -15,7 +15,6 @@ from htcompress.exporting.graph import IR_VERSION, OPSET, Graph
 from htcompress.exporting.recurrent import add_recurrent, check_expressible
 from htcompress.exporting.verify import difference, session
 from htcompress.nn.recurrent import HTRecurrent
-from htcompress.nn.settings import Kind
 
 TRIED = ((1, 1), (3, 7), (5, 2))
 """Batches and lengths that each model is tried on."""
@@ -52,7 +51,7 @@ def layer_model(module: HTRecurrent, name: str, *, lengths: bool = False) -> tup
 
 def _model(module: HTRecurrent, lengths: bool) -> onnx.ModelProto:
     s, graph = module.settings, Graph("")
-    names = ["h", "c"] if s.kind is Kind.LSTM else ["h"]
+    names = ["h", "c"][: s.recurrence.states]
     sizes = [s.state_size, s.hidden_size]
     given = [f"{n}_0" for n in names]
     x, initial = "input", given
@@ -97,7 +96,7 @@ def _inputs(module: HTRecurrent, batch: int, steps: int) -> dict[str, Tensor]:
     sequence = [batch] if s.cell else [batch, steps] if s.batch_first else [steps, batch]
     stack = [] if s.cell else [s.num_layers * s.directions]
     shapes = {"input": (*sequence, s.input_size), "h_0": (*stack, batch, s.state_size)}
-    if s.kind is Kind.LSTM:
+    if s.recurrence.states > 1:
         shapes["c_0"] = (*stack, batch, s.hidden_size)
     inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     # What enters the gates is about 1: far beyond that, float32 itself is off by more than what is looked for.

@@ -25,10 +25,10 @@ from htcompress.errors import RequestError, TaskError
 from htcompress.exporting.graph import Graph
 from htcompress.exporting.recurrent import add_recurrent, check_expressible
 from htcompress.exporting.sizes import verified
+from htcompress.model.replace import copied, stand_ins
+from htcompress.nn.recurrence import State
 from htcompress.nn.recurrent import HTRecurrent
-from htcompress.nn.replace import copied, stand_ins
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.nn.stepwise import State
 from htcompress.observer import Observer
 from htcompress.task import Task, output_of
 from htcompress.values import mapped
@@ -167,7 +167,8 @@ def _traced(model: nn.Module, modules: Mapping[str, HTRecurrent], given: tuple[A
             cause = cause.__cause__
         said = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise RequestError(f"torch cannot export the model around the layers: {said.strip()}. {ALONE}") from error
-    assert program is not None
+    if program is None:
+        raise RequestError(f"torch gave no program for the model around the layers. {ALONE}")
     return program.model_proto
 
 

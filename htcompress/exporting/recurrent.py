@@ -6,26 +6,21 @@ the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt, prod
 from typing import Any
 
+from torch import Tensor
+
 from htcompress.errors import RequestError
 from htcompress.exporting.graph import Graph
-from htcompress.matrix import HTMatrix
-from htcompress.matrix.factored import Factored
-from htcompress.matrix.network import equation
+from htcompress.matrix.network import Network, equation
+from htcompress.matrix.stored import StoredMatrix
 from htcompress.nn.gates import GateWeights
 from htcompress.nn.recurrent import HTRecurrent
-from htcompress.nn.settings import Kind, RecurrentSettings
-from htcompress.nn.weights import DenseWeight, FactoredWeight, Weight
-from htcompress.tensor.tree import Node
-
-_OPERATORS = {Kind.LSTM: "LSTM", Kind.GRU: "GRU", Kind.RNN_TANH: "RNN", Kind.RNN_RELU: "RNN"}
-_ATTRIBUTES = {Kind.GRU: {"linear_before_reset": 1}}
-_ORDER = {Kind.LSTM: (0, 3, 1, 2), Kind.GRU: (1, 0, 2)}
-"""Torch's gates in the order of ONNX: i o f c of i f g o, z r h of r z n."""
+from htcompress.nn.settings import RecurrentSettings
+from htcompress.nn.weights import Weight
 
 
 def check_expressible(settings: RecurrentSettings, name: str) -> None:
@@ -97,12 +92,13 @@ def _layer(
 
     biases = [slot.b for slot in slots if slot.b is not None]
     inputs = [x, stacked(ws), stacked([slot.r for slot in slots]), stacked(biases) if biases else "", lengths, *initial]
-    attributes: dict[str, Any] = {"hidden_size": s.hidden_size, **_ATTRIBUTES.get(s.kind, {})}
-    if s.kind is Kind.RNN_RELU:
-        attributes["activations"] = ["Relu"] * s.directions
+    operator = s.recurrence.onnx
+    attributes: dict[str, Any] = {"hidden_size": s.hidden_size, **operator.attributes}
+    if operator.activations:
+        attributes["activations"] = [*operator.activations] * s.directions
     if s.bidirectional:
         attributes["direction"] = "bidirectional"
-    y, *after = graph.add_many(_OPERATORS[s.kind], inputs, 3 if s.kind is Kind.LSTM else 2, **attributes)
+    y, *after = graph.add_many(operator.name, inputs, 1 + s.recurrence.states, **attributes)
     # (time, directions, batch, size): torch has the directions beside each other.
     turned = graph.add("Transpose", y, perm=[0, 2, 1, 3])
     return graph.reshape(turned, 0, 0, s.directions * s.hidden_size), after
@@ -123,7 +119,7 @@ def _slot(graph: Graph, gates: GateWeights, name: str) -> _Slot:
 
     if gates.joint is not None:
         end = n + s.state_size
-        columns = gates.joint.layout.cols - end
+        columns = gates.joint.shape[1] - end
         if gates.joint.projects:
             left, right = _factors(graph, gates.joint, f"{name}.joint")
             left = rows(left)
@@ -141,7 +137,7 @@ def _slot(graph: Graph, gates: GateWeights, name: str) -> _Slot:
         raise RuntimeError("A layer's weights are one joint matrix, or those of the input and of the state.")
     r = states(rows(_matrix(graph, gates.hh, f"{name}.hh")), 1)
     b = _bias(graph, gates, name)
-    if isinstance(gates.ih, FactoredWeight) and gates.ih.projects:
+    if gates.ih.projects:
         left, right = _factors(graph, gates.ih, f"{name}.ih")
         return _Slot(right, gates.ih.rank or 0, rows(left), r, b)
     return _Slot(None, n, rows(_matrix(graph, gates.ih, f"{name}.ih")), r, b)
@@ -155,11 +151,12 @@ def _taken(graph: Graph, gates: GateWeights, value: str, *, units: bool, axis: i
 
 def _reordered(graph: Graph, s: RecurrentSettings, value: str, columns: bool = True) -> str:
     """Rows gate by gate, in the order of ONNX."""
-    if s.kind not in _ORDER:
+    order = s.recurrence.onnx.gate_order
+    if order == tuple(range(s.gates)):
         return value
     rest = [-1] if columns else []
-    parted = graph.reshape(value, s.kind.gates, s.hidden_size, *rest)
-    turned = graph.add("Gather", parted, graph.whole(*_ORDER[s.kind]), axis=0)
+    parted = graph.reshape(value, s.gates, s.hidden_size, *rest)
+    turned = graph.add("Gather", parted, graph.whole(*order), axis=0)
     return graph.reshape(turned, s.rows, *rest)
 
 
@@ -188,75 +185,78 @@ def _times_transposed(graph: Graph, left: str, right: str) -> str:
 
 def _matrix(graph: Graph, weight: Weight, name: str) -> str:
     """The matrix of a weight, computed from its cores."""
-    if isinstance(weight, DenseWeight):
-        return graph.numbers(weight.weight, name)
-    if weight.rank is not None:
+    matrix = weight.matrix()
+    if matrix.factor_networks is not None:
         left, right = _factors(graph, weight, name)
         return _times_transposed(graph, left, right)
-    return _contracted(graph, weight.matrix(), name)
+    if matrix.network is not None:
+        return _contracted(graph, matrix.network, _cores(graph, matrix, name))
+    return graph.numbers(matrix.dense(), name)
 
 
-def _factors(graph: Graph, weight: FactoredWeight, name: str) -> tuple[str, str]:
-    """R (rows, r) and C (cols, r) of a split layout: the frames of the root's children, padding cut off."""
+def _factors(graph: Graph, weight: Weight, name: str) -> tuple[str, str]:
+    """R (rows, r) and C (cols, r), padding cut off."""
     matrix = weight.matrix()
-    assert isinstance(matrix, HTMatrix)
-    tree = matrix.layout.tree
-    sides = []
-    for child, size in zip(tree.root.children or (), (matrix.layout.rows, matrix.layout.cols), strict=True):
-        node = tree.nodes[child]
-        frame = _in_order(graph, matrix, node, _frame(graph, matrix, node, name))
-        padded = prod(matrix.layout.shape[k] for k in node.leaves)
-        sides.append(frame if padded == size else graph.cut(frame, 0, size))
-    left, right = sides
-    root = matrix.tensor.cores[tree.root.index]
-    if root is not None:
-        left = graph.add("MatMul", left, graph.numbers(root[:, :, 0], f"{name}.root"))
+    parts = matrix.factor_networks
+    if parts is None:
+        raise ValueError("Only a split layout has row and column factors.")
+    cores = _cores(graph, matrix, name)
+    left, right = (_contracted(graph, part.network, [cores[k] for k in part.cores]) for part in parts)
     return left, right
 
 
-def _frame(graph: Graph, matrix: HTMatrix, node: Node, name: str) -> str:
-    """A node's frame (product of its modes, rank), of two products for each inner node below."""
-    core = matrix.network.shapes[node.index]
-    if node.children is None:
-        return _core(graph, matrix, node.index, (prod(core[:-1]), core[-1]), name)
-    left, right = (_frame(graph, matrix, matrix.layout.tree.nodes[child], name) for child in node.children)
-    a, b, rank = core
-    # (modes left, a) times (a, b r), then each (b, r) from the left by (modes right, b).
-    half = graph.add("MatMul", left, _core(graph, matrix, node.index, (a, b * rank), name))
-    return graph.reshape(graph.add("MatMul", right, graph.reshape(half, -1, b, rank)), -1, rank)
+def _cores(graph: Graph, matrix: StoredMatrix, name: str) -> list[str]:
+    """The cores of a matrix; identities are not stored."""
+    return [
+        graph.numbers(core, f"{name}.{index}")
+        if isinstance(core, Tensor)
+        else graph.reshape(graph.eye(isqrt(prod(core.shape))), *core.shape)
+        for index, core in enumerate(matrix.cores)
+    ]
 
 
-def _core(graph: Graph, matrix: Factored, index: int, shape: Sequence[int], name: str) -> str:
-    """A core, reshaped; identities are not stored."""
-    stored = matrix.cores[index]
-    if stored is not None:
-        return graph.numbers(stored.reshape(tuple(shape)), f"{name}.{index}")
-    return graph.reshape(graph.eye(isqrt(prod(shape))), *shape)
-
-
-def _in_order(graph: Graph, matrix: HTMatrix, node: Node, frame: str) -> str:
-    """The frame's rows with the modes in ascending order, whatever the order of the leaves."""
-    leaves = list(node.leaves)
-    if leaves == sorted(leaves):
-        return frame
-    parted = graph.reshape(frame, *(matrix.layout.shape[k] for k in leaves), -1)
-    order = sorted(range(len(leaves)), key=lambda i: leaves[i])
-    turned = graph.add("Transpose", parted, perm=[*order, len(leaves)])
-    return graph.reshape(turned, -1, matrix.tensor.ranks[node.index])
-
-
-def _contracted(graph: Graph, matrix: Factored, name: str) -> str:
-    """Any other layout, written out product by product."""
-    network, layout = matrix.network, matrix.layout
-    values = [(_core(graph, matrix, k, shape, name), network.legs[k]) for k, shape in enumerate(network.shapes)]
+def _contracted(graph: Graph, network: Network, cores: Sequence[str]) -> str:
+    """A network of cores, written out product by product."""
+    layout = network.layout
+    sizes = {
+        leg: n
+        for legs, shape in zip(network.legs, network.shapes, strict=True)
+        for leg, n in zip(legs, shape, strict=True)
+    }
+    values = [
+        (graph.reshape(core, *shape), legs)
+        for core, shape, legs in zip(cores, network.shapes, network.legs, strict=True)
+    ]
     for chosen, legs in network.pairs():
         met = [values[k] for k in chosen]
         values = [value for k, value in enumerate(values) if k not in chosen]
-        # Letters anew for each product: ONNX has but the alphabet's.
-        written = equation([axes for _, axes in met], legs)
-        values.append((graph.add("Einsum", *(value for value, _ in met), equation=written), legs))
+        values.append((_product(graph, met, legs, sizes), legs))
     rows, cols = prod(layout.row_modes), prod(layout.col_modes)
     whole = graph.reshape(values[-1][0], rows, cols)
     if rows > layout.rows:
         whole = graph.cut(whole, 0, layout.rows, 0)
     return graph.cut(whole, 0, layout.cols, 1) if cols > layout.cols else whole
+
+
+_Value = tuple[str, tuple[str, ...]]
+"""A value of the graph, and the names of its axes."""
+
+
+def _product(graph: Graph, met: Sequence[_Value], out: tuple[str, ...], sizes: Mapping[str, int]) -> str:
+    """The contraction of values over the axes that are not in `out`: a matrix product where it is one."""
+    if len(met) == 1 and set(met[0][1]) == set(out):
+        return graph.turned(*met[0], out)
+    shared = set(met[0][1]).intersection(*(legs for _, legs in met[1:])) if len(met) == 2 else set()
+    if len(met) != 2 or shared & set(out) or {leg for _, legs in met for leg in legs} - shared != set(out):
+        # Letters anew for each product: ONNX has but the alphabet's.
+        written = equation([axes for _, axes in met], out)
+        return graph.add("Einsum", *(value for value, _ in met), equation=written)
+    (left, left_legs), (right, right_legs) = met
+    summed = [leg for leg in left_legs if leg in shared]
+    rows = [leg for leg in left_legs if leg not in shared]
+    cols = [leg for leg in right_legs if leg not in shared]
+    inner = prod(sizes[leg] for leg in summed)
+    a = graph.reshape(graph.turned(left, left_legs, (*rows, *summed)), -1, inner)
+    b = graph.reshape(graph.turned(right, right_legs, (*summed, *cols)), inner, -1)
+    made = graph.reshape(graph.add("MatMul", a, b), *(sizes[leg] for leg in (*rows, *cols)))
+    return graph.turned(made, (*rows, *cols), out)

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from htcompress.errors import RequestError, TaskError
+from htcompress.errors import TaskError
 from htcompress.finetuning.objective import Objective, TaskLoss
 from htcompress.isolation import seeded
-from htcompress.nn.plain import without_packing
+from htcompress.model.plain import without_packing
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.states import cut_off, states_kept
+from htcompress.request import FineTuning
 
 Batches = Callable[[], Iterator[tuple[Sequence[Any], Any]]]
 """Starts a pass over the training data: pairs of arguments and target (None: no target)."""
@@ -29,59 +30,6 @@ _LEAST_SIZE = 1e-2
 _BACKTRACK, _BACKTRACKS = 1 / 3, 3
 _ASTRAY = 1.0
 _ALONE = 1e-2
-
-
-@dataclass(frozen=True)
-class FineTuning:
-    """How to fine-tune.
-
-    Args:
-        steps: optimiser steps, at most.
-        time_limit: seconds after which it ends; the schedule shortens with it.
-        learning_rate: the peak of a schedule that warms up and then falls along a cosine; the length of a
-            step as a part of the root mean square of each parameter tensor. None: 0.02 times the relative
-            distance of the two models' outputs at the start, so that a model near its teacher stays near;
-            0.01 without a teacher.
-        hidden: what the states of the compressed layers count beside the model's output.
-        clip: the largest norm of a gradient step.
-        check_every: steps between two looks at the held-out batches.
-        patience: looks without a new best, after which it goes back to the best state with shorter steps, and
-            in the end stops.
-        held_out: batches kept apart to choose the best state by.
-        seed: of torch's generator during fine-tuning; the caller's is restored afterwards.
-    """
-
-    steps: int = 400
-    time_limit: float | None = None
-    learning_rate: float | None = None
-    hidden: float = 0.5
-    clip: float = 1.0
-    check_every: int = 25
-    patience: int = 10
-    held_out: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises `RequestError` where a value makes no sense."""
-        bounds: dict[str, tuple[float, bool]] = {
-            "steps": (0, True),
-            "time_limit": (0, False),
-            "learning_rate": (0, True),
-            "hidden": (0, True),
-            "clip": (0, False),
-            "check_every": (1, True),
-            "patience": (1, True),
-            "held_out": (1, True),
-        }
-        for name, (least, included) in bounds.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            kinds = int if name in ("steps", "check_every", "patience", "held_out") else (int, float)
-            fits = isinstance(value, kinds) and math.isfinite(value) and not isinstance(value, bool)
-            if not fits or not (value >= least if included else value > least):
-                limit = f"at least {least}" if included else f"more than {least}"
-                raise RequestError(f"Fine-tuning takes {name.replace('_', ' ')} of {limit}; found {value!r}.")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
-"""Matrices in Hierarchical Tucker form: layouts, metrics, decomposition, the search for a good layout."""
+"""Matrices to be approximated: how they are folded, what an error of them counts, how cores are contracted."""
 
-from htcompress.matrix.decompose import RootSplit, SplitForm, WholeForm
-from htcompress.matrix.htmatrix import HTMatrix
-from htcompress.matrix.layout import Layout, LayoutKind
+from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import Metric
 
-__all__ = ["HTMatrix", "Layout", "LayoutKind", "Metric", "RootSplit", "SplitForm", "WholeForm"]
+__all__ = ["Layout", "Metric"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -16,15 +15,7 @@ from torch.nn import functional as F
 from htcompress.errors import ShapeError
 from htcompress.tensor import DimensionTree, Nested
 from htcompress.tensor.tree import balanced
-
-
-class LayoutKind(StrEnum):
-    """The families of layouts that a user may ask for; all of them are one code."""
-
-    AUTO = "auto"
-    SPLIT = "split"
-    PAIRED = "paired"
-    SVD = "svd"
+from htcompress.vocabulary import LayoutKind
 
 
 @dataclass(frozen=True)

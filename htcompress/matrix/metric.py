@@ -164,7 +164,8 @@ class Metric:
         """The root of the moment along one mode of the folded inputs; shared by all foldings that have this mode."""
         key = before, mode, after
         if key not in self._roots:
-            assert self.inputs is not None
+            if self.inputs is None:
+                raise RuntimeError("Only inputs that were seen have a moment.")
             keep, ridge = self.shrinkage
             moment = keep * self.inputs.mode_moment(*key)
             self._roots[key] = _normal_root(moment + ridge * (self.cols / mode) * _identity(moment))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from htcompress.matrix.blocks import working
 from htcompress.matrix.layout import Layout
-from htcompress.matrix.target import Target
+from htcompress.matrix.weighted import WeightedMatrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +20,11 @@ class Whitening:
     roots: tuple[list[Tensor] | None, list[Tensor] | None]
 
     @classmethod
-    def of(cls, target: Target, layout: Layout) -> Whitening:
+    def of(cls, target: WeightedMatrix, layout: Layout) -> Whitening:
         """The roots of a target's metric."""
         return cls(layout, (target.metric.row_factors(layout.row_modes), target.metric.col_factors(layout.col_modes)))
 
-    def folded(self, target: Target) -> Tensor:
+    def folded(self, target: WeightedMatrix) -> Tensor:
         """The target's matrix as a tensor of shape `layout.shape`, multiplied by the roots."""
         layout = self.layout
         folded = layout.fold(working(target.matrix.dense()))

@@ -14,9 +14,9 @@ from htcompress.nn.recurrent import (
     HTRNNCell,
     module_class,
 )
-from htcompress.nn.replace import recurrent_modules, replace_modules
-from htcompress.nn.settings import Kind, RecurrentSettings, is_recurrent
-from htcompress.nn.weights import DenseWeight, HTWeight
+from htcompress.nn.settings import RecurrentSettings, is_recurrent
+from htcompress.nn.weights import Weight
+from htcompress.vocabulary import Kind
 
 __all__ = [
     "HTGRU",
@@ -24,7 +24,6 @@ __all__ = [
     "HTRNN",
     "DenseLayer",
     "DenseSlot",
-    "DenseWeight",
     "GateMatrices",
     "GateWeights",
     "HTCell",
@@ -33,11 +32,9 @@ __all__ = [
     "HTLayers",
     "HTRNNCell",
     "HTRecurrent",
-    "HTWeight",
     "Kind",
     "RecurrentSettings",
+    "Weight",
     "is_recurrent",
     "module_class",
-    "recurrent_modules",
-    "replace_modules",
 ]

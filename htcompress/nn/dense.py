@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from htcompress.forms import DenseMatrix
 from htcompress.nn.gates import GateMatrices, merge_biases
 from htcompress.nn.settings import RecurrentSettings
 
@@ -61,7 +62,9 @@ class DenseSlot:
         """The biases as columns beside [W_ih | W_hh]: none, one, or a GRU's two."""
         columns = [] if self.bias is None else [self.bias]
         if self.bias_hn is not None:
-            columns.append(torch.cat([self.bias_hn.new_zeros(2 * self.settings.hidden_size), self.bias_hn]))
+            columns.append(
+                torch.cat([self.bias_hn.new_zeros(self.settings.rows - self.settings.hidden_size), self.bias_hn])
+            )
         return torch.stack(columns, dim=1) if columns else self.ih.new_zeros(len(self.ih), 0)
 
     def on_cpu(self) -> DenseSlot:
@@ -71,7 +74,7 @@ class DenseSlot:
 
     def arranged(self, order: Int[Tensor, " hidden"]) -> DenseSlot:
         """The slot with its hidden units in another order: rows of every gate, columns that read units."""
-        rows = torch.cat([order + gate * self.settings.hidden_size for gate in range(self.settings.kind.gates)])
+        rows = torch.cat([order + gate * self.settings.hidden_size for gate in range(self.settings.gates)])
         hh, hr = self.hh[rows], self.hr
         if hr is None:
             hh = hh[:, order]
@@ -88,7 +91,8 @@ class DenseSlot:
 
     def matrices(self) -> GateMatrices:
         """The slot kept dense."""
-        return GateMatrices(ih=self.ih, hh=self.hh, bias=self.bias, bias_hn=self.bias_hn, hr=self.hr)
+        hr = None if self.hr is None else DenseMatrix(self.hr)
+        return GateMatrices(DenseMatrix(self.ih), DenseMatrix(self.hh), bias=self.bias, bias_hn=self.bias_hn, hr=hr)
 
 
 @dataclass(frozen=True, eq=False)

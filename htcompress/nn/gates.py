@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from htcompress.matrix.blocks import thin_product
-from htcompress.matrix.factored import Factored
+from htcompress.matrix.stored import StoredMatrix
+from htcompress.nn.execution import Execution
 from htcompress.nn.order import decoded, encoded, order_words
-from htcompress.nn.plan import Plan
 from htcompress.nn.present import Remembered
-from htcompress.nn.settings import Kind, RecurrentSettings
+from htcompress.nn.settings import RecurrentSettings
 from htcompress.nn.tracing import is_tracing
-from htcompress.nn.weights import DenseWeight, FactoredWeight, Weight, factored_weight, make_weight, weight_from_config
+from htcompress.nn.weights import Weight, weight_from_config
 
 _MANY = 16
 """Vectors from which on a CPU reduces them faster the other way round."""
@@ -34,7 +34,7 @@ class KernelWeights:
     (rows, state), or as factors R (rows, r) and C (state, r).
     """
 
-    reduce: Tensor | Factored | None
+    reduce: Tensor | StoredMatrix | None
     ih: Tensor | None
     recurrent: Tensor | tuple[Tensor, Tensor]
     bias_ih: Tensor | None
@@ -48,6 +48,8 @@ class KernelWeights:
         if self.reduce is None:
             return x
         if not isinstance(self.reduce, Tensor):
+            if self.reduce.network is None:
+                raise RuntimeError("What is contracted with has a network of cores.")
             rows = self.reduce.network.times(self.reduce.operands(), x)
             return rows if self.rows_at is None else rows.index_select(-1, self.rows_at)
         vectors = x.numel() // max(1, x.shape[-1])
@@ -82,7 +84,7 @@ class KernelWeights:
 
 @dataclass(frozen=True)
 class GateMatrices:
-    """The matrices of one layer and direction before they become parameters, each factored or dense.
+    """The matrices of one layer and direction before they become parameters, each in a form of its own.
 
     Either `joint`, one matrix for [W_ih | W_hh | biases], or `ih` and `hh`. `bias` (rows) is the merged
     bias where it is not a column of `joint`; `bias_hn` (hidden) is what a GRU cannot merge; `hr` is an
@@ -92,12 +94,12 @@ class GateMatrices:
     the columns that read units. Biases that stand apart are in the units' own order.
     """
 
-    ih: Factored | Tensor | None = None
-    hh: Factored | Tensor | None = None
-    joint: Factored | None = None
+    ih: StoredMatrix | None = None
+    hh: StoredMatrix | None = None
+    joint: StoredMatrix | None = None
     bias: Tensor | None = None
     bias_hn: Tensor | None = None
-    hr: Factored | Tensor | None = None
+    hr: StoredMatrix | None = None
     shared: bool = False
     order: Tensor | None = None
 
@@ -111,7 +113,7 @@ class GateWeights(nn.Module):
 
     ih: Weight | None
     hh: Weight | None
-    joint: FactoredWeight | None
+    joint: Weight | None
     hr: Weight | None
     bias: nn.Parameter | None
     bias_hn: nn.Parameter | None
@@ -121,10 +123,9 @@ class GateWeights(nn.Module):
         super().__init__()
         self.settings = settings
         self.input_size = settings.layer_input(layer)
-        self.ih = None if matrices.ih is None else make_weight(matrices.ih, shared=matrices.shared)
-        self.hh = None if matrices.hh is None else make_weight(matrices.hh, shared=matrices.shared)
-        self.joint = None if matrices.joint is None else factored_weight(matrices.joint)
-        self.hr = None if matrices.hr is None else make_weight(matrices.hr, shared=matrices.shared)
+        for name in ("ih", "hh", "joint", "hr"):
+            matrix = getattr(matrices, name)
+            setattr(self, name, None if matrix is None else Weight(matrix, shared=matrices.shared))
         for name in ("bias", "bias_hn"):
             value = getattr(matrices, name)
             self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
@@ -134,8 +135,8 @@ class GateWeights(nn.Module):
 
     def _forget(self) -> None:
         """Drop everything that was computed of parameters."""
-        self._kept: dict[Plan, tuple[Remembered, KernelWeights]] = {}
-        self._layout_of_plan: dict[Plan, list[tuple[Weight, bool]]] = {}
+        self._kept: dict[Execution, tuple[Remembered, KernelWeights]] = {}
+        self._layout_of: dict[Execution, list[tuple[Weight, bool]]] = {}
         self._places: tuple[Tensor, Tensor] | None = None
 
     def weights(self) -> dict[str, Weight]:
@@ -156,33 +157,33 @@ class GateWeights(nn.Module):
 
     def resolve(self, vectors: Any = 1) -> KernelWeights:
         """The kernel's weights for the present parameters, and so many input vectors at a time."""
-        plan = self._plan(vectors)
+        execution = self._execution(vectors)
         if torch.is_grad_enabled() or is_tracing():
-            return self._resolve(plan)
-        kept = self._kept.get(plan)
+            return self._resolve(execution)
+        kept = self._kept.get(execution)
         if self.frozen and kept is not None:
             return kept[1]
         try:
-            read, passed = self._sources(plan)
+            read, passed = self._sources(execution)
             if kept is not None and kept[0].holds(read, passed):
                 return kept[1]
-            weights = self._resolve(plan)
+            weights = self._resolve(execution)
             if self.frozen:
                 weights = weights.apart()
             if self.frozen or Remembered.can([*read, *passed]):
-                self._kept[plan] = Remembered(read, passed), weights
+                self._kept[execution] = Remembered(read, passed), weights
             return weights
         except RuntimeError:  # tensors without memory of their own, as torch.func makes them
-            return self._resolve(plan)
+            return self._resolve(execution)
 
-    def _sources(self, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
+    def _sources(self, execution: Execution) -> tuple[list[Tensor], list[Tensor]]:
         """The parameters that `_resolve` computes with, and those that it only hands on."""
         read: list[Tensor] = []
         passed: list[Tensor] = []
-        for weight, whole in self._stores(plan):
+        for weight, whole in self._stores(execution):
             parameters = [p for p in weight._parameters.values() if p is not None]
             (read if whole else passed).extend(parameters)
-        if self.joint is not None and plan is Plan.PROJECT and self.joint.is_plain:
+        if self.joint is not None and execution is Execution.PROJECT and self.joint.stores_factors:
             # Of the columns only those of states and biases are computed with.
             rows, cols = passed[:2]
             read += [rows, cols[self.input_size :]]
@@ -191,20 +192,20 @@ class GateWeights(nn.Module):
                 (passed if bias is self.bias else read).append(bias)
         return read, passed
 
-    def _stores(self, plan: Plan) -> list[tuple[Weight, bool]]:
+    def _stores(self, execution: Execution) -> list[tuple[Weight, bool]]:
         """The matrices, and whether something is computed of all their numbers."""
-        if plan not in self._layout_of_plan:
+        if execution not in self._layout_of:
             found = []
             for name, weight in self.weights().items():
-                if isinstance(weight, DenseWeight):
+                if weight.is_dense:
                     whole = self.order is not None
-                elif name in ("joint", "ih") and plan is Plan.PROJECT:
-                    whole = not weight.is_plain or (name == "ih" and self.order is not None)
+                elif name in ("joint", "ih") and execution is Execution.PROJECT:
+                    whole = not weight.stores_factors or (name == "ih" and self.order is not None)
                 else:
-                    whole = not (name == "ih" and plan is Plan.CONTRACT)
+                    whole = not (name == "ih" and execution is Execution.CONTRACT)
                 found.append((weight, whole))
-            self._layout_of_plan[plan] = found
-        return self._layout_of_plan[plan]
+            self._layout_of[execution] = found
+        return self._layout_of[execution]
 
     def freeze(self, frozen: bool = True) -> None:
         """Take the parameters for unchanging: what is computed of them is kept without looking at them again."""
@@ -212,8 +213,8 @@ class GateWeights(nn.Module):
         self.frozen = frozen
 
     def written_out(self) -> KernelWeights:
-        """The kernel's weights with the matrices written out, whatever the plan."""
-        return self._resolve(Plan.MATERIALISE)
+        """The kernel's weights with the matrices written out, however inputs are read."""
+        return self._resolve(Execution.MATERIALISE)
 
     def places(self) -> tuple[Tensor, Tensor] | None:
         """Where rows (gates * hidden) and units (hidden) stand in the stored matrices; None: in their own order."""
@@ -222,47 +223,47 @@ class GateWeights(nn.Module):
         if self._places is None or self._places[0].device != self.order.device:
             size = self.settings.hidden_size
             at = torch.argsort(decoded(self.order.cpu(), size)).to(self.order.device)
-            gates = torch.arange(self.settings.kind.gates, device=at.device)[:, None]
+            gates = torch.arange(self.settings.gates, device=at.device)[:, None]
             self._places = (gates * size + at).flatten(), at
         return self._places
 
-    def _plan(self, vectors: Any) -> Plan:
+    def _execution(self, vectors: Any) -> Execution:
         weight = self.ih if self.joint is None else self.joint
-        if not isinstance(weight, FactoredWeight):
-            return Plan.MATERIALISE
-        plan = weight.plan_at(vectors)
+        if weight is None:
+            return Execution.MATERIALISE
+        execution = weight.execution_at(vectors)
         # The input is but a part of what a joint matrix reads.
-        return Plan.MATERIALISE if plan is Plan.CONTRACT and weight is self.joint else plan
+        return Execution.MATERIALISE if execution is Execution.CONTRACT and weight is self.joint else execution
 
-    def _resolve(self, plan: Plan) -> KernelWeights:
+    def _resolve(self, execution: Execution) -> KernelWeights:
         hr = None if self.hr is None else self.hr.dense()
         places = self.places()
         if hr is not None and places is not None:
             hr = hr.index_select(1, places[1])
         if self.joint is not None:
-            return self._resolve_joint(self.joint, plan, hr)
+            return self._resolve_joint(self.joint, execution, hr)
         if self.ih is None or self.hh is None:
             raise RuntimeError("A layer's weights are one joint matrix, or those of the input and of the state.")
         bias_ih, bias_hh = self._biases(self.bias)
         recurrent: Tensor | tuple[Tensor, Tensor]
-        if isinstance(self.hh, FactoredWeight) and self.hh.projects:
+        if self.hh.projects:
             rows, cols = self.hh.factors()
             recurrent = self._own_rows(rows), self._own_states(cols)
         else:
             recurrent = self._own_states(self._own_rows(self.hh.dense()).T).T
-        if isinstance(self.ih, FactoredWeight) and plan is Plan.PROJECT:
+        if execution is Execution.PROJECT:
             rows, cols = self.ih.factors()
             return KernelWeights(cols.T, self._own_rows(rows), recurrent, bias_ih, bias_hh, hr)
-        if isinstance(self.ih, FactoredWeight) and plan is Plan.CONTRACT:
+        if execution is Execution.CONTRACT:
             rows_at = None if places is None else places[0]
             return KernelWeights(self.ih.matrix(), None, recurrent, bias_ih, bias_hh, hr, rows_at)
         return KernelWeights(None, self._own_rows(self.ih.dense()), recurrent, bias_ih, bias_hh, hr)
 
-    def _resolve_joint(self, joint: FactoredWeight, plan: Plan, hr: Tensor | None) -> KernelWeights:
+    def _resolve_joint(self, joint: Weight, execution: Execution, hr: Tensor | None) -> KernelWeights:
         n, s = self.input_size, self.settings.state_size
         reduce = None
         recurrent: Tensor | tuple[Tensor, Tensor]
-        if plan is Plan.PROJECT:
+        if execution is Execution.PROJECT:
             rows, cols = joint.factors()
             rows = self._own_rows(rows)
             reduce, ih, recurrent = cols[:n].T, rows, (rows, self._own_states(cols[n : n + s]))
@@ -293,7 +294,7 @@ class GateWeights(nn.Module):
             return None, None
         if self.bias_hn is None:
             return bias, torch.zeros_like(bias)
-        zeros = bias.new_zeros(2 * self.settings.hidden_size)
+        zeros = bias.new_zeros(self.settings.rows - self.settings.hidden_size)
         return bias, torch.cat([zeros, self.bias_hn])
 
     def to_config(self) -> dict[str, Any]:
@@ -325,14 +326,14 @@ class GateWeights(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}, "_layout_of_plan": {}, "_places": None}
+        return {**self.__dict__, "_kept": {}, "_layout_of": {}, "_places": None}
 
 
 def merge_biases(
     settings: RecurrentSettings, bias_ih: Float[Tensor, " rows"], bias_hh: Float[Tensor, " rows"]
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " hidden"] | None]:
     """One bias where the function allows it. A GRU's reset gate keeps the hidden candidate's own apart."""
-    if settings.kind is not Kind.GRU:
+    if not settings.recurrence.keeps_candidate_bias:
         return bias_ih + bias_hh, None
-    keep = 2 * settings.hidden_size
+    keep = (settings.gates - 1) * settings.hidden_size
     return torch.cat([bias_ih[:keep] + bias_hh[:keep], bias_ih[keep:]]), bias_hh[keep:].clone()

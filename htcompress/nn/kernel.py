@@ -8,20 +8,17 @@ import torch
 from torch import Tensor
 
 from htcompress.nn.gates import KernelWeights
-from htcompress.nn.settings import Kind
-from htcompress.nn.stepwise import State, pays, run_stepwise
-
-_LAYERS = {Kind.GRU: torch.gru, Kind.RNN_TANH: torch.rnn_tanh, Kind.RNN_RELU: torch.rnn_relu}
-_CELLS = {Kind.GRU: torch.gru_cell, Kind.RNN_TANH: torch.rnn_tanh_cell, Kind.RNN_RELU: torch.rnn_relu_cell}
+from htcompress.nn.recurrence import Recurrence, State, recurrence_of
+from htcompress.nn.stepwise import pays, run_stepwise
 
 
 def run_layer(
-    kind: Kind, x: Tensor, batch_sizes: Tensor | None, state: State, weights: Sequence[KernelWeights]
+    recurrence: Recurrence, x: Tensor, batch_sizes: Tensor | None, state: State, weights: Sequence[KernelWeights]
 ) -> tuple[Tensor, State]:
     """All time steps of one layer, one or two directions.
 
     Args:
-        kind: which recurrence.
+        recurrence: which.
         x: (time, batch, features), or (rows, features) with `batch_sizes` of a packed sequence.
         batch_sizes: of a packed sequence; None otherwise.
         state: (h,) or (h, c), each (directions, batch, size).
@@ -34,7 +31,7 @@ def run_layer(
     side by side, and each direction's matrix is zero on the other's part.
     """
     if pays(x, batch_sizes, weights):
-        return run_stepwise(kind, x, state, weights)
+        return run_stepwise(recurrence, x, state, weights)
     features, matrices = _reduced(x, weights)
     biased = weights[0].bias_ih is not None
     flat: list[Tensor] = []
@@ -46,31 +43,17 @@ def run_layer(
             flat.append(w.hr)
     two = len(weights) == 2
     if torch.compiler.is_exporting() and batch_sizes is None:
-        out, *last = exported_layer(kind.value, features, list(state), flat, biased, two)
+        out, *last = exported_layer(recurrence.kind.value, features, list(state), flat, biased, two)
         return out, tuple(last)
     # cuDNN keeps what a backward pass needs in training mode only; without dropout nothing else depends on it.
-    train = torch.is_grad_enabled()
-    if kind is Kind.LSTM:
-        if batch_sizes is None:
-            out, h, c = torch.lstm(features, state, flat, biased, 1, 0.0, train, two, False)
-        else:
-            out, h, c = torch.lstm(features, batch_sizes, state, flat, biased, 1, 0.0, train, two)
-        return out, (h, c)
-    kernel = _LAYERS[kind]
-    if batch_sizes is None:
-        out, h = kernel(features, state[0], flat, biased, 1, 0.0, train, two, False)
-    else:
-        out, h = kernel(features, batch_sizes, state[0], flat, biased, 1, 0.0, train, two)
-    return out, (h,)
+    training = torch.is_grad_enabled()
+    return recurrence.run(features, batch_sizes, state, flat, biased=biased, training=training, bidirectional=two)
 
 
-def run_cell(kind: Kind, x: Tensor, state: State, weights: KernelWeights) -> State:
+def run_cell(recurrence: Recurrence, x: Tensor, state: State, weights: KernelWeights) -> State:
     """One time step: `x` (batch, features), state (h,) or (h, c), each (batch, hidden)."""
     (features, (ih,)) = _reduced(x, [weights])
-    rest = (ih, weights.hh, weights.bias_ih, weights.bias_hh)
-    if kind is Kind.LSTM:
-        return tuple(torch.lstm_cell(features, state, *rest))
-    return (_CELLS[kind](features, state[0], *rest),)
+    return recurrence.run_cell(features, state, ih, weights.hh, weights.bias_ih, weights.bias_hh)
 
 
 def _reduced(x: Tensor, weights: Sequence[KernelWeights]) -> tuple[Tensor, list[Tensor]]:
@@ -102,10 +85,8 @@ def exported_layer(
 
     A program that holds it needs htcompress to be imported where it runs.
     """
-    options = (weights, biased, 1, 0.0, False, two, False)
-    if kind == Kind.LSTM:
-        return [t.clone() for t in torch.lstm(x, state, *options)]
-    return [t.clone() for t in _LAYERS[Kind(kind)](x, state[0], *options)]
+    out, last = recurrence_of(kind).run(x, None, state, weights, biased=biased, training=False, bidirectional=two)
+    return [t.clone() for t in (out, *last)]
 
 
 @exported_layer.register_fake

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from htcompress.errors import ShapeError
+from htcompress.nn.execution import Execution
 from htcompress.nn.gates import GateMatrices, GateWeights
 from htcompress.nn.kernel import run_cell, run_layer
-from htcompress.nn.plan import Plan
-from htcompress.nn.settings import Kind, RecurrentSettings, StandIn
-from htcompress.nn.stepwise import State
+from htcompress.nn.recurrence import State
+from htcompress.nn.settings import RecurrentSettings, StandIn
 from htcompress.nn.watched import Watch, watched_cell, watched_layer
-from htcompress.nn.weights import FactoredWeight
+from htcompress.vocabulary import Kind
 
 
 class HTRecurrent(StandIn, nn.Module):
@@ -73,15 +73,15 @@ class HTRecurrent(StandIn, nn.Module):
         """The weights by torch's slot name (`l0`, `l0_reverse`, ...; `cell` for a cell)."""
         return {name: gates for name, gates in self.gates.items() if isinstance(gates, GateWeights)}
 
-    def use_plan(self, plan: Plan | str) -> None:
-        """Read the inputs by one plan always: `project`, `contract`, `materialise`; `auto` for what costs least.
+    def use_execution(self, execution: Execution | str) -> None:
+        """Read the inputs in one way always: `project`, `contract`, `materialise`; `auto` for what costs least.
 
         Raises `RequestError` where a layout does not admit it.
         """
         for gates in self.slots().values():
             weight = gates.ih if gates.joint is None else gates.joint
-            if isinstance(weight, FactoredWeight):
-                weight.use(plan)
+            if weight is not None:
+                weight.use(execution)
 
     @property
     def parameter_count(self) -> int:
@@ -165,11 +165,11 @@ class HTRecurrent(StandIn, nn.Module):
     def _zeros(self, like: Tensor, *shape: Any) -> State:
         """The initial state: h, and c for an LSTM, whose size differs where there is a projection."""
         h = like.new_zeros(*shape, self.settings.state_size)
-        return (h, like.new_zeros(*shape, self.settings.hidden_size)) if self.settings.kind is Kind.LSTM else (h,)
+        return (h, like.new_zeros(*shape, self.settings.hidden_size)) if self.settings.recurrence.states > 1 else (h,)
 
     def _given(self, hx: Any, expected: tuple[Any, ...]) -> State:
         """The caller's state as a tuple, its shapes checked."""
-        if self.settings.kind is Kind.LSTM:
+        if self.settings.recurrence.states > 1:
             if not (isinstance(hx, tuple | list) and len(hx) == 2):
                 raise ShapeError("The initial state of an LSTM is a pair (h_0, c_0).")
             state, sizes = tuple(hx), [self.settings.state_size, self.settings.hidden_size]
@@ -181,7 +181,7 @@ class HTRecurrent(StandIn, nn.Module):
         return state
 
     def _as_torch(self, state: State) -> Any:
-        return state if self.settings.kind is Kind.LSTM else state[0]
+        return state if self.settings.recurrence.states > 1 else state[0]
 
 
 class HTLayers(HTRecurrent):
@@ -252,7 +252,7 @@ class HTLayers(HTRecurrent):
                 x, after = watched_layer(s, slots[span], x, batch_sizes, before, self.watch)
             else:
                 weights = [g.resolve(x.numel() // max(1, x.shape[-1])) for _, g in slots[span]]
-                x, after = run_layer(s.kind, x, batch_sizes, before, weights)
+                x, after = run_layer(s.recurrence, x, batch_sizes, before, weights)
             last.append(after)
         return x, tuple(torch.cat(parts) for parts in zip(*last, strict=True))
 
@@ -299,7 +299,7 @@ class HTCell(HTRecurrent):
         ((name, gates),) = self.slots().items()
         if self.watch is not None:
             return watched_cell(self.settings, name, gates, x, state, self.watch)
-        return run_cell(self.settings.kind, x, state, gates.resolve(x.shape[0]))
+        return run_cell(self.settings.recurrence, x, state, gates.resolve(x.shape[0]))
 
 
 class HTLSTMCell(HTCell, nn.LSTMCell):
@@ -335,8 +335,8 @@ def _attributes(settings: RecurrentSettings) -> dict[str, Any]:
         "hidden_size": settings.hidden_size,
         "bias": settings.bias,
     }
-    if settings.kind in (Kind.RNN_TANH, Kind.RNN_RELU):
-        found["nonlinearity"] = settings.kind.removeprefix("rnn_")
+    if settings.recurrence.nonlinearity is not None:
+        found["nonlinearity"] = settings.recurrence.nonlinearity
     if not settings.cell:
         names = ("mode", "num_layers", "batch_first", "dropout", "bidirectional", "proj_size")
         found |= {name: getattr(settings, name) for name in names}

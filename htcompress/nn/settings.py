@@ -4,28 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any
 
 from torch import nn
 
-
-class Kind(StrEnum):
-    """The recurrent layers of torch."""
-
-    LSTM = "lstm"
-    GRU = "gru"
-    RNN_TANH = "rnn_tanh"
-    RNN_RELU = "rnn_relu"
-
-    @property
-    def gates(self) -> int:
-        """How many blocks of `hidden_size` rows the weight matrices have."""
-        return {Kind.LSTM: 4, Kind.GRU: 3}.get(self, 1)
-
-
-TORCH_CLASSES: tuple[type[nn.Module], ...] = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-"""The recurrent modules of torch."""
+from htcompress.nn.recurrence import RECURRENCES, TORCH_CLASSES, Recurrence, recurrence_of
+from htcompress.vocabulary import Kind
 
 
 class StandIn:
@@ -53,6 +37,16 @@ class RecurrentSettings:
     cell: bool = False
 
     @property
+    def recurrence(self) -> Recurrence:
+        """What its kind does."""
+        return recurrence_of(self.kind)
+
+    @property
+    def gates(self) -> int:
+        """How many blocks of `hidden_size` rows the weight matrices have."""
+        return self.recurrence.gates
+
+    @property
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
@@ -64,7 +58,7 @@ class RecurrentSettings:
     @property
     def rows(self) -> int:
         """The rows of every weight matrix: gates * hidden_size."""
-        return self.kind.gates * self.hidden_size
+        return self.gates * self.hidden_size
 
     def layer_input(self, layer: int) -> int:
         """The size of what enters a layer."""
@@ -117,13 +111,16 @@ class RecurrentSettings:
     def of(cls, module: nn.Module) -> RecurrentSettings:
         """The settings of a torch recurrent module or cell."""
         cell = isinstance(module, nn.RNNCellBase)
-        if isinstance(module, nn.LSTM | nn.LSTMCell):
-            kind = Kind.LSTM
-        elif isinstance(module, nn.GRU | nn.GRUCell):
-            kind = Kind.GRU
-        elif isinstance(module, nn.RNN | nn.RNNCell):
-            kind = Kind.RNN_RELU if module.nonlinearity == "relu" else Kind.RNN_TANH
-        else:
+        nonlinearity = getattr(module, "nonlinearity", None)
+        kind = next(
+            (
+                r.kind
+                for r in RECURRENCES
+                if isinstance(module, (r.torch_layer, r.torch_cell)) and nonlinearity == r.nonlinearity
+            ),
+            None,
+        )
+        if kind is None:
             raise TypeError(f"{type(module).__name__} is not a recurrent module of torch.nn.")
         names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
         found = {name: getattr(module, name) for name in names if hasattr(module, name)}

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from htcompress.nn.recurrence import TORCH_CLASSES
 from htcompress.nn.recurrent import FAMILY, HTCell, HTLayers, HTRecurrent
-from htcompress.nn.settings import TORCH_CLASSES, torch_class
+from htcompress.nn.settings import torch_class
 
 
 @cache

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from htcompress.nn.gates import GateWeights
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.settings import is_recurrent
+from htcompress.nn.weights import Weight
 from htcompress.values import leaves, mapped, tensors_of
 
 _REGISTERED = frozenset(vars(nn.Module()))
@@ -21,17 +23,15 @@ def kept_states(model: nn.Module) -> dict[str, list[Tensor]]:
     """The tensors in attributes and buffers of a model's modules, by module and name."""
     found = {}
     for path, module in model.named_modules():
+        if isinstance(module, GateWeights | Weight):
+            continue  # what these keep is computed of parameters
         skipped = _INTERNAL if isinstance(module, HTRecurrent) or is_recurrent(module) else _REGISTERED
         kept = {name: value for name, value in vars(module).items() if name not in skipped}
-        if type(module).__module__ != _OURS:
-            kept |= module._buffers
+        kept |= module._buffers
         for name, value in kept.items():
             if tensors := list(leaves(value)):
                 found[f"{path}.{name}"] = tensors
     return found
-
-
-_OURS = "htcompress.nn.gates"
 
 
 @contextmanager

@@ -13,10 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from htcompress.nn.gates import KernelWeights
-from htcompress.nn.settings import Kind
+from htcompress.nn.recurrence import Recurrence, State
 from htcompress.nn.tracing import is_tracing
-
-State = tuple[Tensor, ...]
 
 _STEP = 1_000_000
 """The multiplications that a step of the loop costs beside its own, in calls of small operations; twice in training."""
@@ -56,7 +54,9 @@ def pays_at(steps: int, batch: int, weights: Sequence[KernelWeights], *, learnin
     return saved > _STEP * (2 if learning else 1) * steps * len(weights)
 
 
-def run_stepwise(kind: Kind, x: Tensor, state: State, weights: Sequence[KernelWeights]) -> tuple[Tensor, State]:
+def run_stepwise(
+    recurrence: Recurrence, x: Tensor, state: State, weights: Sequence[KernelWeights]
+) -> tuple[Tensor, State]:
     """All time steps of one layer, one or two directions; shapes as `run_layer`, `x` not packed."""
     outputs, last = [], []
     for index, w in enumerate(weights):
@@ -65,34 +65,17 @@ def run_stepwise(kind: Kind, x: Tensor, state: State, weights: Sequence[KernelWe
             z = F.linear(z, w.ih, w.bias_ih)
         elif w.bias_ih is not None:
             z = z + w.bias_ih
-        # A GRU's hidden candidate is gated with its bias; any other bias can be added at once.
-        if kind is not Kind.GRU and w.bias_hh is not None:
+        # A hidden candidate may be gated with its bias; any other bias can be added at once.
+        if not recurrence.keeps_candidate_bias and w.bias_hh is not None:
             z = z + w.bias_hh
         steps = z.unbind(0)
+        rows = w.hh if w.factors is None else w.factors[0]
         current = tuple(t[index] for t in state)
         states = []
         for step in reversed(steps) if index == 1 else steps:
-            current = _step(kind, step, current, w)
+            read = current[0] if w.factors is None else current[0] @ w.factors[1]
+            current = recurrence.step(step, read, rows, w.bias_hh, w.hr, current)
             states.append(current[0])
         outputs.append(torch.stack(states[::-1] if index == 1 else states))
         last.append(current)
     return torch.cat(outputs, dim=-1), tuple(torch.stack(parts) for parts in zip(*last, strict=True))
-
-
-def _step(kind: Kind, z: Tensor, state: State, w: KernelWeights) -> State:
-    rows, h = w.hh if w.factors is None else w.factors[0], state[0]
-    read = h if w.factors is None else h @ w.factors[1]
-    if kind is Kind.LSTM:
-        gates = torch.addmm(z, read, rows.T)
-        i, f, _, o = gates.sigmoid().chunk(4, dim=-1)
-        c = torch.addcmul(f * state[1], i, gates.chunk(4, dim=-1)[2].tanh())
-        h = o * c.tanh()
-        return (h if w.hr is None else F.linear(h, w.hr)), c
-    if kind is Kind.GRU:
-        x_gates, x_new = z.tensor_split([2 * h.shape[-1]], dim=-1)
-        h_gates, h_new = F.linear(read, rows, w.bias_hh).tensor_split([2 * h.shape[-1]], dim=-1)
-        reset, update = (x_gates + h_gates).sigmoid().chunk(2, dim=-1)
-        new = (x_new + reset * h_new).tanh()
-        return (new + update * (h - new),)
-    total = torch.addmm(z, read, rows.T)
-    return (total.tanh() if kind is Kind.RNN_TANH else total.relu(),)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from htcompress.nn.gates import GateWeights, KernelWeights
 from htcompress.nn.kernel import run_cell, run_layer
+from htcompress.nn.recurrence import State
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.nn.stepwise import State
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ def watched_layer(
         parts.append(z)
         blocks = [eye if k == index else eye.new_zeros(rows, rows) for k in range(len(gates))]
         weights.append(KernelWeights(None, torch.cat(blocks, 1), dense.hh, dense.bias_ih, dense.bias_hh, dense.hr))
-    out, after = run_layer(settings.kind, torch.cat(parts, dim=-1), batch_sizes, state, weights)
+    out, after = run_layer(settings.recurrence, torch.cat(parts, dim=-1), batch_sizes, state, weights)
     size = settings.state_size
     for index, (name, _) in enumerate(gates):
         own = out[..., index * size : (index + 1) * size]
@@ -69,7 +69,9 @@ def watched_cell(
     z = _kept(F.linear(x, _there(dense.ih)))
     eye = torch.eye(settings.rows, dtype=x.dtype, device=x.device)
     watch(Passage(name, x, state[0], z))
-    return run_cell(settings.kind, z, state, KernelWeights(None, eye, dense.hh, dense.bias_ih, dense.bias_hh, None))
+    return run_cell(
+        settings.recurrence, z, state, KernelWeights(None, eye, dense.hh, dense.bias_ih, dense.bias_hh, None)
+    )
 
 
 def _there(ih: Tensor | None) -> Tensor:

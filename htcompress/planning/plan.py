@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from htcompress.errors import UnreachableError
-from htcompress.matrix.search import Choice
-from htcompress.matrix.target import relative
+from htcompress.forms.form import Choice
+from htcompress.matrix.weighted import relative
+from htcompress.model.statistics import SlotStatistics
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.gates import GateMatrices
 from htcompress.nn.order import order_words
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.planning.goal import Goal, Scope
-from htcompress.planning.slot import Option, Recipe, SlotTarget
-from htcompress.statistics.collect import SlotStatistics
+from htcompress.planning.slot import Ladders, Option, Part, Recipe, SlotProblem
+from htcompress.request import Goal
+from htcompress.vocabulary import Scope
 
 _MERGED = 4000
 _SHOWN = 64  # singular values of a matrix
@@ -28,7 +29,7 @@ _ORDERS = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class MatrixPlan:
+class PlannedMatrix:
     """One matrix of the plan; errors are relative; `output_error` is None without statistics."""
 
     name: str
@@ -40,21 +41,21 @@ class MatrixPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class SlotPlan:
+class PlannedSlot:
     """One layer and direction of the plan; `scope` is None where it stays dense."""
 
     scope: Scope | None
     gates: GateMatrices
-    matrices: tuple[MatrixPlan, ...]
+    matrices: tuple[PlannedMatrix, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class LayerPlan:
+class PlannedLayer:
     """One recurrent layer of the plan."""
 
     name: str
     settings: RecurrentSettings
-    slots: dict[str, SlotPlan]
+    slots: dict[str, PlannedSlot]
     dtype: torch.dtype
 
     def build(self) -> HTRecurrent:
@@ -64,20 +65,11 @@ class LayerPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class ModelPlan:
+class Plan:
     """All layers, and the frontier: numbers and the relative error expected there, up to the budget."""
 
-    layers: list[LayerPlan]
+    layers: list[PlannedLayer]
     frontier: tuple[tuple[int, float], ...]
-
-
-def plan_layers(
-    layers: Sequence[DenseLayer],
-    goal: Goal,
-    statistics: Mapping[str, Mapping[str, SlotStatistics]] | None = None,
-) -> list[LayerPlan]:
-    """The layers of `plan_model`."""
-    return plan_model(layers, goal, statistics).layers
 
 
 def plan_model(
@@ -85,7 +77,7 @@ def plan_model(
     goal: Goal,
     statistics: Mapping[str, Mapping[str, SlotStatistics]] | None = None,
     orders: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> ModelPlan:
+) -> Plan:
     """Plan the compression of recurrent layers.
 
     With a budget (or a ratio) one allocation covers all matrices: the combination of least total squared
@@ -107,7 +99,7 @@ def plan_model(
     if budget is None or words > _ORDERS * budget:
         found = {}
     targets = [
-        SlotTarget(
+        SlotProblem(
             slot,
             (statistics or {}).get(layer.name, {}).get(name),
             cap,
@@ -119,11 +111,13 @@ def plan_model(
         for layer in layers
         for name, slot in layer.slots.items()
     ]
+    frontier: tuple[tuple[int, float], ...] = ()
     if budget is None:
         chosen = [_within_error(target, goal.error or 0.0) for target in targets]
     else:
         asked = f"budget of {budget}" if goal.ratio is None else f"ratio of {goal.ratio:g}, {budget}"
-        chosen = _within_budget(targets, budget, asked)
+        chosen, ladders = _within_budget(targets, budget, asked)
+        frontier = _frontier(targets, ladders, budget)
     plans, index = [], 0
     for layer in layers:
         slots = {}
@@ -131,19 +125,19 @@ def plan_model(
             recipe, choices = chosen[index]
             slots[name] = _slot_plan(targets[index], recipe, choices)
             index += 1
-        plans.append(LayerPlan(layer.name, layer.settings, slots, layer.dtype))
-    return ModelPlan(plans, () if budget is None else _frontier(targets, budget))
+        plans.append(PlannedLayer(layer.name, layer.settings, slots, layer.dtype))
+    return Plan(plans, frontier)
 
 
 Chosen = tuple[Recipe, tuple[Choice, ...]]
 
 
-def _within_error(target: SlotTarget, rtol: float) -> Chosen:
+def _within_error(target: SlotProblem, rtol: float) -> Chosen:
     """The recipe of fewest numbers whose every matrix keeps the relative weight error."""
     found: list[tuple[int, Chosen]] = []
     for recipe in target.recipes:
         choices = tuple(part.search.cheapest(rtol) for part in recipe.parts)
-        if recipe.scope is Scope.INTEGRATED and choices[0].matrix is None:
+        if recipe.scope is Scope.INTEGRATED and choices[0].is_dense:
             continue  # a dense joint matrix is the dense layer: the separate recipe says so
         found.append((recipe.parameters(choices), (recipe, choices)))
     dense = _dense(target)
@@ -151,13 +145,13 @@ def _within_error(target: SlotTarget, rtol: float) -> Chosen:
     return min(found, key=lambda item: item[0])[1]
 
 
-def _dense(target: SlotTarget) -> Chosen:
+def _dense(target: SlotProblem) -> Chosen:
     """The slot as it is; its recipe says which matrices would have been compressed."""
     recipe = target.recipes[-1]
     return recipe, tuple(part.search.dense for part in recipe.parts)
 
 
-def _within_budget(targets: Sequence[SlotTarget], budget: int, asked: str) -> list[Chosen]:
+def _within_budget(targets: Sequence[SlotProblem], budget: int, asked: str) -> tuple[list[Chosen], list[Ladders]]:
     least = sum(min(recipe.smallest for recipe in target.recipes) for target in targets)
     if least > budget:
         raise UnreachableError(
@@ -166,28 +160,43 @@ def _within_budget(targets: Sequence[SlotTarget], budget: int, asked: str) -> li
             f"widen --scope or --layout if you narrowed them.",
             least=least,
         )
+    ladders = [target.ladders() for target in targets]
     while True:
-        options = allocate([_with_dense(target) for target in targets], budget)
+        options = allocate([_with_dense(*pair) for pair in zip(targets, ladders, strict=True)], budget)
         if options is None:
             raise RuntimeError(f"No combination of forms stores {budget} numbers, though the smallest stores {least}.")
         # What is chosen by an expected error is refined, then its neighbours, and chosen again by what that came to.
-        parts = [pair for option in options for pair in zip(option.recipe.parts, option.choices, strict=True)]
-        improved = [part.search.improve(choice) for part, choice in parts]
-        if not any(improved):
-            improved = [part.search.improve(near) for part, choice in parts for near in part.search.neighbours(choice)]
-        if not any(improved):
+        taken = [
+            (own, part, choice)
+            for own, option in zip(ladders, options, strict=True)
+            for part, choice in zip(option.recipe.parts, option.choices, strict=True)
+        ]
+        if not _improved([(own, part, [choice]) for own, part, choice in taken]) and not _improved(
+            [(own, part, own[part].neighbours(choice)) for own, part, choice in taken]
+        ):
             break
     chosen = _spend([(option.recipe, option.choices) for option in options], budget)
     total = sum(_parameters(c) for c in chosen)
     if total > budget:
         raise RuntimeError(f"The forms that were chosen store {total} numbers, more than the budget of {budget}.")
-    return chosen
+    return chosen, ladders
 
 
-def _with_dense(target: SlotTarget) -> list[Option]:
+def _improved(asked: Iterable[tuple[Ladders, Part, Sequence[Choice]]]) -> bool:
+    """Put ladders in place in which the choices asked for are refined; whether any was left to refine."""
+    better = False
+    for ladders, part, choices in asked:
+        for choice in choices:
+            ladder = ladders[part].improved(choice)
+            if ladder is not None:
+                ladders[part], better = ladder, True
+    return better
+
+
+def _with_dense(target: SlotProblem, ladders: Ladders) -> list[Option]:
     recipe, choices = _dense(target)
     dense = Option(target.dense.parameters, 0.0, recipe, choices)
-    return [o for o in target.frontier() if o.parameters < dense.parameters] + [dense]
+    return [o for o in target.frontier(ladders) if o.parameters < dense.parameters] + [dense]
 
 
 def _parameters(chosen: Chosen) -> int:
@@ -195,10 +204,10 @@ def _parameters(chosen: Chosen) -> int:
     return recipe.parameters(choices)
 
 
-def _frontier(targets: Sequence[SlotTarget], budget: int) -> tuple[tuple[int, float], ...]:
+def _frontier(targets: Sequence[SlotProblem], ladders: Sequence[Ladders], budget: int) -> tuple[tuple[int, float], ...]:
     """The expected error for every budget up to this one, relative to that of zero matrices."""
-    merged = merge([_with_dense(target) for target in targets], budget)
-    total = sum(part.weight * part.search.total for target in targets for part in target.recipes[-1].parts)
+    merged = merge([_with_dense(*pair) for pair in zip(targets, ladders, strict=True)], budget)
+    total = sum(part.weight * part.search.target.total for target in targets for part in target.recipes[-1].parts)
     step = -(-len(merged) // _CURVE)
     kept = [*merged[::step], *merged[-1:]] if merged else []
     return tuple(dict.fromkeys((numbers, float(f"{relative(error, total):.4g}")) for numbers, error, _ in kept))
@@ -245,7 +254,7 @@ def _spend(chosen: list[Chosen], budget: int) -> list[Chosen]:
         (index, k, part.weight * choices[k].error)
         for index, (recipe, choices) in enumerate(chosen)
         for k, part in enumerate(recipe.parts)
-        if choices[k].matrix is not None
+        if not choices[k].is_dense
     ]
     shares = sum(chosen[i][1][k].parameters for i, k, _ in spread)
     for last, (index, k, _) in enumerate(sorted(spread, key=lambda item: item[2])):
@@ -260,23 +269,23 @@ def _spend(chosen: list[Chosen], budget: int) -> list[Chosen]:
     return chosen
 
 
-def _slot_plan(target: SlotTarget, recipe: Recipe, choices: tuple[Choice, ...]) -> SlotPlan:
+def _slot_plan(target: SlotProblem, recipe: Recipe, choices: tuple[Choice, ...]) -> PlannedSlot:
     matrices = []
     choices = tuple(_balanced(choice) for choice in choices)
     for part, choice in zip(recipe.parts, choices, strict=True):
-        wanted, plain = part.search.target, part.search.metric.is_plain
+        wanted, plain = part.search.target, part.search.target.metric.is_plain
         matrices.append(
-            MatrixPlan(
+            PlannedMatrix(
                 part.name,
                 choice,
                 wanted.matrix.shape,
                 0.0 if choice.matrix is None else wanted.weight_error_of(choice.matrix),
-                None if plain else relative(choice.error, part.search.total),
+                None if plain else relative(choice.error, wanted.total),
                 None if choice.matrix is None else _spectrum(part.search.spectrum),
             )
         )
-    scope = None if all(choice.matrix is None for choice in choices) else recipe.scope
-    return SlotPlan(scope, target.matrices(recipe, choices), tuple(matrices))
+    scope = None if all(choice.is_dense for choice in choices) else recipe.scope
+    return PlannedSlot(scope, target.matrices(recipe, choices), tuple(matrices))
 
 
 def _spectrum(values: Tensor | None) -> tuple[float, ...] | None:

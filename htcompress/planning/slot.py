@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from htcompress.formats import Format
-from htcompress.formats.search import NetworkSearch
-from htcompress.matrix import HTMatrix, LayoutKind, Metric
+from htcompress.forms.form import Choice, Columns, Ladder, MatrixSearch, Problem
+from htcompress.forms.registry import searched
+from htcompress.matrix import Metric
 from htcompress.matrix.blocks import Block, Blocks
-from htcompress.matrix.factored import Factored
 from htcompress.matrix.inputs import Inputs, gather
-from htcompress.matrix.search import Choice, Columns, Search
-from htcompress.matrix.target import Target
+from htcompress.matrix.stored import StoredMatrix
+from htcompress.matrix.weighted import WeightedMatrix
+from htcompress.model.statistics import SlotStatistics
 from htcompress.nn.dense import DenseSlot
 from htcompress.nn.gates import GateMatrices
 from htcompress.nn.order import order_words
-from htcompress.nn.settings import Kind
-from htcompress.planning.goal import Scope
-from htcompress.statistics.collect import SlotStatistics
+from htcompress.vocabulary import Format, LayoutKind, Scope
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +28,13 @@ class Part:
     """One matrix of a slot that may be factored: `joint`, `ih`, `hh` or `hr`."""
 
     name: str
-    search: Search | NetworkSearch
+    search: MatrixSearch
     weight: float
     """What a squared error of this matrix counts beside those of other slots."""
+
+
+Ladders = dict[Part, Ladder]
+"""The choices for each part, as far as they have been improved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ class Recipe:
 
     def parameters(self, choices: Sequence[Choice]) -> int:
         """The numbers of a choice for each part, at most: an order that turns out to be needless is not stored."""
-        words = 0 if all(choice.matrix is None for choice in choices) else self.words
+        words = 0 if all(choice.is_dense for choice in choices) else self.words
         return self.fixed + words + sum(choice.parameters for choice in choices)
 
 
@@ -70,7 +71,7 @@ class Option:
 
 
 @dataclass(frozen=True, eq=False)
-class SlotTarget:
+class SlotProblem:
     """A slot to be compressed: its dense weights, what was seen of it, what it counts for.
 
     `order`, where there is one, is that of the hidden units in its matrices; it takes `order_words` numbers.
@@ -104,7 +105,7 @@ class SlotTarget:
     def _at(self, order: Tensor) -> tuple[Tensor, Tensor]:
         """Where the rows of all gates, and the units, are taken from for an order."""
         settings = self.dense.settings
-        return torch.cat([order + gate * settings.hidden_size for gate in range(settings.kind.gates)]), order
+        return torch.cat([order + gate * settings.hidden_size for gate in range(settings.gates)]), order
 
     @cached_property
     def recipes(self) -> list[Recipe]:
@@ -130,22 +131,10 @@ class SlotTarget:
         matrix, metric = self._matrix(name, biases_apart=biases_apart), self._metric(name, biases_apart=biases_apart)
         settings, inputs = self.dense.settings, self.dense.ih.shape[1]
         columns = Columns(inputs, matrix.shape[1] - inputs) if name == "joint" else Columns(matrix.shape[1])
-        gates = 1 if name == "hr" else settings.kind.gates
-        search: Search | NetworkSearch
-        if self.format in (Format.HT, Format.SVD):
-            search = Search(
-                matrix,
-                metric,
-                max_parameters=self.max_parameters,
-                gates=gates,
-                columns=columns,
-                kind=LayoutKind.SVD if self.format is Format.SVD else self.layout,
-                like=None if like is None or not isinstance(like.search, Search) else like.search,
-            )
-        else:
-            search = NetworkSearch(
-                matrix, metric, form=self.format, max_parameters=self.max_parameters, gates=gates, columns=columns
-            )
+        gates = 1 if name == "hr" else settings.gates
+        near = None if like is None else like.search
+        problem = Problem(matrix, metric, self.max_parameters, gates, columns, self.layout, near)
+        search = searched(problem, self.format.value)
         return Part(name, search, self._weight(name, search))
 
     @cached_property
@@ -180,7 +169,7 @@ class SlotTarget:
         gradients = self._seen.gradients_hh if name == "hh" else self._seen.gradients_ih
         return Metric(rows, cols, gradients, self._inputs.select(*kinds, constants=columns, centred=centred))
 
-    def _weight(self, name: str, search: Search | NetworkSearch) -> float:
+    def _weight(self, name: str, search: MatrixSearch) -> float:
         if self.seen is not None and name != "hr":
             return 1.0
         norms = [self.dense.ih, self.dense.hh] + ([] if self.dense.hr is None else [self.dense.hr])
@@ -188,21 +177,24 @@ class SlotTarget:
         if self.seen is None or scale == 0:
             return 1.0 / scale if scale else 1.0
         # A projection has no statistics: its relative error counts like that of the matrix before it.
-        reference = Target(self._matrix("hh"), self._metric("hh"))
-        return reference.total / max(search.total, 1e-300)
+        reference = WeightedMatrix(self._matrix("hh"), self._metric("hh"))
+        return reference.total / max(search.target.total, 1e-300)
 
-    def frontier(self) -> list[Option]:
+    def ladders(self) -> Ladders:
+        """The choices for every part as they stand before any is improved."""
+        return {part: part.search.ladder() for recipe in self.recipes for part in recipe.parts}
+
+    def frontier(self, ladders: Ladders) -> list[Option]:
         """The slot's options that no other beats in both numbers and error, by ascending numbers."""
         options = []
         for recipe in self.recipes:
             partial: list[tuple[int, float, tuple[Choice, ...]]] = [(recipe.fixed + recipe.words, 0.0, ())]
             for part in recipe.parts:
-                ladder = part.search.ladder()
                 partial = _front(
                     [
                         (p + c.parameters, e + part.weight * c.error, (*chosen, c))
                         for p, e, chosen in partial
-                        for c in ladder
+                        for c in ladders[part].choices
                     ]
                 )
             options += [Option(p, e, recipe, chosen) for p, e, chosen in partial]
@@ -220,8 +212,8 @@ class SlotTarget:
             return made
         rows_at, units_at = self._at(torch.argsort(self.order))
         bias, bias_hn = _taken(made.bias, rows_at), _taken(made.bias_hn, units_at)
-        named = {name: getattr(made, name) for name in ("joint", "ih", "hh", "hr")}
-        if any(matrix is not None and _folds(matrix) for matrix in named.values()):
+        named: dict[str, StoredMatrix | None] = {name: getattr(made, name) for name in ("joint", "ih", "hh", "hr")}
+        if any(matrix is not None and matrix.folds for matrix in named.values()):
             return replace(made, bias=bias, bias_hn=bias_hn, order=self.order)
         # Nothing is folded: the units may as well stand in their own order, which costs nothing.
         inputs, units = torch.arange(self.dense.ih.shape[1]), units_at
@@ -230,69 +222,52 @@ class SlotTarget:
         joint = torch.cat([inputs, len(inputs) + states, len(inputs) + len(states) + biases])
         columns = {"joint": joint, "ih": inputs, "hh": states, "hr": units}
 
-        def own(name: str) -> Any:
+        def own(name: str) -> StoredMatrix | None:
             matrix = named[name]
             if matrix is None:
                 return None
-            width = matrix.shape[1] if isinstance(matrix, Tensor) else matrix.layout.cols  # biases may stand apart
-            return _reordered(matrix, None if name == "hr" else rows_at, columns[name][:width])
+            # Biases may stand apart.
+            return matrix.reordered(None if name == "hr" else rows_at, columns[name][: matrix.shape[1]])
 
         return GateMatrices(own("ih"), own("hh"), own("joint"), bias, bias_hn, own("hr"))
 
     def _gate_matrices(self, recipe: Recipe, choices: Sequence[Choice]) -> GateMatrices:
         dense = self._arranged
-        named: dict[str, Factored | Tensor | None] = {"ih": dense.ih, "hh": dense.hh, "hr": dense.hr}
+        kept = dense.matrices()
+        named: dict[str, StoredMatrix | None] = {"ih": kept.ih, "hh": kept.hh, "hr": kept.hr}
         for part, choice in zip(recipe.parts, choices, strict=True):
             if choice.matrix is not None:
                 named[part.name] = choice.matrix
         bias, bias_hn = dense.bias, dense.bias_hn
         joint = named.pop("joint", None)
-        if joint is not None and not isinstance(joint, Tensor):
+        if joint is not None:
             part = recipe.parts[0]
-            if part.search.matrix.shape[1] > dense.ih.shape[1] + dense.hh.shape[1]:
+            if part.search.target.matrix.shape[1] > dense.ih.shape[1] + dense.hh.shape[1]:
                 return GateMatrices(joint=joint, hr=named["hr"])
-            if part.search.metric.mean is not None:
+            if part.search.target.metric.mean is not None:
                 change = self._correction(part.search, joint, dense.ih.shape[1])
                 bias, bias_hn = _add(bias, change[0]), _add(bias_hn, change[1])
             return GateMatrices(joint=joint, bias=bias, bias_hn=bias_hn, hr=named["hr"])
         for part, choice in zip(recipe.parts, choices, strict=True):
-            if choice.matrix is not None and part.name in ("ih", "hh") and part.search.metric.mean is not None:
+            if choice.matrix is not None and part.name in ("ih", "hh") and part.search.target.metric.mean is not None:
                 inputs = dense.ih.shape[1] if part.name == "ih" else 0
                 change = self._correction(part.search, choice.matrix, inputs)
                 bias, bias_hn = _add(bias, change[0]), _add(bias_hn, change[1])
         return GateMatrices(ih=named["ih"], hh=named["hh"], bias=bias, bias_hn=bias_hn, hr=named["hr"])
 
-    def _correction(
-        self, search: Search | NetworkSearch, stand_in: Factored, inputs: int
-    ) -> tuple[Tensor, Tensor | None]:
+    def _correction(self, search: MatrixSearch, stand_in: StoredMatrix, inputs: int) -> tuple[Tensor, Tensor | None]:
         """(W - W') mu, for the bias; for a GRU the candidate's hidden part apart."""
-        mean = search.metric.mean
+        mean = search.target.metric.mean
         if mean is None:
             raise RuntimeError("Only inputs that are centred have a mean error to be moved into the bias.")
         # The means of x and of h as two columns.
         parted = torch.stack([mean, mean], dim=1)
         parted[inputs:, 0], parted[:inputs, 1] = 0, 0
-        from_x, from_h = (search.matrix.times(parted) - stand_in.times(parted)).unbind(1)
-        if self.dense.settings.kind is not Kind.GRU:
+        from_x, from_h = (search.target.matrix.times(parted) - stand_in.times(parted)).unbind(1)
+        if not self.dense.settings.recurrence.keeps_candidate_bias:
             return from_x + from_h, None
-        keep = 2 * self.dense.settings.hidden_size
+        keep = (self.dense.settings.gates - 1) * self.dense.settings.hidden_size
         return torch.cat([from_x[:keep] + from_h[:keep], from_x[keep:]]), from_h[keep:]
-
-
-def _folds(matrix: Factored | Tensor) -> bool:
-    """Whether the order of rows or columns matters to how a matrix is stored."""
-    if isinstance(matrix, Tensor):
-        return False
-    plain = isinstance(matrix, HTMatrix) and matrix.layout.kind is LayoutKind.SVD
-    return not (plain and all(core is not None for core in matrix.cores[:2]))
-
-
-def _reordered(matrix: Factored | Tensor, rows: Tensor | None, columns: Tensor) -> Factored | Tensor:
-    """A matrix that does not fold with its rows and columns taken from elsewhere."""
-    if isinstance(matrix, Tensor):
-        return (matrix if rows is None else matrix[rows])[:, columns]
-    left, right, *root = matrix.cores
-    return matrix.with_cores([_taken(left, rows), _taken(right, columns), *root])
 
 
 def _taken(values: Tensor | None, at: Tensor | None) -> Tensor | None:

@@ -9,39 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from htcompress.checkpoint.inventory import tensor_names
-from htcompress.finetuning.distill import FineTuning
-from htcompress.formats import Format, NetworkMatrix
-from htcompress.matrix import HTMatrix
-from htcompress.matrix.factored import Factored
+from htcompress.matrix.stored import StoredMatrix
+from htcompress.model.inventory import tensor_names
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.gates import GateWeights
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.nn.stepwise import pays_at
-from htcompress.planning import Goal, LayerPlan
+from htcompress.planning import PlannedLayer
 from htcompress.report.report import LayerReport, MatrixReport, Totals
 
 
-def request_of(goal: Goal, *, task: str | None, layers: str, finetuning: FineTuning | None) -> dict[str, Any]:
-    """What was asked for, as the report keeps it."""
-    return {
-        "budget": goal.budget,
-        "error": goal.error,
-        "ratio": goal.ratio,
-        "scope": goal.scope.value,
-        "layout": goal.layout.value,
-        "format": goal.format.value,
-        "unit_order": goal.units.value,
-        "task": task,
-        "layers": layers,
-        "steps": 0 if finetuning is None else finetuning.steps,
-        "time_limit": None if finetuning is None else finetuning.time_limit,
-    }
-
-
 def layer_reports(
-    plans: Sequence[LayerPlan], modules: Mapping[str, HTRecurrent], reordered: Collection[str] = ()
+    plans: Sequence[PlannedLayer], modules: Mapping[str, HTRecurrent], reordered: Collection[str] = ()
 ) -> tuple[LayerReport, ...]:
     """The layers' part of the report, from what was planned and what was built, and whose units were moved."""
     return tuple(replace(_layer(plan, modules[plan.name]), units_reordered=plan.name in reordered) for plan in plans)
@@ -123,13 +103,13 @@ def slot_macs(gates: GateWeights) -> int:
         total += s.rows * s.state_size
     if isinstance(weights.reduce, Tensor):
         return total + weights.reduce.shape[0] * (gates.input_size + s.rows)
-    if weights.reduce is not None:
+    if weights.reduce is not None and weights.reduce.network is not None:
         flops, _ = weights.reduce.network.cost(_STEPS * _BATCH)
         return total + round(flops / (_STEPS * _BATCH)) + (0 if stepwise else s.rows**2)
     return total + s.rows * gates.input_size
 
 
-def _layer(plan: LayerPlan, module: HTRecurrent) -> LayerReport:
+def _layer(plan: PlannedLayer, module: HTRecurrent) -> LayerReport:
     matrices = []
     for slot, planned in plan.slots.items():
         for matrix in planned.matrices:
@@ -156,31 +136,21 @@ def _layer(plan: LayerPlan, module: HTRecurrent) -> LayerReport:
 def _matrix_report(
     name: str,
     shape: tuple[int, int],
-    stored: Factored | None,
+    stored: StoredMatrix | None,
     parameters: int,
     error: dict[str, float | None],
 ) -> MatrixReport:
     if stored is None:
         return MatrixReport(name, shape, "dense", (), (), [], {}, parameters, error, kept_dense=True)
-    layout = stored.layout
-    if isinstance(stored, NetworkMatrix):
-        structure = stored.structure
-        form = structure.format.value
-        names = ("blocks", "rank") if structure.format is Format.BT else [f"r{k}" for k in range(len(structure.ranks))]
-        ranks = dict(zip(names, structure.ranks, strict=True))
-        modes = layout.row_modes, layout.col_modes
-        return MatrixReport(name, shape, form, *modes, [], ranks, parameters, error, kept_dense=False)
-    assert isinstance(stored, HTMatrix)
-    config = layout.to_config()
-    by_node = dict(zip((node.name for node in layout.tree.nodes), stored.tensor.ranks, strict=True))
+    form = stored.description()
     return MatrixReport(
         name,
         shape,
-        layout.kind.value,
-        layout.row_modes,
-        layout.col_modes,
-        config["tree"],
-        by_node,
+        form.layout,
+        form.row_modes,
+        form.col_modes,
+        form.tree,
+        form.ranks,
         parameters,
         error,
         kept_dense=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from htcompress.report import plots, study_views, words
 from htcompress.report.report import MatrixReport, Report
 from htcompress.report.study import Study
+from htcompress.request import Request
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -68,27 +68,11 @@ def study_to_html(study: Study) -> str:
 
 def command(report: Report) -> str:
     """What to type, or to call, to get the same again."""
-    asked = report.request
-    goal = next((name for name in ("budget", "error", "ratio") if asked.get(name) is not None), None)
-    if report.source.get("path") is None:
-        return f"htcompress.compress({report.source['file']}(...), {goal}={asked.get(goal or '')}, seed={report.seed})"
-    parts = ["htcompress", "convert", report.source["file"], f"--{goal}", f"{asked.get(goal or ''):g}"]
-    if goal == "budget":
-        parts[-1] = str(asked["budget"])
-    if asked.get("task") is not None:
-        parts += ["--task", str(asked["task"])]
-    parts += [
-        part
-        for name, usual in (("scope", "auto"), ("layout", "auto"), ("format", "ht"), ("layers", "*"))
-        if asked.get(name, usual) != usual
-        for part in (f"--{name}", str(asked[name]))
-    ]
-    steps = asked.get("steps")
-    if asked.get("task") is not None and steps is not None:
-        parts += ["--steps", str(steps)] if steps else ["--no-finetune"]
-    if asked.get("time_limit") is not None:
-        parts += ["--time-limit", f"{asked['time_limit']:g}"]
-    return shlex.join([*parts, "--seed", str(report.seed)])
+    request, file = Request.of_report(report.request, seed=report.seed), str(report.source["file"])
+    if report.source.get("path") is not None:
+        return request.command(file)
+    goal = next(name for name in ("budget", "error", "ratio") if getattr(request.goal, name) is not None)
+    return f"htcompress.compress({file}(...), {goal}={getattr(request.goal, goal)}, seed={report.seed})"
 
 
 def _cards(report: Report) -> list[dict[str, str]]:

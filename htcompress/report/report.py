@@ -11,15 +11,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from htcompress.errors import CheckpointError
-from htcompress.report.typed import Count, parsed, shown, typed
+from htcompress.errors import CheckpointError, RequestError
+from htcompress.report.schema import MOST, Count, decoded, shown
+from htcompress.request import Request
+from htcompress.vocabulary import Kind
 
 SCHEMA = "htcompress.report/1"
 MOST_BYTES = 1 << 26
 """The size that a report.json may have."""
 
-_KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _MOST_LEAVES = 64
+
+
+RequestValue = str | int | float | bool | None | dict[str, str | int | float | bool | None]
+"""What stands in the `request` of a report; see `htcompress.request.Request.to_report`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class LayerReport:
 
     name: str
     kind: str
-    settings: dict[str, Any]
+    settings: dict[str, str | int | float | bool]
     parameters_before: Count
     parameters_after: Count
     scope: str | None
@@ -137,9 +142,9 @@ class Report:
     """
 
     version: str
-    source: dict[str, Any]
+    source: dict[str, str | None]
     seed: int
-    request: dict[str, Any]
+    request: dict[str, RequestValue]
     totals: Totals
     layers: tuple[LayerReport, ...]
     quality: Quality
@@ -157,18 +162,16 @@ class Report:
     def from_json(cls, text: str, *, source: str = "report.json") -> Report:
         """The inverse of `to_json`. Raises `CheckpointError` where the text is no such report."""
         try:
-            data = parsed(text)
-            if data.get("schema") != SCHEMA:
-                found = f"{data.get('schema')!r:.80}"
-                raise CheckpointError(f"{source} has the schema {found}; expected {SCHEMA!r}. Convert the model again.")
-            report = typed(cls, data)
+            report = decoded(cls, text, SCHEMA)
             _sensible(report)
-            return report
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except CheckpointError as error:
+            raise CheckpointError(f"{source} {error} Convert the model again.") from error
+        except (ValueError, KeyError, TypeError, RequestError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(
                 f"{source} is not a report of htcompress: {what}. Convert the model again."
             ) from error
+        return report
 
 
 def read_report(place: str | Path) -> Report:
@@ -207,8 +210,11 @@ def _sensible(report: Report) -> None:
     goals = [report.request.get(goal) for goal in ("budget", "error", "ratio")]
     for goal in (*goals, report.request.get("time_limit")):
         _one_of(goal, (int, float, type(None)), "a goal of the request")
+        if isinstance(goal, int | float) and not abs(goal) <= MOST:
+            raise ValueError(f"a goal of the request is {shown(goal)}, more than anything that is counted")
     if all(goal is None for goal in goals):
         raise ValueError("its request has no goal: neither budget, error nor ratio")
+    Request.of_report(report.request, seed=report.seed)
     if latency is not None and min(latency.dense_ms, latency.compressed_ms) <= 0:
         raise ValueError("a latency is not above 0")
     if any(not 0 <= error <= 1e9 for _, error in report.frontier) or any(n < 1 for n, _ in report.frontier):
@@ -220,10 +226,10 @@ def _sensible(report: Report) -> None:
 
 
 def _sensible_settings(settings: Mapping[str, Any]) -> None:
-    if settings["kind"] not in _KINDS:
-        raise ValueError(f"a layer is of kind {shown(settings['kind'])}; expected one of {', '.join(_KINDS)}")
+    if settings["kind"] not in list(Kind):
+        raise ValueError(f"a layer is of kind {shown(settings['kind'])}; expected one of {', '.join(Kind)}")
     for key in ("input_size", "hidden_size", "num_layers", "proj_size"):
-        if type(settings[key]) is not int or settings[key] < 0:
+        if type(settings[key]) is not int or not 0 <= settings[key] <= MOST:
             raise ValueError(f"{key} is {shown(settings[key])}; expected a whole number")
     for key in ("cell", "bidirectional"):
         _one_of(settings[key], (bool,), key)

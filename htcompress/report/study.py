@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from htcompress.errors import CheckpointError
-from htcompress.report.report import Report
-from htcompress.report.typed import parsed, shown, typed
+from htcompress.report.report import Report, RequestValue
+from htcompress.report.schema import decoded, shown
+from htcompress.request import Goal
+from htcompress.vocabulary import Format, Scope
 
 SCHEMA = "htcompress.study/1"
 KINDS = ("sweep", "compare")
@@ -22,6 +23,10 @@ class Case:
     format: str
     budget: int | None = None
     error: float | None = None
+
+    def goal(self, scope: Scope) -> Goal:
+        """What it asks of a compression. Raises `RequestError` where that makes no sense."""
+        return Goal(self.budget, self.error, scope=scope, format=Format(self.format))
 
     @property
     def name(self) -> str:
@@ -100,8 +105,8 @@ class Study:
 
     kind: str
     version: str
-    source: dict[str, Any]
-    request: dict[str, Any]
+    source: dict[str, str | None]
+    request: dict[str, RequestValue]
     metric: str | None
     higher_is_better: bool
     latency: str | None
@@ -127,20 +132,21 @@ class Study:
     def from_json(cls, text: str, *, source: str = "study.json") -> Study:
         """The inverse of `to_json`. Raises `CheckpointError` where the text is no such study."""
         try:
-            data = parsed(text)
-            if data["schema"] != SCHEMA:
-                raise CheckpointError(
-                    f"{source} has the schema {shown(data['schema'])}; expected {SCHEMA!r}. Run it again."
-                )
-            study = typed(cls, data)
-            if study.kind not in KINDS:
-                raise ValueError(f"its kind is {shown(study.kind)}; expected one of {', '.join(KINDS)}")
-            if any(point.case.budget is None and point.case.error is None for point in study.points):
-                raise ValueError("a case has neither a budget nor an error")
-            return study
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise CheckpointError(f"{source} is not a study of htcompress: {what}. Run it again.") from error
+            study = decoded(cls, text, SCHEMA)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source} {error} Run it again.") from error
+        except ValueError as error:
+            raise CheckpointError(f"{source} is not a study of htcompress: {error}. Run it again.") from error
+        if study.kind not in KINDS:
+            raise CheckpointError(
+                f"{source} is not a study of htcompress: its kind is {shown(study.kind)}; expected one of "
+                f"{', '.join(KINDS)}. Run it again."
+            )
+        if any(point.case.budget is None and point.case.error is None for point in study.points):
+            raise CheckpointError(
+                f"{source} is not a study of htcompress: a case has neither a budget nor an error. Run it again."
+            )
+        return study
 
 
 def cases(formats: Sequence[str], *, budgets: Sequence[int] = (), errors: Sequence[float] = ()) -> list[Case]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from htcompress.report.report import MatrixReport, Quality, Report
+from htcompress.vocabulary import Kind
 
 
 def count(number: int) -> str:
@@ -70,8 +71,7 @@ def worse(quality: Quality) -> bool:
 
 def layer(settings: Mapping[str, Any]) -> str:
     """What a layer is, from its settings: LSTM 3600 to 64, 2 layers, both directions."""
-    names = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
-    kind = names[settings["kind"]] + (" cell" if settings["cell"] else "")
+    kind = Kind(settings["kind"]).module + (" cell" if settings["cell"] else "")
     parts = [f"{kind} {settings['input_size']} to {settings['hidden_size']}"]
     if settings["num_layers"] > 1:
         parts.append(f"{settings['num_layers']} layers")

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -16,25 +16,26 @@ import joblib
 import torch
 from torch import nn
 
-from htcompress.checkpoint.directory import load
-from htcompress.checkpoint.read import read_checkpoint
-from htcompress.checkpoint.writing import write_directory
 from htcompress.data import Peeked, calibration_reading, training_reading
+from htcompress.directory.read import load
+from htcompress.directory.write import write_directory
 from htcompress.errors import CheckpointError, RequestError, UnreachableError
-from htcompress.finetuning.distill import FineTuning
-from htcompress.formats import Format
-from htcompress.nn.latency import LATENCY_OF, latencies
+from htcompress.files import write_whole
+from htcompress.model.latency import LATENCY_OF, latencies
 from htcompress.observer import Observer
-from htcompress.pipeline import dense_model, one_of
-from htcompress.planning import Goal, Scope
+from htcompress.opening import dense_model
 from htcompress.report import Report, read_report
 from htcompress.report.html import study_to_html
+from htcompress.report.report import RequestValue
 from htcompress.report.study import Case, Dense, Point, Study, cases
 from htcompress.report.study_views import study_to_markdown
+from htcompress.request import FineTuning, Goal, Request
+from htcompress.sources.read import read_checkpoint
 from htcompress.study.files import changed
-from htcompress.study.work import Job, Made, compress_case
+from htcompress.study.work import Job, Made, compress_case, end_with
 from htcompress.task import Task, load_task
 from htcompress.values import Arguments
+from htcompress.vocabulary import Format, Scope, one_of
 
 
 class Engine(StrEnum):
@@ -90,7 +91,8 @@ class Place:
             yield {"n_jobs": 1}
             return
         try:
-            with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+            watched = {"initializer": end_with, "initargs": (os.getpid(),)}
+            with joblib.parallel_config(backend="loky", inner_max_num_threads=1, **watched):
                 yield {"n_jobs": jobs}
         finally:
             from joblib.externals.loky import get_reusable_executor
@@ -178,7 +180,8 @@ def study(
     where, scope = str(Path(checkpoint).resolve()), one_of(Scope, scope, "--scope")
     # A module is found by its name wherever a worker stands; a file by its path.
     source = str(Path(task).resolve()) if Path(task).is_file() else str(task)
-    jobs = [Job(case, where, source, layers, scope, finetuning, seed, device) for case in asked]
+    plain = Request(Goal(budget=1, scope=scope), layers, finetuning, seed, source, device=device)
+    jobs = [Job(case, where, replace(plain, goal=case.goal(scope))) for case in asked]
     points = _Points(folder / "points", str(checkpoint), str(task), {"model": str(read.sha256)})
     _run([job for job in jobs if points.missing(job)], points, len(jobs), place or Place(), observer)
     found = [points.point(job) for job in jobs]
@@ -190,7 +193,7 @@ def study(
     observer.stage("measuring latencies")
     batch = _batch(model, loaded)
     measured = {} if batch is None else _latencies(model, points, list(reports), loaded, batch)
-    request = {
+    request: dict[str, RequestValue] = {
         "task": str(task),
         "layers": layers,
         "scope": scope.value,
@@ -208,9 +211,9 @@ def study(
         Dense(first.totals.parameters_before, first.totals.bytes_before, first.quality.dense, measured.get("dense")),
         tuple(replace(point, latency_ms=measured.get(point.case.name)) for point in found),
     )
-    _written(folder / "study.json", made.to_json())
-    _written(folder / "study.md", study_to_markdown(made))
-    _written(folder / "study.html", study_to_html(made))
+    write_whole(folder / "study.json", made.to_json())
+    write_whole(folder / "study.md", study_to_markdown(made))
+    write_whole(folder / "study.html", study_to_html(made))
     return made
 
 
@@ -228,7 +231,7 @@ def check_free(folder: Path) -> None:
 def _cases(formats: Sequence[Format | str], budgets: Sequence[int], errors: Sequence[float]) -> list[Case]:
     named = [one_of(Format, form, "--formats").value for form in formats]
     for case in (found := cases(named, budgets=budgets, errors=errors)):
-        Goal(case.budget, case.error)  # which says what is wrong with a number
+        case.goal(Scope.AUTO)  # which says what is wrong with a number
     return found
 
 
@@ -250,15 +253,15 @@ class _Points:
         """Keep what a job has made: its directory first, then the note that makes it count."""
         case = job.case
         if made.report is not None:
-            assert made.tensors is not None
-            assert made.config is not None
             place = self.folder / case.name
             source = {**made.report.source, "path": os.path.relpath(self.checkpoint, place)}
             request = {**made.report.request, "task": self.task}
-            write_directory(place, made.tensors, made.config, replace(made.report, source=source, request=request))
+            write_directory(
+                place, made.tensors or {}, made.config or {}, replace(made.report, source=source, request=request)
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         note = {"job": self._asked(job), "least": made.least, "files": made.files}
-        _written(self.folder / f"{case.name}.json", json.dumps(note, indent=1) + "\n")
+        write_whole(self.folder / f"{case.name}.json", json.dumps(note, indent=1) + "\n")
 
     def report(self, case: Case) -> Report | None:
         """The report of a case; None where its budget cannot be reached."""
@@ -279,8 +282,9 @@ class _Points:
             return {}
 
     def _asked(self, job: Job) -> dict[str, Any]:
-        asked = {**asdict(job), **self.made_from, "version": version("htcompress")}
-        del asked["checkpoint"], asked["task"], asked["device"]
+        asked = job.request.to_report()
+        del asked["task"], asked["device"]
+        asked |= {"seed": job.request.seed, **self.made_from, "version": version("htcompress")}
         return dict(json.loads(json.dumps(asked)))
 
 
@@ -328,10 +332,3 @@ def _latencies(
     for name in names:
         models[name] = load(points.folder / name, task.model(), strict=False).eval()
     return latencies(models, batch)
-
-
-def _written(path: Path, text: str) -> None:
-    """A file that appears whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from htcompress import pipeline
+from htcompress.compression import converted
 from htcompress.errors import UnreachableError
-from htcompress.finetuning.distill import FineTuning
-from htcompress.formats import Format
-from htcompress.planning import Goal, Scope
 from htcompress.report import Report
 from htcompress.report.study import Case
+from htcompress.request import Request
 from htcompress.study.files import files_used
 
 
@@ -23,12 +24,7 @@ class Job:
 
     case: Case
     checkpoint: str
-    task: str
-    layers: str
-    scope: Scope
-    finetuning: FineTuning | None
-    seed: int
-    device: str
+    request: Request
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +40,22 @@ class Made:
     """The task's files, and what tells whether they have changed."""
 
 
+_LOOKS = 0.5
+"""Seconds between two looks at whether the process that a worker works for is still there."""
+
+
+def end_with(parent: int) -> None:
+    """Let this process end soon after the one that it works for, however that ended: nobody else would stop it."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOKS)
+        os._exit(1)
+
+    if os.getppid() == parent:
+        threading.Thread(target=look, name="end_with", daemon=True).start()
+
+
 def compress_case(job: Job) -> Made:
     """Do a job, on one thread: the numbers do not depend on how many run beside it."""
     threads = torch.get_num_threads()
@@ -51,15 +63,7 @@ def compress_case(job: Job) -> Made:
     case = job.case
     try:
         with files_used(apart=job.checkpoint) as files:
-            result = pipeline.convert(
-                job.checkpoint,
-                goal=Goal(case.budget, case.error, scope=job.scope, format=Format(case.format)),
-                task=job.task,
-                layers=job.layers,
-                finetuning=job.finetuning,
-                seed=job.seed,
-                device=job.device,
-            )
+            result = converted(job.checkpoint, job.request)
     except UnreachableError as error:
         return Made(case, least=error.least, files=files)
     finally:

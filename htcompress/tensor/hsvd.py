@@ -120,7 +120,7 @@ def ht_svd(
     made = found.truncate(chosen)
     if unit != 1.0:
         # Each core takes its share, so that none leaves the range.
-        share_of_unit = unit ** (1 / sum(core is not None for core in made.cores))
+        share_of_unit = unit ** (1 / len(made.stored))
         made = made.map(lambda core: share_of_unit * core)
     return made.map(lambda core: core.to(dtype))
 

@@ -20,12 +20,31 @@ _WEIGHTLESS = 1e-14  # of an edge's largest singular value: what float64 leaves 
 _LEAST_SHARE = 1e-8  # of an edge's largest singular value: below it a direction is not worth a division
 
 
+@dataclass(frozen=True)
+class Identity:
+    """A core that is an identity, which nobody stores.
+
+    `shape` is that of the core: (n, n) at a leaf, (r_left, r_right, r_left * r_right) at an inner node, (r, r, 1) at
+    the root.
+    """
+
+    shape: tuple[int, ...]
+
+    def written_out(self, like: Tensor) -> Tensor:
+        """The core in numbers, of the dtype and on the device of another."""
+        size = self.shape[0] if self.shape[-1] == 1 else self.shape[-1]
+        return torch.eye(size, dtype=like.dtype, device=like.device).reshape(self.shape)
+
+
+Core = Tensor | Identity
+
+
 @dataclass(frozen=True, eq=False)
 class HTTensor:
     """A tensor of order d as a dimension tree with one small core at every node.
 
     A leaf k holds `U_k` (n_k, r_k), an inner node `B_t` (r_left, r_right, r_t), the root has r = 1.
-    A core may be None: it is then an identity that nobody stores (a leaf with r = n, an inner node with
+    A core may be an `Identity`, which nobody stores (a leaf with r = n, an inner node with
     r_t = r_left * r_right, a root with r_left = r_right); `compact` finds all of them.
 
     >>> import torch
@@ -41,7 +60,7 @@ class HTTensor:
     tree: DimensionTree
     shape: tuple[int, ...]
     ranks: tuple[int, ...]
-    cores: tuple[Tensor | None, ...]
+    cores: tuple[Core, ...]
 
     @classmethod
     def from_cores(cls, tree: DimensionTree, cores: Sequence[Tensor]) -> HTTensor:
@@ -73,13 +92,12 @@ class HTTensor:
         left, right = tree.root.children or (0, 0)
         somewhere = not (identity[left] and identity[right]) or (ranks[left] == 1 and not all(identity[:-1]))
         identity[-1] = tree.order > 1 and ranks[left] == ranks[right] and somewhere
-        cores: list[Tensor | None] = []
+        cores: list[Core] = []
         for node in tree.nodes:
             below = [shape[node.leaves[0]]] if node.children is None else [ranks[c] for c in node.children]
+            size = (*below, ranks[node.index])
             cores.append(
-                None
-                if identity[node.index]
-                else torch.zeros(*below, ranks[node.index], dtype=torch.float32, device="cpu")
+                Identity(size) if identity[node.index] else torch.zeros(size, dtype=torch.float32, device="cpu")
             )
         return cls(tree, tuple(shape), tuple(ranks), tuple(cores))
 
@@ -88,31 +106,25 @@ class HTTensor:
     @property
     def parameters(self) -> int:
         """How many numbers are stored."""
-        return sum(core.numel() for core in self.cores if core is not None)
+        return sum(core.numel() for core in self.stored)
+
+    @property
+    def stored(self) -> list[Tensor]:
+        """The cores that are no identities."""
+        return [core for core in self.cores if isinstance(core, Tensor)]
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._any_core().dtype
+        return self.stored[0].dtype
 
     @property
     def device(self) -> torch.device:
-        return self._any_core().device
-
-    def _any_core(self) -> Tensor:
-        return next(core for core in self.cores if core is not None)
+        return self.stored[0].device
 
     def core(self, node: Node) -> Tensor:
         """The core of `node`, written out even where it is an identity."""
-        stored = self.cores[node.index]
-        if stored is not None:
-            return stored
-        rank = self.ranks[node.index]
-        like = self._any_core()
-        if node.children is None:
-            return torch.eye(rank, dtype=like.dtype, device=like.device)
-        left, right = (self.ranks[child] for child in node.children)
-        size = left if node.parent is None else rank
-        return torch.eye(size, dtype=like.dtype, device=like.device).reshape(left, right, rank)
+        core = self.cores[node.index]
+        return core if isinstance(core, Tensor) else core.written_out(self.stored[0])
 
     def expanded(self) -> HTTensor:
         """The same tensor with every identity written out."""
@@ -120,7 +132,7 @@ class HTTensor:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> HTTensor:
         """The tensor with `function` applied to each stored core (a cast, a move, a detach)."""
-        return replace(self, cores=tuple(None if c is None else function(c) for c in self.cores))
+        return replace(self, cores=tuple(function(c) if isinstance(c, Tensor) else c for c in self.cores))
 
     # ---- reconstruction ------------------------------------------------------------------------------
 
@@ -130,7 +142,7 @@ class HTTensor:
             return self.core(node)
         left, right = (self.frame(self.tree.nodes[child]) for child in node.children)
         rank = self.ranks[node.index]
-        if self.cores[node.index] is None:
+        if isinstance(self.cores[node.index], Identity):
             if node.parent is None:
                 return (left @ right.T).reshape(-1, 1)
             return torch.einsum("al,br->ablr", left, right).reshape(-1, rank)
@@ -193,10 +205,8 @@ class HTTensor:
 
     def __mul__(self, factor: float) -> HTTensor:
         """The tensor scaled by a number."""
-        cores = list(self.expanded().cores)
-        root = cores[-1]
-        assert root is not None
-        cores[-1] = root * factor
+        cores = self.expanded().stored
+        cores[-1] = cores[-1] * factor
         return replace(self, cores=tuple(cores))
 
     __rmul__ = __mul__
@@ -294,35 +304,32 @@ class HTTensor:
         tree = self.tree
         if tree.order == 1:
             return self.expanded()
-        cores: list[Tensor | None] = list(self.expanded().cores)
+        cores = self.expanded().stored
+        spared: set[int] = set()
         for node in tree.nodes[:-1]:
             core = cores[node.index]
-            assert core is not None
-            if core.numel() != core.shape[-1] ** 2:
-                continue
-            _absorb(cores, tree, node, core.reshape(-1, core.shape[-1]))
-            cores[node.index] = None
+            if core.numel() == core.shape[-1] ** 2:
+                _absorb(cores, tree, node, core.reshape(-1, core.shape[-1]))
+                spared.add(node.index)
         left, right = tree.root.children or (0, 0)
-        root = cores[-1]
-        assert root is not None
-        ranks = [self.ranks[n.index] for n in tree.nodes]
-        if root.shape[0] == root.shape[1] and not (cores[left] is None and cores[right] is None):
-            a, b = cores[left], cores[right]
-            if a is None and b is not None:
-                cores[right] = b @ root[:, :, 0].T
-            elif b is None and a is not None:
-                cores[left] = a @ root[:, :, 0]
-            elif a is not None and b is not None:
+        root, top = cores[-1], tree.root.index
+        if root.shape[0] == root.shape[1] and not {left, right} <= spared:
+            if left in spared:
+                cores[right] = cores[right] @ root[:, :, 0].T
+            elif right in spared:
+                cores[left] = cores[left] @ root[:, :, 0]
+            else:
                 u, s, vh = torch.linalg.svd(root[:, :, 0])
-                cores[left], cores[right] = a @ (u * s.sqrt()), b @ (vh.T * s.sqrt())
-            cores[-1] = None
+                cores[left], cores[right] = cores[left] @ (u * s.sqrt()), cores[right] @ (vh.T * s.sqrt())
+            spared.add(top)
         elif root.numel() == 1:
-            stored = next((t for t, core in enumerate(cores[:-1]) if core is not None), None)
-            if stored is not None:
-                core = cores[stored]
-                assert core is not None
-                cores[stored], cores[-1] = core * root.reshape(()), None
-        compacted = HTTensor(tree, self.shape, tuple(ranks), tuple(cores))
+            kept = next((t for t in range(top) if t not in spared), None)
+            if kept is not None:
+                cores[kept] = cores[kept] * root.reshape(())
+                spared.add(top)
+        ranks = [self.ranks[n.index] for n in tree.nodes]
+        made = [Identity(tuple(core.shape)) if t in spared else core for t, core in enumerate(cores)]
+        compacted = HTTensor(tree, self.shape, tuple(ranks), tuple(made))
         promised = parameter_count(tree, self.shape, ranks)
         if compacted.parameters != promised:
             raise ShapeError(
@@ -352,7 +359,7 @@ class HTTensor:
 
     def equalise(self) -> HTTensor:
         """The same tensor with equal Frobenius norms in all stored cores; the bases stay what they are."""
-        norms = [float(torch.linalg.vector_norm(core)) for core in self.cores if core is not None]
+        norms = [float(torch.linalg.vector_norm(core)) for core in self.stored]
         if min(norms) == 0.0:
             return self
         mean = prod(n ** (1 / len(norms)) for n in norms)
@@ -365,12 +372,8 @@ class HTTensor:
         return error / scale if scale else (0.0 if error == 0.0 else inf)
 
 
-def _absorb(cores: list[Tensor | None], tree: DimensionTree, node: Node, factor: Tensor) -> None:
+def _absorb(cores: list[Tensor], tree: DimensionTree, node: Node, factor: Tensor) -> None:
     """Multiply `factor` (new rank, old rank) into the parent's slot for `node`."""
-    assert node.parent is not None
-    parent = cores[node.parent]
-    children = tree.nodes[node.parent].children
-    assert parent is not None
-    assert children is not None
-    equation = "ab,bcd->acd" if children[0] == node.index else "ab,cbd->cad"
-    cores[node.parent] = torch.einsum(equation, factor, parent)
+    parent = tree.nodes[node.parent or 0]
+    first = parent.children is not None and parent.children[0] == node.index
+    cores[parent.index] = torch.einsum("ab,bcd->acd" if first else "ab,cbd->cad", factor, cores[parent.index])

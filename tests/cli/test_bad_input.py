@@ -15,7 +15,7 @@ import torch
 from small import Outcome, Tagger, listing, save_tagger, tagger, write_task
 from torch import Tensor, nn
 
-from htcompress import pipeline
+from htcompress import compression
 
 Command = Callable[..., Outcome]
 Prepare = Callable[[Path], object]
@@ -402,7 +402,7 @@ def test_the_unexpected_is_told_without_a_traceback(
     def broken(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "convert", broken)
+    monkeypatch.setattr(compression, "converted", broken)
     words = (f"unexpected {type(error).__name__}", "--debug shows the traceback")
     fails(htc, folder, CONVERT, words)
     ended = htc(*CONVERT, "--debug")

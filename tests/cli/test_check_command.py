@@ -14,7 +14,7 @@ from htcompress_cli import gate
 from sample_report import sample_report
 from small import Outcome
 
-from htcompress.gate import RULES
+from htcompress.checks import RULES
 from htcompress.report import Quality
 
 Command = Callable[..., Outcome]

@@ -14,8 +14,8 @@ import pytest
 from small import Outcome, listing, save_tagger, tagger, write_task
 
 import htcompress
-from htcompress.checkpoint import writing
-from htcompress.checkpoint.directory import load
+from htcompress.directory import write as writing
+from htcompress.directory.read import load
 from htcompress.report import read_report
 
 Command = Callable[..., Outcome]
@@ -41,7 +41,7 @@ import json, os, shutil, signal, sys, time
 import torch
 torch.set_num_threads(1)
 # Everything slow, so that the moments fall into the work; importing is the next test's.
-import htcompress.pipeline, htcompress.report.terminal, htcompress_cli.commands
+import htcompress.compression, htcompress.report.terminal, htcompress_cli.commands
 import safetensors.torch, torch._dynamo, typer.main
 from htcompress_cli import main
 

@@ -14,7 +14,7 @@ from torch import nn
 import htcompress
 from htcompress.errors import RequestError
 from htcompress.exporting.verify import session
-from htcompress.planning import Goal
+from htcompress.request import Goal
 
 
 def converted(folder: Path, module: nn.Module, *, budget: int = 10**6) -> Path:

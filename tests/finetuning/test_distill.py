@@ -15,9 +15,10 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import htcompress
-from htcompress import Compressed, FineTuning
+from htcompress import Compressed
 from htcompress.errors import TaskError
 from htcompress.finetuning.distill import Progress, distill, evaluating
+from htcompress.request import FineTuning
 
 Item = tuple[tuple[Any, ...], Any]
 Batches = Callable[[], Iterator[Item]]

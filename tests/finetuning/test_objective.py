@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pack_sequence
 
 from htcompress import Compressed
 from htcompress.finetuning.objective import Objective
-from htcompress.nn import HTLSTM, replace_modules
+from htcompress.model.replace import replace_modules
+from htcompress.nn import HTLSTM
 
 
 @pytest.fixture

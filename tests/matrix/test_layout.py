@@ -13,9 +13,11 @@ from oracles import dense_of, distance, examples, random_ht
 from torch import Tensor
 
 from htcompress.errors import ShapeError
-from htcompress.matrix import HTMatrix, Layout, LayoutKind
+from htcompress.forms.ht import HTMatrix
+from htcompress.matrix import Layout
 from htcompress.matrix.folding import col_foldings, divisors, finer, pairs, row_foldings, with_slabs
 from htcompress.tensor import DimensionTree, HTTensor
+from htcompress.vocabulary import LayoutKind
 
 modes = st.lists(st.integers(1, 4), min_size=1, max_size=3)
 
@@ -75,7 +77,7 @@ def test_the_matrix_is_the_unfolded_tensor(arguments: dict[str, object], seed: i
         expected = layout.unfold(dense_of(h))
         assert matrix.dense().shape == (layout.rows, layout.cols)
         assert distance(matrix.dense(), expected) < 1e-11
-        assert matrix.parameters == sum(core.numel() for core in tensor.cores if core is not None)
+        assert matrix.parameters == sum(core.numel() for core in tensor.stored)
         if layout.is_split:
             rows, cols = matrix.factors()
             assert rows.shape == (layout.rows, matrix.rank)

@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from htcompress.checkpoint.inventory import inventory_of_model
 from htcompress.errors import RequestError, UnreachableError
-from htcompress.matrix import LayoutKind
-from htcompress.nn import HTRecurrent, replace_modules
-from htcompress.planning import Goal, LayerPlan, Scope, plan_layers
+from htcompress.model.inventory import inventory_of_model
+from htcompress.model.replace import replace_modules
+from htcompress.model.statistics import SlotStatistics, collect
+from htcompress.nn import HTRecurrent
+from htcompress.planning import PlannedLayer, plan_model
 from htcompress.planning.plan import allocate
 from htcompress.planning.slot import Option, Recipe
-from htcompress.statistics.collect import SlotStatistics, collect
+from htcompress.request import Goal
+from htcompress.vocabulary import LayoutKind, Scope
 
 
 class Two(nn.Module):
@@ -46,7 +48,7 @@ def _statistics(model: Two) -> dict[str, dict[str, SlotStatistics]]:
     return collect(model, inputs())
 
 
-def built(model: nn.Module, plans: list[LayerPlan]) -> nn.Module:
+def built(model: nn.Module, plans: list[PlannedLayer]) -> nn.Module:
     return replace_modules(model, {plan.name: plan.build() for plan in plans})
 
 
@@ -63,7 +65,7 @@ def test_budgets_hold(
     dense = sum(layer.settings.dense_parameters for layer in layers)
     seen = statistics if weighted else None
     budget = int(dense * (0.6 if weighted else 0.8))
-    compact = built(model, plan_layers(layers, Goal(budget=budget, scope=scope), seen))
+    compact = built(model, plan_model(layers, Goal(budget=budget, scope=scope), seen).layers)
     assert stored(compact) <= budget
     assert torch.isfinite(compact(*inputs(1)[0])).all()
 
@@ -71,7 +73,7 @@ def test_budgets_hold(
 def test_scopes_are_kept_to(model: Two) -> None:
     layers = inventory_of_model(model)
     for scope, names in ((Scope.INPUT, {"ih"}), (Scope.SEPARATE, {"ih", "hh"}), (Scope.INTEGRATED, {"joint"})):
-        plans = plan_layers(layers, Goal(ratio=1.8, scope=scope))
+        plans = plan_model(layers, Goal(ratio=1.8, scope=scope)).layers
         slots = [slot for plan in plans for slot in plan.slots.values()]
         assert {m.name for slot in slots for m in slot.matrices if m.choice.matrix is not None} <= names
         assert any(slot.scope is scope for slot in slots)
@@ -79,7 +81,7 @@ def test_scopes_are_kept_to(model: Two) -> None:
 
 def test_layouts_are_kept_to(model: Two) -> None:
     for kind in (LayoutKind.SVD, LayoutKind.SPLIT, LayoutKind.PAIRED):
-        plans = plan_layers(inventory_of_model(model), Goal(ratio=2, layout=kind))
+        plans = plan_model(inventory_of_model(model), Goal(ratio=2, layout=kind)).layers
         chosen = [m.choice.matrix for plan in plans for slot in plan.slots.values() for m in slot.matrices]
         for matrix in chosen:
             if matrix is not None and kind is LayoutKind.SVD:
@@ -93,7 +95,7 @@ def test_layouts_are_kept_to(model: Two) -> None:
 @pytest.mark.parametrize("ratio", [1, 1.001])
 def test_enough_numbers_are_exact(model: Two, statistics: dict[str, dict[str, SlotStatistics]], ratio: float) -> None:
     """Merging the biases frees numbers: at the checkpoint's own size nothing needs to be lost."""
-    compact = built(model, plan_layers(inventory_of_model(model), Goal(ratio=ratio), statistics))
+    compact = built(model, plan_model(inventory_of_model(model), Goal(ratio=ratio), statistics).layers)
     (x,) = inputs(1)[0]
     assert torch.allclose(compact(x), model(x), atol=1e-5)
 
@@ -101,18 +103,18 @@ def test_enough_numbers_are_exact(model: Two, statistics: dict[str, dict[str, Sl
 def test_the_smallest_budget_is_named_and_works(model: Two) -> None:
     layers = inventory_of_model(model)
     with pytest.raises(UnreachableError, match="at least") as caught:
-        plan_layers(layers, Goal(budget=3))
+        plan_model(layers, Goal(budget=3))
     least = int(str(caught.value).split("at least ")[1].split(",")[0])
-    assert stored(built(model, plan_layers(layers, Goal(budget=least)))) <= least
+    assert stored(built(model, plan_model(layers, Goal(budget=least)).layers)) <= least
     with pytest.raises(UnreachableError):
-        plan_layers(layers, Goal(budget=least - 1))
+        plan_model(layers, Goal(budget=least - 1))
 
 
 @pytest.mark.parametrize("error", [0.5, 0.1, 0.01, 1e-4])
 def test_errors_hold_or_the_matrix_is_dense(model: Two, error: float) -> None:
     """Measured on the stored float32 numbers, by reconstruction."""
     layers = inventory_of_model(model)
-    modules = {plan.name: plan.build() for plan in plan_layers(layers, Goal(error=error))}
+    modules = {plan.name: plan.build() for plan in plan_model(layers, Goal(error=error)).layers}
     for layer in layers:
         for slot, gates in modules[layer.name].slots().items():
             dense = layer.slots[slot]
@@ -133,7 +135,7 @@ def test_data_beats_no_data_where_it_counts(model: Two, statistics: dict[str, di
     with torch.no_grad():
         expected = model(x)
         lost = [
-            float(torch.linalg.norm(built(model, plan_layers(layers, goal, seen))(x) - expected))
+            float(torch.linalg.norm(built(model, plan_model(layers, goal, seen).layers)(x) - expected))
             for seen in (None, statistics)
         ]
     assert lost[1] < 0.7 * lost[0]

@@ -10,15 +10,19 @@ import torch
 from oracles import distance, observed
 from torch import Tensor, nn
 
-from htcompress.checkpoint.inventory import inventory_of_model
 from htcompress.errors import UnreachableError
-from htcompress.matrix import HTMatrix, LayoutKind
-from htcompress.matrix.search import Choice
-from htcompress.nn import DenseSlot, GateMatrices, HTRecurrent, module_class, replace_modules
-from htcompress.planning import Goal, LayerPlan, Scope, plan_layers
+from htcompress.forms import Choice
+from htcompress.forms.ht import HTMatrix
+from htcompress.matrix.stored import StoredMatrix
+from htcompress.model.inventory import inventory_of_model
+from htcompress.model.replace import replace_modules
+from htcompress.model.statistics import SlotStatistics, collect
+from htcompress.nn import DenseSlot, GateMatrices, HTRecurrent, module_class
+from htcompress.planning import PlannedLayer, plan_model
 from htcompress.planning.plan import allocate
-from htcompress.planning.slot import Option, Recipe, SlotTarget
-from htcompress.statistics.collect import SlotStatistics, collect
+from htcompress.planning.slot import Option, Recipe, SlotProblem
+from htcompress.request import Goal
+from htcompress.vocabulary import LayoutKind, Scope
 
 MODULES = {
     "lstm": lambda: nn.LSTM(12, 6),
@@ -55,7 +59,7 @@ class Model(nn.Module):
         return collect(self, [(self.batch(seed),) for seed in range(2)])
 
 
-def rebuilt(model: nn.Module, plans: list[LayerPlan]) -> nn.Module:
+def rebuilt(model: nn.Module, plans: list[PlannedLayer]) -> nn.Module:
     return replace_modules(model, {plan.name: plan.build() for plan in plans})
 
 
@@ -71,7 +75,7 @@ def outputs(value: object) -> Tensor:
 def smallest(model: nn.Module, budget: int, **options: object) -> int:
     """The budget that the error names."""
     with pytest.raises(UnreachableError) as caught:
-        plan_layers(inventory_of_model(model), Goal(budget=budget, **options))
+        plan_model(inventory_of_model(model), Goal(budget=budget, **options))
     return int(re.search(r"budget of at least (\d+)", str(caught.value))[1])
 
 
@@ -92,7 +96,7 @@ def test_the_smallest_budget_is_one_number(name: str, scope: Scope) -> None:
     model = Model(name)
     least = smallest(model, 1, scope=scope)
     assert smallest(model, least - 1, scope=scope) == least
-    compact = rebuilt(model, plan_layers(inventory_of_model(model), Goal(budget=least, scope=scope)))
+    compact = rebuilt(model, plan_model(inventory_of_model(model), Goal(budget=least, scope=scope)).layers)
     assert numbers(compact) <= least
     assert outputs(compact(model.batch())).isfinite().all()
 
@@ -102,7 +106,7 @@ def test_twice_the_budget_never_loses_more() -> None:
     model = Model("rnn")
     layers, seen, last = inventory_of_model(model), model.seen(), float("inf")
     for budget in (45, 90, 180):
-        (plan,) = plan_layers(layers, Goal(budget=budget, scope=Scope.SEPARATE), seen)
+        (plan,) = plan_model(layers, Goal(budget=budget, scope=Scope.SEPARATE), seen).layers
         error = sum(matrix.choice.error for slot in plan.slots.values() for matrix in slot.matrices)
         assert 0 < error < last
         last = error
@@ -114,29 +118,26 @@ def test_twice_the_budget_never_loses_more() -> None:
 def written_out(gates: GateMatrices, dense: DenseSlot) -> tuple[Tensor, Tensor]:
     """W_ih and W_hh of what is stored."""
 
-    def full(matrix: HTMatrix | Tensor) -> Tensor:
-        return matrix.dense() if isinstance(matrix, HTMatrix) else matrix
-
     if gates.joint is not None:
         size, state = dense.ih.shape[1], dense.hh.shape[1]
-        joint = full(gates.joint)
+        joint = gates.joint.dense()
         return joint[:, :size], joint[:, size : size + state]
-    return full(gates.ih), full(gates.hh)
+    return gates.ih.dense(), gates.hh.dense()
 
 
-def targets(model: Model, seen: dict[str, dict[str, SlotStatistics]] | None, scope: Scope) -> list[SlotTarget]:
+def targets(model: Model, seen: dict[str, dict[str, SlotStatistics]] | None, scope: Scope) -> list[SlotProblem]:
     (layer,) = inventory_of_model(model)
     return [
-        SlotTarget(slot, None if seen is None else seen["rnn"][name], slot.parameters * 2, scope, LayoutKind.SPLIT)
+        SlotProblem(slot, None if seen is None else seen["rnn"][name], slot.parameters * 2, scope, LayoutKind.SPLIT)
         for name, slot in layer.slots.items()
     ]
 
 
-def chosen(target: SlotTarget, recipe: Recipe, cut: int) -> GateMatrices:
+def chosen(target: SlotProblem, recipe: Recipe, cut: int) -> GateMatrices:
     """Every matrix of the recipe in its last (most folded) form, at full ranks less a cut."""
     choices = []
     for part in recipe.parts:
-        form = part.search.forms[-1]
+        form = part.search.candidates[-1]
         left, right = form.layout.tree.root.children
         ranks = list(form.model.full)
         ranks[left] = ranks[right] = max(1, ranks[left] - cut)
@@ -201,8 +202,8 @@ def test_recipes_count_what_they_store() -> None:
             for target in targets(model, None, scope):
                 for recipe in target.recipes:
                     gates = chosen(target, recipe, 1)
-                    stored = [m for m in vars(gates).values() if isinstance(m, torch.Tensor | HTMatrix)]
-                    count = sum(m.parameters if isinstance(m, HTMatrix) else m.numel() for m in stored)
+                    stored = [m for m in vars(gates).values() if isinstance(m, torch.Tensor | StoredMatrix)]
+                    count = sum(m.numel() if isinstance(m, torch.Tensor) else m.parameters for m in stored)
                     parts = sum(m.parameters for m in stored if isinstance(m, HTMatrix))
                     assert count == recipe.fixed + parts
                     assert recipe.scope is scope
@@ -210,7 +211,7 @@ def test_recipes_count_what_they_store() -> None:
 
 def test_the_frontier_of_a_slot_is_one() -> None:
     (target,) = targets(Model("lstm"), Model("lstm").seen(), Scope.AUTO)
-    frontier = target.frontier()
+    frontier = target.frontier(target.ladders())
     for a, b in pairwise(frontier):
         assert a.parameters < b.parameters
         assert a.error > b.error
@@ -231,7 +232,7 @@ def test_a_slot_that_does_not_matter_is_planned() -> None:
     model = Forwards("lstm of two directions")
     layers, seen = inventory_of_model(model), model.seen()
     dense = sum(slot.parameters for slot in layers[0].slots.values())
-    compact = rebuilt(model, plan_layers(layers, Goal(budget=dense // 2), seen))
+    compact = rebuilt(model, plan_model(layers, Goal(budget=dense // 2), seen).layers)
     assert numbers(compact) <= dense // 2
     assert compact(model.batch()).isfinite().all()
 
@@ -243,13 +244,13 @@ def test_weights_of_zero_are_planned(name: str) -> None:
         nn.init.zeros_(p)
     layers = inventory_of_model(model)
     for goal in (Goal(ratio=2), Goal(error=0.1)):
-        compact = rebuilt(model, plan_layers(layers, goal))
+        compact = rebuilt(model, plan_model(layers, goal).layers)
         assert torch.equal(outputs(compact(model.batch())), outputs(model(model.batch())))
 
 
 def test_the_dtype_of_the_checkpoint_is_kept() -> None:
     model = Model("rnn").double()
-    plans = plan_layers(inventory_of_model(model), Goal(ratio=2))
+    plans = plan_model(inventory_of_model(model), Goal(ratio=2)).layers
     assert {p.dtype for p in plans[0].build().parameters()} == {torch.float64}
 
 
@@ -257,7 +258,7 @@ def test_the_weights_of_the_model_stay() -> None:
     model = Model("rnn")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     state = torch.get_rng_state()
-    plan_layers(inventory_of_model(model), Goal(ratio=2), model.seen())
+    plan_model(inventory_of_model(model), Goal(ratio=2), model.seen())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
@@ -294,6 +295,6 @@ def test_a_metric_of_data_weighs_a_slot_as_a_whole() -> None:
         slot.gradients_ih = slot.gradients_hh = observed(20, 4, seed=1).gradients.double()
     slots["l0_reverse"].gradients_ih = slots["l0_reverse"].gradients_hh = 400 * slots["l0"].gradients_ih
     (layer,) = inventory_of_model(model)
-    (plan,) = plan_layers([layer], Goal(ratio=3), seen)
+    (plan,) = plan_model([layer], Goal(ratio=3), seen).layers
     forth, back = (sum(m.choice.parameters for m in plan.slots[name].matrices) for name in ("l0", "l0_reverse"))
     assert back > 2 * forth

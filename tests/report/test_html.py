@@ -145,7 +145,15 @@ def test_a_report_with_less_in_it(report: Report) -> None:
 
 def test_the_command_that_makes_it_again(report: Report) -> None:
     assert command(report) == "htcompress convert model.pt --budget 15100 --task task.py --steps 400 --seed 0"
-    asked = {**report.request, "budget": None, "ratio": 12.5, "steps": 0, "layers": "my rnn*", "format": "tt"}
+    asked = {
+        **report.request,
+        "budget": None,
+        "ratio": 12.5,
+        "steps": 0,
+        "finetuning": None,
+        "layers": "my rnn*",
+        "format": "tt",
+    }
     assert command(replace(report, request=asked, seed=3)) == (
         "htcompress convert model.pt --ratio 12.5 --task task.py --format tt --layers 'my rnn*' --no-finetune --seed 3"
     )

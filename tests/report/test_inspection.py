@@ -11,7 +11,7 @@ from small import save_tagger, tagger
 from torch import nn
 
 from htcompress.errors import CheckpointError, RequestError
-from htcompress.report.inspection import SHARES, inspect_checkpoint
+from htcompress.inspection import SHARES, inspect_checkpoint
 
 
 def best_rank(matrix: torch.Tensor, error: float) -> int:

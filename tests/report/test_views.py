@@ -10,14 +10,14 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from htcompress.report import MatrixReport, Quality, Report, model_card, to_markdown, words
-from htcompress.report.inspection import (
+from htcompress.inspection import (
     Inspection,
     LayerInspection,
     MatrixInspection,
     Outlook,
     inspection_to_terminal,
 )
+from htcompress.report import MatrixReport, Quality, Report, model_card, to_markdown, words
 from htcompress.report.terminal import to_terminal
 
 Golden = Callable[[str, str], None]

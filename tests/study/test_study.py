@@ -12,11 +12,11 @@ import torch
 from small import Tagger, listing, save_tagger, write_task
 
 import htcompress
-from htcompress import FineTuning, study
+from htcompress import study
 from htcompress.errors import CheckpointError, RequestError, TaskError, UnreachableError
 from htcompress.observer import Observer
-from htcompress.planning import Goal
 from htcompress.report.study import cases
+from htcompress.request import FineTuning, Goal
 from htcompress.study import Case, Engine, Place, Point, Study
 
 SERIAL = Place(jobs=1)

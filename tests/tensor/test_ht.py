@@ -24,7 +24,7 @@ from oracles import (
 from torch import Tensor
 
 from htcompress.errors import ShapeError
-from htcompress.tensor import DimensionTree, HTTensor, parameter_count
+from htcompress.tensor import DimensionTree, HTTensor, Identity, parameter_count
 
 many = examples(50)
 
@@ -80,7 +80,7 @@ def test_an_order_one_tensor_is_its_only_core() -> None:
 
 def test_gradients_reach_every_stored_core() -> None:
     h = random_ht(DimensionTree(NON_CONTIGUOUS), (2, 3, 2, 3), (2, 2, 3, 2, 2, 3, 1)).compact()
-    stored = [core.clone().requires_grad_() for core in h.cores if core is not None]
+    stored = [core.clone().requires_grad_() for core in h.stored]
 
     def dense(*values: Tensor) -> Tensor:
         left = iter(values)
@@ -244,15 +244,15 @@ def test_compact_is_the_same_tensor_in_the_numbers_that_were_counted(case: Drawn
     small = h.compact()
     assert distance(dense_of(small), dense_of(h)) < 1e-11
     assert distance(small.dense(), dense_of(small)) < 1e-12
-    stored = sum(core.numel() for core in small.cores if core is not None)
+    stored = sum(core.numel() for core in small.stored)
     assert small.parameters == stored == parameter_count(h.tree, h.shape, h.ranks)
     assert small.parameters <= h.parameters
     for node, core in zip(h.tree.nodes[:-1], small.cores, strict=False):
         shape = core_shape(h.tree, h.shape, h.ranks, node.index)
-        assert (core is None) == (h.tree.order > 1 and shape[-1] ** 2 == torch.Size(shape).numel())
+        assert (isinstance(core, Identity)) == (h.tree.order > 1 and shape[-1] ** 2 == torch.Size(shape).numel())
     for node in h.tree.nodes:
         assert small.core(node).shape == core_shape(h.tree, h.shape, h.ranks, node.index)
-    assert all(core is not None for core in small.expanded().cores)
+    assert all(isinstance(core, torch.Tensor) for core in small.expanded().cores)
     assert distance(small.expanded().dense(), dense_of(h)) < 1e-11
     assert small.compact().parameters == small.parameters
     assert distance(dense_of(small.compact()), dense_of(h)) < 1e-11
@@ -263,7 +263,7 @@ def test_compact_is_the_same_tensor_in_the_numbers_that_were_counted(case: Drawn
 def test_zeros_has_the_structure_of_compact(case: Drawn) -> None:
     empty, small = HTTensor.zeros(case.tree, case.shape, case.ranks), case.ht().compact()
     assert (empty.shape, empty.ranks, empty.parameters) == (small.shape, small.ranks, small.parameters)
-    shapes = [[None if core is None else core.shape for core in h.cores] for h in (empty, small)]
+    shapes = [[tuple(core.shape) for core in h.cores] for h in (empty, small)]
     assert shapes[0] == shapes[1]
     assert not empty.dense().any()
 
@@ -289,7 +289,7 @@ def test_balanced_cores_have_one_norm(case: Drawn) -> None:
     h = case.ht().compact()
     even = h.balance()
     assert distance(dense_of(even), dense_of(h)) < 1e-12
-    norms = [float(core.norm()) for core in even.cores if core is not None]
+    norms = [float(core.norm()) for core in even.stored]
     assert max(norms) == pytest.approx(min(norms), rel=1e-9)
     nothing = 0.0 * h
     assert not nothing.balance().dense().any()
@@ -314,8 +314,8 @@ def test_map_touches_stored_cores_only_and_leaves_the_original() -> None:
     before = dense_of(h)
     narrow = h.map(lambda core: core.float())
     assert (h.dtype, narrow.dtype, narrow.device.type) == (torch.float64, torch.float32, "cpu")
-    assert [core is None for core in narrow.cores] == [core is None for core in h.cores]
-    assert any(core is None for core in h.cores)
+    assert [isinstance(core, Identity) for core in narrow.cores] == [isinstance(core, Identity) for core in h.cores]
+    assert any(isinstance(core, Identity) for core in h.cores)
     assert distance(narrow.dense(), before) < 1e-6
     assert narrow.dense().dtype == torch.float32
     assert torch.equal(dense_of(h), before)

@@ -12,7 +12,8 @@ from oracles import NON_CONTIGUOUS, Drawn, dense_of, distance, drawn, examples
 from torch import Tensor
 
 from htcompress.errors import RequestError
-from htcompress.matrix import HTMatrix, Layout
+from htcompress.forms.ht import HTMatrix
+from htcompress.matrix import Layout
 from htcompress.tensor import DimensionTree, HTTensor, ht_svd, projection
 
 FINE = (1e-6, 3e-8, 1e-9, 3e-10, 1e-11)

@@ -1,0 +1,118 @@
+"""What goes on from an output directory: `finetune` and `evaluate`, by the stages of `htcompress.compression`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from htcompress.compression import Compressed
+from htcompress.data import Data, Peeked, training_reading, training_stream
+from htcompress.directory.read import read_config, read_state
+from htcompress.errors import TaskError
+from htcompress.isolation import restored, seeded
+from htcompress.model.plain import without_packing
+from htcompress.model.replace import stand_ins
+from htcompress.observer import Observer
+from htcompress.opening import dense_model, device_named, opened, places_of, teacher_of
+from htcompress.report import read_report
+from htcompress.request import FineTuning
+from htcompress.sources.read import read_checkpoint
+from htcompress.stages import Clock, measured, read_back, snapshot, tuned
+from htcompress.task import load_task
+
+__all__ = ["evaluate", "finetune"]
+
+
+def finetune(
+    directory: str | Path,
+    *,
+    task: str | Path,
+    teacher: str | Path | None = None,
+    options: FineTuning | None = None,
+    device: str = "cpu",
+    observer: Observer | None = None,
+) -> Compressed:
+    """Continue fine-tuning of an output directory; the result is not written (see `save`).
+
+    The teacher is the dense checkpoint that the directory was made from, found by the path kept in its
+    report. Without it the task's own loss is all there is to train on.
+
+    Raises:
+        TaskError: the task lacks what fine-tuning needs.
+        CheckpointError: the directory or the teacher cannot be read.
+    """
+    observer, options, place = observer or Observer(), options or FineTuning(), Path(directory)
+    seed = options.seed
+    with restored():
+        where = device_named(device)
+        config = read_config(place)
+        report = read_report(place)
+        loaded = load_task(task)
+        data = Data.of_task(loaded).on(where)
+        if data.training is None:
+            loaded.require("training", purpose="fine-tuning")
+            raise TaskError(f"The task {loaded.source} has nothing to fine-tune on.")
+        observer.stage("reading the directory")
+        model = opened(place, loaded, observer).to(where)
+        dense = teacher_of(place, report, teacher, loaded, observer)
+        if dense is not None:
+            dense = dense.to(where)
+        quality = report.quality
+        if data.evaluate is None and quality.final is not None:
+            observer.message(f"{loaded.source} has no evaluate(): the fine-tuned model is not measured.")
+            quality = replace(quality, decomposed=None, finetuned=None)
+        elif quality.final is None:
+            quality = measured(quality, "decomposed", model, data, seed, observer)
+        with seeded(seed):
+            training = Peeked(data.training)
+            if training.empty:
+                raise TaskError(f"training() in {loaded.source} yields nothing; it must yield batches.")
+            reading = training_reading(model, training.first, loss=data.loss)
+        arguments, _ = reading(training.first)
+        clock = Clock()
+        with clock("finetune"):
+            tuned(model, dense, training_stream(reading, training), data, options, observer, places_of(config))
+        # Tensors that the model does not know stay in the directory.
+        state = read_state(place) | snapshot(model)
+        result = read_back(config, state, loaded.model().to(where), model, arguments)
+        quality = measured(quality, "finetuned", result, data, seed, observer)
+        if dense is not None and quality.dense is None:
+            quality = measured(quality, "dense", dense, data, seed, observer)
+        spent = (report.timings_s.finetune or 0.0) + clock.seconds["finetune"]
+        done = replace(report, quality=quality, timings_s=replace(report.timings_s, finetune=round(spent, 3)))
+        path = report.source.get("path")
+        if path is not None:
+            done = replace(done, source={**done.source, "path": str(place / path)})
+        result = result.cpu()
+        modules = {name: module for name, module in stand_ins(result).items() if name in config["layers"]}
+        kept = {name: value for name, value in config.items() if name != "extra"}
+        return Compressed(result, modules, state, done, kept)
+
+
+def evaluate(
+    source: str | Path,
+    *,
+    task: str | Path,
+    weights: str | None = None,
+    device: str = "cpu",
+    observer: Observer | None = None,
+) -> dict[str, float]:
+    """The task's metrics of an output directory or of a dense checkpoint; the first is the headline.
+
+    Args:
+        weights: the state_dict to take of a checkpoint that holds several.
+    """
+    observer = observer or Observer()
+    with restored():
+        where = device_named(device)
+        loaded = load_task(task)
+        loaded.require("evaluate", purpose="evaluation")
+        place = Path(source)
+        if place.is_dir():
+            model = opened(place, loaded, observer)
+        else:
+            model = dense_model(loaded, read_checkpoint(place, weights=weights), observer)
+        observer.stage("evaluating")
+        model = model.to(where).eval()
+        with seeded(0), without_packing(model):
+            return loaded.evaluate(model)

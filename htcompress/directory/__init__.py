@@ -1,0 +1,1 @@
+"""The output directory, in and out."""

@@ -1,0 +1,170 @@
+"""What a form is to the rest: how matrices are found in it, how one is built of a file, which tensors it stores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from htcompress.matrix.blocks import Blocks
+from htcompress.matrix.layout import Layout
+from htcompress.matrix.metric import Metric
+from htcompress.matrix.stored import StoredMatrix
+from htcompress.matrix.weighted import WeightedMatrix
+from htcompress.vocabulary import LayoutKind
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to store a matrix: the numbers it takes and the squared error it makes in the metric."""
+
+    parameters: int
+    error: float
+    matrix: StoredMatrix | None
+    """None: kept dense."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the matrix is kept as it is."""
+        return self.matrix is None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a matrix are: `size` inputs, then `extra` columns of other kinds."""
+
+    size: int
+    extra: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A matrix to be stored in fewer numbers, and what a search may use.
+
+    Attributes:
+        matrix: (rows, cols), the trained weights.
+        metric: what an error counts.
+        max_parameters: no more than this will be asked for.
+        gates: the blocks in the rows, so that the gate axis can be a mode of its own.
+        columns: how the columns are made up.
+        layout: the family of layouts to look at.
+        like: the search of another matrix whose first columns are the same inputs.
+    """
+
+    matrix: Blocks
+    metric: Metric
+    max_parameters: int
+    gates: int = 1
+    columns: Columns | None = None
+    layout: LayoutKind = LayoutKind.AUTO
+    like: MatrixSearch | None = None
+
+
+class Ladder(ABC):
+    """The choices for one matrix from few numbers to all of them. Frozen: what refines one gives another ladder."""
+
+    @property
+    @abstractmethod
+    def choices(self) -> Sequence[Choice]:
+        """A Pareto front by ascending numbers, the dense matrix at its end."""
+
+    @abstractmethod
+    def improved(self, choice: Choice) -> Ladder | None:
+        """The ladder with one of its choices refined; None where that would gain nothing."""
+
+    @abstractmethod
+    def neighbours(self, choice: Choice) -> Sequence[Choice]:
+        """The choices next to one of them."""
+
+
+class MatrixSearch(ABC):
+    """The candidates for one matrix, decomposed once, and the best of them for any budget."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.target = WeightedMatrix.of(problem.matrix, problem.metric)
+        self.gates = problem.gates
+        self.columns = problem.columns or Columns(self.matrix.shape[1])
+        self.max_parameters = min(problem.max_parameters, self.matrix.numel())
+
+    @property
+    def matrix(self) -> Blocks:
+        """W."""
+        return self.target.matrix
+
+    @property
+    def metric(self) -> Metric:
+        """What an error counts."""
+        return self.target.metric
+
+    @property
+    def total(self) -> float:
+        """The squared error of a zero matrix: the scale of all errors."""
+        return self.target.total
+
+    @property
+    def dense(self) -> Choice:
+        """The matrix as it is."""
+        return Choice(self.matrix.numel(), 0.0, None)
+
+    @property
+    @abstractmethod
+    def spectrum(self) -> Tensor | None:
+        """The leading singular values in the metric; None where they were not found."""
+
+    @property
+    @abstractmethod
+    def smallest(self) -> int:
+        """The fewest numbers that any candidate needs."""
+
+    @abstractmethod
+    def best(self, max_parameters: int, *, polish: bool = False) -> Choice | None:
+        """The candidate of least error that stores at most so many numbers; None where none does.
+
+        `polish` measures more candidates, and refines the best.
+        """
+
+    @abstractmethod
+    def ladder(self) -> Ladder:
+        """Choices for a rising series of budgets."""
+
+    @abstractmethod
+    def cheapest(self, rtol: float) -> Choice:
+        """The fewest numbers whose relative error (in the metric) is at most `rtol`, measured as they are stored."""
+
+    def exact(self, choice: Choice) -> Choice:
+        """The choice with its error as it is."""
+        return choice if choice.matrix is None else replace(choice, error=self.target.error_of(choice.matrix))
+
+
+def front(choices: Iterable[Choice]) -> list[Choice]:
+    """The choices that no other beats in both numbers and error, by ascending numbers."""
+    kept: list[Choice] = []
+    for choice in sorted(choices, key=lambda c: (c.parameters, c.error)):
+        if not kept or choice.error < kept[-1].error:
+            kept.append(choice)
+    return kept
+
+
+class MisfitError(ValueError):
+    """A saved structure is none, or too large; the message ends a sentence about its matrix."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form, to be registered in `htcompress.forms.FORMS`.
+
+    Attributes:
+        name: in files (`form` of `config.json`) and on the command line.
+        zeros: the zero matrix of a saved structure, see `StoredMatrix.to_config`.
+        shapes: of the stored cores by name, from a layout and ranks (at least 1 each); raises `MisfitError` where
+            they do not fit each other.
+        search: how matrices are found in it; None of what nobody asks for.
+    """
+
+    name: str
+    search: Callable[[Problem], MatrixSearch] | None = None
+    zeros: Callable[[dict[str, Any]], StoredMatrix] | None = None
+    shapes: Callable[[Layout, Sequence[int]], dict[str, tuple[int, ...]]] | None = None

@@ -1,0 +1,331 @@
+"""The search for a good layout: foldings and trees, compared at equal parameters in the matrix's metric.
+
+The truncated SVD (order two) is always among the candidates and its error is exact, so a search never
+returns something worse than it at the same number of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import inf, log
+
+from torch import Tensor
+
+from htcompress.forms.form import Choice, Ladder, MatrixSearch, Problem, front
+from htcompress.forms.ht import HTMatrix
+from htcompress.forms.ht_decompose import Candidate, Half, RootSplit, Side, SplitCandidate, WholeCandidate, rank_cap
+from htcompress.forms.refine import ITERATIONS, refine_cores
+from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings, with_slabs
+from htcompress.matrix.layout import Layout
+from htcompress.matrix.weighted import COARSE
+from htcompress.tensor import RankPoint, rank_path
+from htcompress.tensor.ranks import ranks_for_error, refine_ranks
+from htcompress.vocabulary import LayoutKind
+
+_LADDER_RATIO = 1.45
+_VERIFIED = 8
+_GLIMPSED = 2
+_REFINED = 2
+_GLANCE = 15
+_KEPT_FOLDINGS = 3
+_SCORED_RANK = 24
+_ROUNDS = 2
+_TRIALS = 4
+
+
+class HTSearch(MatrixSearch):
+    """The HT candidates for one matrix, decomposed once, and the best of them for any budget.
+
+    Where another search is `like` this one, the foldings of the inputs that it finds good are taken over.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.kind = problem.layout
+        self.like = problem.like if isinstance(problem.like, HTSearch) else None
+        self._known: dict[tuple[int, tuple[int, ...]], Choice] = {}
+
+    @cached_property
+    def foldings(self) -> list[tuple[int, ...]]:
+        """The foldings of the inputs worth trying, without slabs for further columns."""
+        return self.like.foldings if self.like is not None else self._best_foldings()
+
+    @property
+    def spectrum(self) -> Tensor:
+        """The leading singular values in the metric."""
+        return self._split.values
+
+    @cached_property
+    def _split(self) -> RootSplit:
+        return RootSplit.of(self.target, cap=rank_cap(self.max_parameters, *self.matrix.shape))
+
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        """The candidates; the truncated SVD first, unless another family was asked for."""
+        rows, cols = self.matrix.shape
+        whole_rows, whole_cols = (
+            Half.of(self._split, Side.ROWS, (rows,)),
+            Half.of(self._split, Side.COLS, (cols,)),
+        )
+        found: list[Candidate] = []
+        if self.kind in (LayoutKind.AUTO, LayoutKind.SVD):
+            found.append(SplitCandidate(self._split, whole_rows, whole_cols))
+        if self.kind in (LayoutKind.AUTO, LayoutKind.SPLIT):
+            row_halves = [self._half(Side.ROWS, modes) for modes in self._row_modes()]
+            col_halves = self._col_halves()
+            found += [
+                SplitCandidate(self._split, a, b)
+                for a in row_halves
+                for b in col_halves
+                if len(a.modes) + len(b.modes) > 2 or self.kind is LayoutKind.SPLIT
+            ]
+        if self.kind is LayoutKind.PAIRED:
+            cap = rank_cap(self.max_parameters, rows, cols)
+            found += [WholeCandidate.of(self.target, layout, cap=cap) for layout in self._paired()]
+        return found
+
+    def _half(self, side: Side, modes: tuple[int, ...]) -> Half:
+        return Half.of(self._split, side, modes, max_parameters=self.max_parameters)
+
+    def _row_modes(self) -> list[tuple[int, ...]]:
+        rows = self.matrix.shape[0]
+        return row_foldings(self.gates, rows // self.gates)
+
+    def _col_halves(self) -> list[Half]:
+        """The best foldings of the columns, the whole, and the most compact one."""
+        slabs = [self._slabs(modes) for modes in self.foldings]
+        kept = dict.fromkeys([*(modes for modes in slabs if modes), (self.matrix.shape[1],), self._most_compact()])
+        return [self._half(Side.COLS, modes) for modes in kept]
+
+    def _best_foldings(self) -> list[tuple[int, ...]]:
+        """The best foldings of the inputs: pairs first, then the best of them split further."""
+        # The leading directions tell good foldings from bad ones; only those that are kept need all.
+        split = self._split.leading(_SCORED_RANK)
+        row_modes = self._row_modes()
+        reference = Half.of(split, Side.ROWS, row_modes[min(1, len(row_modes) - 1)])
+
+        def score(modes: tuple[int, ...]) -> float:
+            slabs = self._slabs(modes)
+            if slabs is None:
+                return inf
+            model = SplitCandidate(split, reference, Half.of(split, Side.COLS, slabs, max_rank=_SCORED_RANK)).model
+            path = rank_path(model, max_parameters=self.max_parameters)
+            goals = [self.max_parameters, self.max_parameters // 3]
+            return sum(min((p.tail for p in path if p.parameters <= goal), default=self.total) for goal in goals)
+
+        scores = {modes: score(modes) for modes in col_foldings(self.columns.size)}
+        for _ in range(_ROUNDS):
+            for modes in sorted(scores, key=lambda m: scores[m])[:2]:
+                scores |= {finer: score(finer) for finer in self._finer(modes) if finer not in scores}
+        return sorted(scores, key=lambda m: scores[m])[:_KEPT_FOLDINGS]
+
+    def _slabs(self, modes: tuple[int, ...]) -> tuple[int, ...] | None:
+        return with_slabs(modes, self.columns.size, self.columns.extra)
+
+    def _finer(self, modes: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return finer(modes) if self.columns.size >= 64 and len(modes) > 1 else []
+
+    def _most_compact(self) -> tuple[int, ...]:
+        """The column folding of fewest numbers at rank one; always kept, so that `smallest` is one for all budgets."""
+        reached = col_foldings(self.columns.size)
+        for _ in range(_ROUNDS):
+            reached += [split for modes in reached for split in self._finer(modes)]
+        slabs = [modes for modes in map(self._slabs, reached) if modes]
+        return min(slabs, key=lambda modes: (sum(modes), len(modes)))
+
+    def _paired(self) -> Iterator[Layout]:
+        rows, cols = self.matrix.shape
+        yield Layout.paired((rows,), (cols,))
+        for row_modes in self._row_modes():
+            if len(row_modes) == 2:
+                for col_modes in map(self._slabs, col_foldings(self.columns.size)[:6]):
+                    if col_modes is not None and len(col_modes) == 2:
+                        yield Layout.paired(row_modes, col_modes, rows=rows, cols=cols)
+            if len(row_modes) == 3:
+                for a, b in pairs(self.columns.size + self.columns.extra, most=2):
+                    for inner in pairs(b, most=1):
+                        yield Layout.paired(row_modes, (a, *inner), rows=rows, cols=cols)
+
+    @cached_property
+    def _paths(self) -> list[list[RankPoint]]:
+        return [rank_path(form.model, max_parameters=self.max_parameters) for form in self.candidates]
+
+    @property
+    def smallest(self) -> int:
+        """The fewest numbers that any candidate needs."""
+        return min(path[0].parameters for path in self._paths)
+
+    def best(self, max_parameters: int, *, polish: bool = False) -> Choice | None:
+        """The candidate of least error that stores at most so many numbers; None where none does.
+
+        The candidates are ranked by their bounds; the first few are decomposed and measured, and so is
+        the truncated SVD. `polish` adds a local search over the ranks, and refines the cores of the best.
+        """
+        options: list[tuple[float, int, RankPoint]] = []
+        for index, path in enumerate(self._paths):
+            fitting = [p for p in path if p.parameters <= max_parameters]
+            if fitting:
+                options.append((fitting[-1].tail, index, fitting[-1]))
+        options.sort(key=lambda option: option[0])
+        first = _VERIFIED if polish else _GLIMPSED
+        tried = options[:first] + [o for o in options[first:] if self._is_svd(o[1])]
+        choices = []
+        for _, index, point in tried:
+            choices.append(self._measured(index, point.ranks))
+            if polish:
+                # The lower bound is not always the lower error: both are measured.
+                better = refine_ranks(self.candidates[index].model, point, max_parameters)
+                choices.append(self._measured(index, better.ranks))
+        if polish:
+            # The best few run against each other for a while, the winner to the end.
+            best = sorted(choices, key=lambda c: c.error)[:_REFINED]
+            started = [self._refined(choice, iterations=_GLANCE) for choice in best]
+            choices += [*started, *(self._refined(c) for c in sorted(started, key=lambda c: c.error)[:1])]
+            choices = [self.exact(choice) for choice in choices]
+        if max_parameters >= self.matrix.numel():
+            choices.append(self.dense)
+        return min(choices, key=lambda c: (c.error, c.parameters), default=None)
+
+    def _refined(self, choice: Choice, *, iterations: int = ITERATIONS) -> Choice:
+        """The choice with its cores refined in the exact metric, where that gains anything."""
+        if not isinstance(choice.matrix, HTMatrix) or choice.matrix.layout.kind is LayoutKind.SVD:
+            return choice
+        split = self._split if choice.matrix.layout.is_split else None
+        matrix = refine_cores(choice.matrix, self.target, split, iterations=iterations)
+        error = self._error_of(matrix)
+        return Choice(choice.parameters, error, matrix) if error < choice.error else choice
+
+    def _error_of(self, matrix: HTMatrix) -> float:
+        """The squared error, by the split's leading directions where that is exact enough to choose by."""
+        factors = matrix.factors()
+        if factors is not None:
+            error = float(self._split.error_of(*(factor.to(self._split.right.dtype) for factor in factors)))
+            if error > COARSE * self.total:
+                return error
+        return self.target.error_of(matrix)
+
+    def _is_svd(self, index: int) -> bool:
+        form = self.candidates[index]
+        return form.layout.kind is LayoutKind.SVD
+
+    def _measured(self, index: int, ranks: tuple[int, ...]) -> Choice:
+        key = index, ranks
+        if key not in self._known:
+            matrix = self.candidates[index].truncate(ranks)
+            self._known[key] = Choice(matrix.parameters, self._error_of(matrix), matrix)
+        return self._known[key]
+
+    def ladder(self) -> HTLadder:
+        """The best choices for a rising series of budgets."""
+        made = HTLadder(self, tuple(self._rungs))
+        if not self.metric.is_plain:
+            # A matrix of one row or column has no rung: nothing stores it in fewer numbers than it has.
+            for rung in (*self._rungs[len(self._rungs) // 2 :][:1], *self._rungs[-1:]):
+                made = made.improved(rung) or made
+        return made
+
+    def glanced(self, choice: Choice) -> Choice:
+        """A choice refined a little."""
+        return self._refined(choice, iterations=_GLANCE)
+
+    @cached_property
+    def _rungs(self) -> list[Choice]:
+        budget = float(self.smallest)
+        goals = []
+        while budget < self.max_parameters:
+            goals.append(int(budget))
+            budget = max(budget + 1, budget * _LADDER_RATIO)
+        goals.append(self.max_parameters)
+        found = [choice for goal in goals if (choice := self.best(goal)) is not None]
+        # One choice may be the best of several goals.
+        once: list[Choice] = []
+        for choice in found:
+            if choice.matrix is not None and all(choice.matrix is not other.matrix for other in once):
+                once.append(choice)
+        return once
+
+    def cheapest(self, rtol: float) -> Choice:
+        """The fewest numbers whose relative error (in the metric) is at most `rtol`, measured in float32.
+
+        The bound that the ranks come from is often pessimistic, and in a metric that is known by modes only
+        it can be too low: a few trials find how much of it may be asked for. Dense, where nothing smaller does.
+        """
+        limit = rtol**2 * self.total
+        best = self.dense
+        for index, form in enumerate(self.candidates):
+            model = form.model
+            share, kept, missed = limit, 0.0, inf
+            # Even if every edge could spend all of the error for itself: what cannot win is not measured.
+            hopeful = ranks_for_error(model.tree, model.shape, form.spectra, limit * len(model.edges))
+            if model.parameters(hopeful) >= best.parameters:
+                continue
+            for _ in range(_TRIALS):
+                ranks = ranks_for_error(model.tree, model.shape, form.spectra, max(0.0, share - model.offset))
+                choice = self._measured(index, ranks)
+                error = self._stored_error(choice)
+                if error > limit:
+                    missed = share
+                else:
+                    kept = share
+                    if choice.parameters < best.parameters:
+                        best = choice
+                if missed <= 1.02 * kept:
+                    break
+                if kept and missed < inf:
+                    share = (kept * missed) ** 0.5
+                else:
+                    by = limit / max(error, 1e-300)
+                    share *= min(2.0, max(1.05, by)) if error <= limit else max(0.1, 0.95 * by)
+        return best
+
+    def _stored_error(self, choice: Choice) -> float:
+        """The squared error of a choice as it will be stored: balanced, in float32."""
+        if choice.matrix is None:
+            return 0.0
+        stored = choice.matrix.balance()
+        cores = [core.float().double() if isinstance(core, Tensor) else core for core in stored.cores]
+        return self.target.error_of(stored.with_cores(cores))
+
+
+@dataclass(frozen=True, eq=False)
+class HTLadder(Ladder):
+    """The choices of an `HTSearch` for a rising series of budgets, some of them refined.
+
+    What refinement will gain differs from matrix to matrix: the errors of choices that were not refined are what they
+    would come to at the gain of the nearest one that was.
+
+    Attributes:
+        rungs: as they were decomposed, by ascending numbers.
+        refined: some of them refined, by their place among the rungs.
+    """
+
+    search: HTSearch
+    rungs: tuple[Choice, ...]
+    refined: Mapping[int, Choice] = field(default_factory=dict)
+
+    @cached_property
+    def choices(self) -> Sequence[Choice]:
+        """A Pareto front by ascending numbers, the dense matrix at its end."""
+        return front([*map(self._expected, range(len(self.rungs))), self.search.dense])
+
+    def improved(self, choice: Choice) -> HTLadder | None:
+        """The ladder with a choice refined; None where it has been, or that would gain nothing."""
+        at = next((k for k, rung in enumerate(self.rungs) if rung.matrix is choice.matrix), None)
+        if at is None or at in self.refined or self.search.metric.is_plain:
+            return None
+        return replace(self, refined={**self.refined, at: self.search.glanced(self.rungs[at])})
+
+    def neighbours(self, choice: Choice) -> Sequence[Choice]:
+        """The choices next to one of them."""
+        at = next((k for k, rung in enumerate(self.choices) if rung.matrix is choice.matrix), None)
+        return [] if at is None else [*self.choices[max(0, at - 1) : at], *self.choices[at + 1 : at + 2]]
+
+    def _expected(self, at: int) -> Choice:
+        if at in self.refined or not self.refined:
+            return self.refined.get(at, self.rungs[at])
+        raw = self.rungs[at]
+        nearest = min(self.refined, key=lambda k: abs(log(self.rungs[k].parameters / raw.parameters)))
+        before, after = self.rungs[nearest].error, self.refined[nearest].error
+        return replace(raw, error=raw.error * (after / before if before > 0 else 1.0))

@@ -1,0 +1,89 @@
+"""A matrix to be approximated, and what an error of it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from htcompress.matrix.blocks import DOUBLED, Blocks
+from htcompress.matrix.metric import Metric
+from htcompress.matrix.stored import StoredMatrix
+
+GRAM_ROWS = 3000
+"""The most rows of which a Gram matrix is formed."""
+
+_NARROW = 1e-20, 1e20
+"""Totals that float32 is wide enough for, with what is summed up on the way."""
+
+COARSE = 1e-4
+"""The part of `total` above which an error is exact enough as a difference of large numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedMatrix:
+    """W (rows, cols) in its metric: the squared error of a stand-in is ||G^(1/2) (W - W') A^(1/2)||^2."""
+
+    matrix: Blocks
+    metric: Metric
+
+    @classmethod
+    def of(cls, matrix: Float[Tensor, "rows cols"] | Blocks, metric: Metric) -> WeightedMatrix:
+        """A matrix in a metric."""
+        return cls(Blocks.of(matrix), metric)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The precision of thin factors: float64 where the matrix is small or its error leaves float32's range."""
+        wide = self.matrix.numel() > DOUBLED and _NARROW[0] <= self.total <= _NARROW[1]
+        return torch.float32 if wide else torch.float64
+
+    @cached_property
+    def gram(self) -> Float[Tensor, "rows rows"] | None:
+        """G^(1/2) W A W^T G^(1/2) in float64; None where the rows are too many."""
+        return self.metric.output_gram(self.matrix) if self.matrix.shape[0] <= GRAM_ROWS else None
+
+    @cached_property
+    def total(self) -> float:
+        """The squared error of a zero matrix: the scale of all errors."""
+        return self.metric.squared(self.matrix.chunks()) if self.gram is None else float(self.gram.trace())
+
+    def error_of(self, stand_in: StoredMatrix) -> float:
+        """The squared error of a stand-in."""
+        factors = stand_in.factors()
+        if factors is None:
+            return self.metric.squared(self._lost(stand_in.dense(), None))
+        rows, cols = (factor.double() for factor in factors)
+        error = self.total - 2 * float(self.along(rows, cols)) + float(self.squared(rows, cols))
+        return error if error > COARSE * self.total else self.metric.squared(self._lost(rows, cols))
+
+    def weight_error_of(self, stand_in: StoredMatrix) -> float:
+        """The plain relative error ||W - W'|| / ||W||."""
+        factors = stand_in.factors() or (stand_in.dense(), None)
+        lost = sum(float(chunk.square().sum()) for _, chunk in self._lost(*factors))
+        scale = sum(float(chunk.square().sum()) for _, chunk in self.matrix.chunks())
+        return relative(lost, scale)
+
+    def squared(self, rows: Float[Tensor, "rows r"], cols: Float[Tensor, "cols r"]) -> Tensor:
+        """||G^(1/2) R C^T A^(1/2)||^2."""
+        return (self.metric.row_gram(rows) * self.metric.col_gram(cols)).sum()
+
+    def along(self, rows: Float[Tensor, "rows r"], cols: Float[Tensor, "cols r"]) -> Tensor:
+        """<G W A, R C^T>, by products with W."""
+        root = self.metric.row_root
+        return (root.apply(rows) * root.apply(self.matrix.times(self.metric.through(cols)))).sum()
+
+    def _lost(self, rows: Tensor, cols: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+        """W - R C^T, or W - R without C, in float64, a few columns at a time."""
+        for where, chunk in self.matrix.chunks():
+            instead = rows[:, where] if cols is None else rows @ cols[where].T
+            yield where, chunk - instead.double()
+
+
+def relative(error: float, total: float) -> float:
+    """A squared error as a relative one; 0 where there is nothing to lose."""
+    return (error / total) ** 0.5 if total > 0 else 0.0

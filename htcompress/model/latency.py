@@ -1,0 +1,43 @@
+"""How long one call of each model takes, in turns, so that a busy moment meets all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from htcompress.model.plain import without_packing
+from htcompress.values import call
+
+LATENCY_OF = "a batch of the task's, 1 thread on a CPU"
+"""What `latencies` is called on, in words."""
+
+_ROUNDS = 9
+_LEAST_ROUNDS = 3
+_PATIENCE_S = 10.0
+
+
+def latencies(models: Mapping[str, nn.Module], arguments: Sequence[Any]) -> dict[str, float]:
+    """Milliseconds of `model(*arguments)`, the median of interleaved rounds on one thread, without gradients."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seen: dict[str, list[float]] = {name: [] for name in models}
+    began = time.perf_counter()
+    try:
+        with torch.no_grad():
+            for turn in range(_ROUNDS + 1):
+                if turn > _LEAST_ROUNDS and time.perf_counter() - began > _PATIENCE_S:
+                    break
+                for name, model in models.items():
+                    with without_packing(model):
+                        start = time.perf_counter()
+                        call(model, arguments)
+                        if turn:  # the first call warms up
+                            seen[name].append(1000 * (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(threads)
+    return {name: round(median(values), 3) for name, values in seen.items()}

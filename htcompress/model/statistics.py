@@ -1,0 +1,200 @@
+"""Statistics of recurrent layers on calibration data: what enters each matrix, and what its output does.
+
+One forward and one backward pass for each calibration batch. No labels: the backward pass starts from a random
+projection of the model's output, so that E[delta delta^T] is the second moment of its Jacobian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from htcompress.errors import TaskError
+from htcompress.matrix.metric import EXACT_LIMIT
+from htcompress.model.replace import dense_stand_ins, recurrent_modules, stand_ins, with_stand_ins
+from htcompress.nn.gates import GateWeights
+from htcompress.nn.states import cut_off
+from htcompress.nn.watched import Passage
+from htcompress.values import call, fresh, tensors_of
+
+SAMPLE_NUMBERS = 1 << 24
+"""How many numbers of inputs are kept for each layer and direction (64 MB)."""
+
+
+@dataclass
+class SlotStatistics:
+    """What was seen of one layer and direction.
+
+    Attributes:
+        inputs: (samples, inputs + state) x and h side by side, for time steps drawn evenly at random.
+        gradients_ih: second moment of the gradients at W_ih x, summed over time steps and divided by the
+            number of batches: (rows, rows), or its diagonal (rows,) where rows exceed `EXACT_LIMIT`.
+        gradients_hh: the same at W_hh h; differs from the former in a GRU only.
+    """
+
+    inputs: Float[Tensor, "samples columns"]
+    gradients_ih: Tensor
+    gradients_hh: Tensor
+
+    def reordered(self, *, rows: Tensor | None = None, columns: Tensor | None = None) -> SlotStatistics:
+        """The same with rows of the matrices, or columns of the inputs, in another order."""
+        inputs = self.inputs if columns is None else self.inputs[:, columns]
+        if rows is None:
+            return SlotStatistics(inputs, self.gradients_ih, self.gradients_hh)
+        moments = (m[rows] if m.ndim == 1 else m[rows][:, rows] for m in (self.gradients_ih, self.gradients_hh))
+        return SlotStatistics(inputs, *moments)
+
+
+@dataclass
+class _Reservoir:
+    """A uniform sample of bounded size from a stream of rows (algorithm R, by blocks)."""
+
+    generator: torch.Generator
+    seen: int = 0
+    _buffer: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The sample."""
+        return None if self._buffer is None else self._buffer[: self.seen]
+
+    def add(self, block: Tensor) -> None:
+        block = block.detach().float().cpu()
+        limit = max(64, SAMPLE_NUMBERS // block.shape[1])
+        if self._buffer is None:
+            # Memory that is not written to is not taken.
+            self._buffer = block.new_empty(limit, block.shape[1])
+        head, tail = block[: max(0, limit - self.seen)], block[max(0, limit - self.seen) :]
+        self._buffer[self.seen : self.seen + len(head)] = head
+        self.seen += len(head)
+        if len(tail):
+            position = torch.arange(self.seen + 1, self.seen + len(tail) + 1, device="cpu")
+            slot = (
+                torch.rand(len(tail), generator=self.generator, dtype=torch.float32, device="cpu") * position
+            ).long()
+            kept = slot < limit
+            self._buffer[slot[kept]] = tail[kept]
+            self.seen += len(tail)
+
+
+@dataclass
+class _Gathered:
+    """The running sums of one slot."""
+
+    reservoir: _Reservoir
+    ih: Tensor | float = 0.0
+    hh: Tensor | float = 0.0
+
+    def add(self, inputs: Tensor, delta_ih: Tensor, delta_hh: Tensor) -> None:
+        self.reservoir.add(inputs)
+        self.ih = self.ih + _moment(delta_ih)
+        self.hh = self.ih if delta_hh is delta_ih else self.hh + _moment(delta_hh)
+
+
+def _moment(delta: Tensor) -> Tensor:
+    delta = delta.detach().double()
+    return (delta.square().sum(0) if delta.shape[1] > EXACT_LIMIT else delta.T @ delta).cpu()
+
+
+def collect(
+    model: nn.Module,
+    batches: Iterable[Sequence[Any]],
+    *,
+    names: Iterable[str] | None = None,
+    tied: Mapping[str, str] | None = None,
+    seed: int = 0,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, dict[str, SlotStatistics]]:
+    """Run calibration batches through a model and gather the statistics of its recurrent layers.
+
+    Args:
+        model: the trained dense model; it is not changed.
+        batches: the arguments of the model, batch by batch; nothing but running sums and a bounded sample is kept
+            of them.
+        names: which recurrent modules (all if None).
+        tied: modules that share all weights with another, by name; what they see counts for that.
+        seed: of the random projections and of the sample.
+        on_batch: called with the number of batches done, for progress.
+
+    Returns:
+        by module name, then by slot (`l0`, `l0_reverse`, ...; `cell`), what was seen. A module through which nothing
+        passed is not in it.
+
+    Raises:
+        TaskError: there are no batches, or the output has nothing a gradient could start from.
+    """
+    owners = dict(tied or {})
+    chosen = list(recurrent_modules(model)) if names is None else list(names)
+    passages: list[tuple[str, Passage]] = []
+    probed = with_stand_ins(model, dense_stand_ins(model, [*chosen, *owners]), shared=True)
+    probed.eval().requires_grad_(False)
+    gates: dict[str, Mapping[str, GateWeights]] = {}
+    for name, module in stand_ins(probed).items():
+        owner = owners.get(name, name)
+        module.watch = lambda passage, owner=owner: passages.append((owner, passage))
+        gates[owner] = module.slots()
+    generator = torch.Generator().manual_seed(seed)
+    gathered: dict[str, dict[str, _Gathered]] = {}
+    count = 0
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        for arguments in batches:
+            passages.clear()
+            output = call(probed, fresh(arguments))
+            count += 1
+            # Where nothing passed through a layer, its output may owe it nothing.
+            if passages:
+                _projected(output, generator).backward()
+            for name, passage in passages:
+                slots = gathered.setdefault(name, {})
+                if passage.slot not in slots:
+                    slots[passage.slot] = _Gathered(_Reservoir(generator))
+                if passage.z.grad is not None:
+                    slots[passage.slot].add(*_flat(gates[name][passage.slot], passage))
+            cut_off(probed)
+            if on_batch is not None:
+                on_batch(count)
+    if count == 0:
+        raise TaskError("calibration() yields nothing; it must yield at least one batch of the model's input.")
+    return {
+        name: {
+            slot: SlotStatistics(g.reservoir.rows, g.ih / count, g.hh / count)  # type: ignore[arg-type]
+            for slot, g in slots.items()
+            if g.reservoir.rows is not None
+        }
+        for name, slots in gathered.items()
+    }
+
+
+def _projected(output: Any, generator: torch.Generator) -> Tensor:
+    """A random projection of an output; its scale is per batch item, so that layers and batches compare."""
+    parts = [t for t in tensors_of(output) if t.requires_grad]
+    if not parts:
+        raise TaskError(
+            "The model's output does not depend on its recurrent layers by gradients, so calibration "
+            "cannot weigh them. Return the logits or states from the model, not decoded symbols."
+        )
+    terms = []
+    for part in parts:
+        # In half precision the sum would overflow; what is masked by infinities has no gradient.
+        wide = part.to(torch.promote_types(part.dtype, torch.float32))
+        signs = torch.randn(part.shape, generator=generator, dtype=torch.float32, device="cpu").to(wide)
+        terms.append((torch.where(torch.isfinite(wide), wide, 0.0) * signs).sum())
+    return torch.stack([term.to(terms[0]) for term in terms]).sum()
+
+
+def _flat(gates: GateWeights, passage: Passage) -> tuple[Tensor, Tensor, Tensor]:
+    settings = gates.settings
+    x = passage.x.detach().reshape(-1, passage.x.shape[-1])
+    h = passage.h.detach().reshape(-1, passage.h.shape[-1])
+    if passage.z.grad is None:
+        raise RuntimeError("A passage without gradients has nothing to gather.")
+    delta = torch.nan_to_num(passage.z.grad.reshape(-1, settings.rows), 0.0, 0.0, 0.0)
+    dense = gates.resolve()
+    z = passage.z.detach().reshape(-1, settings.rows)
+    delta_hh = settings.recurrence.state_gradients(delta, z, h, dense.hh, dense.bias_ih)
+    return torch.cat([x, h], dim=1), delta, delta_hh

@@ -1,0 +1,1 @@
+"""Files that hold trained models, read without running anything in them."""
