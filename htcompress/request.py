@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from htcompress.errors import RequestError
 from htcompress.numbers import real, whole
-from htcompress.vocabulary import Format, LayoutKind, Scope, UnitOrder, one_of
+from htcompress.vocabulary import BITS, Format, LayoutKind, Scope, UnitOrder, one_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Goal:
         budget: stored numbers of the recurrent layers, biases included, that are not exceeded.
         error: relative Frobenius error of each weight matrix that is not exceeded.
         ratio: how many times fewer numbers than the checkpoint's; a budget in other words.
+        bits: in which each number is stored, at most; 32: in the precision of the model.
 
     `format` is Hierarchical Tucker unless another is to be compared with it; truncated SVD is HT of order two.
 
@@ -35,6 +36,7 @@ class Goal:
     layout: LayoutKind = LayoutKind.AUTO
     format: Format = Format.HT
     units: UnitOrder = UnitOrder.AUTO
+    bits: int = 32
 
     def __post_init__(self) -> None:
         given = [name for name in ("budget", "error", "ratio") if getattr(self, name) is not None]
@@ -51,6 +53,8 @@ class Goal:
                 f"The error is relative to the norm of a weight matrix: at least 0 and below 1 (such as 0.1); "
                 f"found {self.error}."
             )
+        if self.bits not in BITS:
+            raise RequestError(f"Numbers are stored in {_either(BITS)} bits; found {self.bits}.")
         if not self.format.has_layouts and self.layout is not LayoutKind.AUTO:
             raise RequestError(
                 f"The format {self.format} has one family of layouts; leave the layout at auto. Found {self.layout}."
@@ -68,6 +72,11 @@ class Goal:
         if self.ratio is not None:
             return int(parameters / self.ratio)
         return self.budget
+
+
+def _either(values: Sequence[int]) -> str:
+    *first, last = map(str, values)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,7 @@ class Request:
         layout: str = LayoutKind.AUTO.value,
         format: str = Format.HT.value,
         unit_order: str = UnitOrder.AUTO.value,
+        bits: str = "32",
         **others: Any,
     ) -> Request:
         """A request in the words of the command line; `others` are those of `Request`.
@@ -183,6 +193,7 @@ class Request:
             layout=one_of(LayoutKind, layout, "--layout"),
             format=one_of(Format, format, "--format"),
             units=one_of(UnitOrder, unit_order, "--unit-order"),
+            bits=whole(bits, "--bits", "32 or 16"),
         )
         return cls(goal, **others)
 
@@ -197,6 +208,7 @@ class Request:
             "layout": goal.layout.value,
             "format": goal.format.value,
             "unit_order": goal.units.value,
+            "bits": goal.bits,
             "task": self.task,
             "layers": self.layers,
             "weights": self.weights,
@@ -225,6 +237,7 @@ class Request:
                 layout=one_of(LayoutKind, request.get("layout", LayoutKind.AUTO), "layout"),
                 format=one_of(Format, request.get("format", Format.HT), "format"),
                 units=one_of(UnitOrder, request.get("unit_order", UnitOrder.AUTO), "unit_order"),
+                bits=request.get("bits", 32),
             )
             return cls(
                 goal,
@@ -260,6 +273,7 @@ class Request:
             ("--layout", goal.layout, LayoutKind.AUTO),
             ("--format", goal.format, Format.HT),
             ("--unit-order", goal.units, UnitOrder.AUTO),
+            ("--bits", goal.bits, 32),
             ("--layers", self.layers, "*"),
             ("--weights", self.weights, None),
             ("--device", self.device, "cpu"),

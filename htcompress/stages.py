@@ -32,7 +32,7 @@ from htcompress.model.latency import LATENCY_OF, latencies
 from htcompress.model.names import listed
 from htcompress.model.plain import without_packing
 from htcompress.model.proof import Answer, Proof, answer
-from htcompress.model.replace import copied, with_stand_ins
+from htcompress.model.replace import copied, stand_ins, with_stand_ins
 from htcompress.model.statistics import SlotStatistics, collect
 from htcompress.model.units import arrange_units, unit_orders
 from htcompress.nn.dense import DenseLayer
@@ -197,7 +197,7 @@ def tuned(
     observer: Observer,
     places: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Fine-tune in place; see `distill`."""
+    """Fine-tune in place, and end on the numbers that will be stored; see `distill`."""
     observer.stage("fine-tuning", options.steps)
 
     def show(progress: Progress) -> None:
@@ -212,6 +212,8 @@ def tuned(
         places=places,
         on_progress=show,
     )
+    for module in stand_ins(compact).values():
+        module.round()
 
 
 def read_back(

@@ -90,6 +90,10 @@ class UnitOrder(StrEnum):
     KEEP = "keep"
 
 
+BITS = (32,)
+"""In how many bits numbers may be stored; 32 stands for the precision of the model."""
+
+
 def one_of(kind: type[AnyWord], value: AnyWord | str, name: str) -> AnyWord:
     """The member of an enumeration that a word stands for. Raises `RequestError` where there is none."""
     try:

@@ -124,6 +124,7 @@ def sample_report() -> Report:
             "layout": "auto",
             "format": "ht",
             "unit_order": "auto",
+            "bits": 32,
             "task": "task.py",
             "layers": "*",
             "weights": None,

@@ -21,6 +21,8 @@ MATRIX: dict[str, Any] = {
     "error": {"weights": MAYBE, "outputs": MAYBE},
     "kept_dense": bool,
     "spectrum": (list, NoneType),
+    "bytes": (int, NoneType),
+    "codec": (dict, NoneType),
 }
 LAYER: dict[str, Any] = {
     "name": str,
@@ -45,6 +47,7 @@ REPORT: dict[str, Any] = {
         "layout": str,
         "format": str,
         "unit_order": str,
+        "bits": int,
         "task": (str, NoneType),
         "layers": str,
         "weights": (str, NoneType),

@@ -73,6 +73,9 @@ def convert(
         str, typer.Option("--format", metavar="FORMAT", help="ht, or for comparison tt, tr, bt, svd.")
     ] = "ht",
     unit_order: UnitOrderOption = "auto",
+    bits: Annotated[
+        str, typer.Option(metavar="BITS", help="Bits in which each number is stored; 32: as the model has them.")
+    ] = "32",
     layers: Layers = "*",
     weights: Weights = None,
     finetune: Finetune = True,
@@ -95,6 +98,7 @@ def convert(
         layout=layout,
         format=form,
         unit_order=unit_order,
+        bits=bits,
         layers=layers,
         finetuning=finetuning_of(steps, time_limit, seed) if finetune else None,
         seed=seed,

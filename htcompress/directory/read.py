@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from htcompress.directory.cores import decoded
 from htcompress.directory.extra import decoded_extra, inner_tensors
 from htcompress.directory.structure import check_config
 from htcompress.errors import CheckpointError
@@ -112,6 +113,7 @@ def _whole_state(config: Mapping[str, Any], tensors: Mapping[str, Tensor], direc
         extra = config.get("extra", {})
         inside = set().union(*map(inner_tensors, extra.values()))
         state: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name not in inside}
+        state = decoded(config, state)
         state |= {name: decoded_extra(value, tensors) for name, value in extra.items()}
         return state
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

@@ -19,6 +19,7 @@ from htcompress.forms.form import MisfitError
 from htcompress.forms.registry import form_named, stored_names
 from htcompress.matrix.layout import Layout
 from htcompress.nn.settings import RecurrentSettings
+from htcompress.storage.registry import CODECS_BY_NAME
 from htcompress.tensor import DimensionTree
 from htcompress.vocabulary import Kind
 
@@ -166,6 +167,7 @@ def _slot(slot: dict[str, Any], settings: RecurrentSettings, layer: int, name: s
     if surplus := [bias for bias in biases if not at_most[bias]]:
         raise _WrongError(f"has a {surplus[0]} in {name} that its settings or its joint matrix leave no place for")
     shapes |= {bias: (rows if bias == "bias" else settings.hidden_size,) for bias in biases}
+    shapes = _coded(shapes, _object(slot.get("codecs", {}), f"the codecs of {name}"), name)
     if "order" in slot:
         # log2(n!) < n log2(n); how many words exactly is known to who decodes them.
         if settings.hidden_size > MOST_ORDERED:
@@ -175,6 +177,20 @@ def _slot(slot: dict[str, Any], settings: RecurrentSettings, layer: int, name: s
         bound = settings.hidden_size * settings.hidden_size.bit_length() // 32 + 1
         shapes["order"] = (_whole(slot["order"], f"order in {name}", 0, bound),)
     return shapes
+
+
+def _coded(shapes: Shapes, codecs: dict[str, Any], name: str) -> Shapes:
+    """The tensors that are stored where some cores are not stored as they are."""
+    found = dict(shapes)
+    for tensor, coded in codecs.items():
+        codec = CODECS_BY_NAME.get(str(_object(coded, f"a codec of {name}").get("name")))
+        if tensor not in shapes or codec is None:
+            raise _WrongError(
+                f"has the codec {_shown(coded)} for {tensor[:80]!r} in {name}; expected one that is known"
+            )
+        shape = found.pop(tensor)
+        found |= {f"{tensor}.{part}" if part else tensor: own for part, own in codec.parts(shape).items()}
+    return found
 
 
 def _matrix(config: dict[str, Any], rows: int, columns: range, name: str) -> tuple[Shapes, int]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from htcompress.directory.cores import encoded
 from htcompress.directory.extra import encoded_extra
 from htcompress.directory.read import is_ours, read_tensors
 from htcompress.errors import RequestError
@@ -63,7 +64,7 @@ def _write(directory: Path, tensors: Mapping[str, Any], config: Mapping[str, Any
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    stored, same, extra = _laid_out(tensors)
+    stored, same, extra = _laid_out(encoded(config, tensors))
     config = {**config, "extra": extra} if extra else config
     made = _missing_parents(directory)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")

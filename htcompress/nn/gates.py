@@ -20,6 +20,8 @@ from htcompress.nn.present import Remembered
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.nn.tracing import is_tracing
 from htcompress.nn.weights import Weight, weight_from_config
+from htcompress.storage import Codec, codec_of, codec_within
+from htcompress.storage.registry import PLAIN
 
 _MANY = 16
 """Vectors from which on a CPU reduces them faster the other way round."""
@@ -130,6 +132,7 @@ class GateWeights(nn.Module):
             value = getattr(matrices, name)
             self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
         self.register_buffer("order", None if matrices.order is None else encoded(matrices.order))
+        self.codecs: dict[str, Codec] = {}
         self.frozen = False
         self._forget()
 
@@ -151,9 +154,27 @@ class GateWeights(nn.Module):
 
     @property
     def bytes(self) -> int:
-        """What they take."""
-        tensors = [*self.parameters(), *([] if self.order is None else [self.order])]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        """What they take as they are stored."""
+        return self.bytes_of("") + (0 if self.order is None else self.order.numel() * self.order.element_size())
+
+    def bytes_of(self, prefix: str) -> int:
+        """What the parameters take whose names begin so (`ih.`), as they are stored."""
+        named = [(name, p) for name, p in self.named_parameters() if name.startswith(prefix)]
+        return sum(self.codecs.get(name, PLAIN).bytes(tuple(p.shape), p.dtype) for name, p in named)
+
+    def store_in(self, bits: int) -> None:
+        """Let the parameters be stored in at most so many bits a number, where that does them no harm."""
+        for name, parameter in self.named_parameters():
+            codec = codec_within(bits, parameter.dtype)
+            if codec is not PLAIN and codec.holds(parameter.detach()):
+                self.codecs[name] = codec
+        self.round()
+
+    def round(self) -> None:
+        """Take for the parameters what will be decoded of them, in place."""
+        for name, parameter in self.named_parameters():
+            if name in self.codecs:
+                parameter.data.copy_(self.codecs[name].rounded(parameter.data))
 
     def resolve(self, vectors: Any = 1) -> KernelWeights:
         """The kernel's weights for the present parameters, and so many input vectors at a time."""
@@ -301,6 +322,8 @@ class GateWeights(nn.Module):
         """The structure as JSON values: forms, layouts, ranks, which biases there are, the words of an order."""
         biases = [name for name in ("bias", "bias_hn") if getattr(self, name) is not None]
         config = {**{name: weight.to_config() for name, weight in self.weights().items()}, "biases": biases}
+        if self.codecs:
+            config["codecs"] = {name: codec.to_config() for name, codec in self.codecs.items()}
         return config if self.order is None else {**config, "order": self.order.numel()}
 
     @classmethod
@@ -313,6 +336,7 @@ class GateWeights(nn.Module):
         sizes = {"bias": settings.rows, "bias_hn": settings.hidden_size}
         for name in config["biases"]:
             gates.register_parameter(name, nn.Parameter(torch.zeros(sizes[name], dtype=torch.float32, device="cpu")))
+        gates.codecs = {name: codec_of(codec["name"]) for name, codec in config.get("codecs", {}).items()}
         if "order" in config:
             gates.order = torch.zeros(order_words(settings.hidden_size), dtype=torch.int32, device="cpu")
         return gates

@@ -88,6 +88,16 @@ class HTRecurrent(StandIn, nn.Module):
         """The numbers stored for the recurrence, words of the units' order included."""
         return sum(gates.parameter_count for gates in self.slots().values())
 
+    def store_in(self, bits: int) -> None:
+        """Let the numbers be stored in at most so many bits each (32: as they are); they become what is stored."""
+        for gates in self.slots().values():
+            gates.store_in(bits)
+
+    def round(self) -> None:
+        """Take for the numbers what will be decoded of them, in place; for after they were trained."""
+        for gates in self.slots().values():
+            gates.round()
+
     def freeze(self, frozen: bool = True) -> None:
         """Take the parameters for unchanging: outside of training what is computed of them is kept unseen.
 

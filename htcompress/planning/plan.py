@@ -57,11 +57,14 @@ class PlannedLayer:
     settings: RecurrentSettings
     slots: dict[str, PlannedSlot]
     dtype: torch.dtype
+    bits: int = 32
 
     def build(self) -> HTRecurrent:
         """The module that the plan describes, in its layer's dtype, on the CPU."""
         matrices = [slot.gates for slot in self.slots.values()]
-        return module_class(self.settings).from_matrices(self.settings, matrices).to(self.dtype)
+        module = module_class(self.settings).from_matrices(self.settings, matrices).to(self.dtype)
+        module.store_in(self.bits)
+        return module
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +128,7 @@ def plan_model(
             recipe, choices = chosen[index]
             slots[name] = _slot_plan(targets[index], recipe, choices)
             index += 1
-        plans.append(PlannedLayer(layer.name, layer.settings, slots, layer.dtype))
+        plans.append(PlannedLayer(layer.name, layer.settings, slots, layer.dtype, goal.bits))
     return Plan(plans, frontier)
 
 

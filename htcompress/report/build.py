@@ -18,6 +18,7 @@ from htcompress.nn.settings import RecurrentSettings
 from htcompress.nn.stepwise import pays_at
 from htcompress.planning import PlannedLayer
 from htcompress.report.report import LayerReport, MatrixReport, Totals
+from htcompress.storage.registry import PLAIN
 
 
 def layer_reports(
@@ -119,7 +120,11 @@ def _layer(plan: PlannedLayer, module: HTRecurrent) -> LayerReport:
             error = {"weights": _rounded(matrix.weight_error), "outputs": _rounded(matrix.output_error)}
             described = _matrix_report(name, matrix.shape, stored, matrix.choice.parameters, error)
             spectrum = None if matrix.spectrum is None else tuple(float(f"{v:.4g}") for v in matrix.spectrum)
-            matrices.append(replace(described, spectrum=spectrum))
+            gates = module.slots()[slot]
+            prefix = f"{matrix.name}."
+            codec = next((codec for own, codec in gates.codecs.items() if own.startswith(prefix)), PLAIN)
+            said: dict[str, str | int] = {"name": codec.name, "bits": codec.bits or 8 * plan.dtype.itemsize}
+            matrices.append(replace(described, spectrum=spectrum, bytes=gates.bytes_of(prefix), codec=said))
     scopes = {slot.scope for slot in plan.slots.values()}
     scope = next(iter(scopes)) if len(scopes) == 1 else "mixed"
     return LayerReport(

@@ -53,7 +53,8 @@ class MatrixReport:
 
     `error` has `weights` (||W - W'|| / ||W||) and `outputs` (the same weighted by data and gradients; None
     without calibration). Both are 0 where the matrix is kept dense. `spectrum` has the leading singular values of
-    the matrix in its metric, divided by the largest; None where they were not found.
+    the matrix in its metric, divided by the largest; None where they were not found. `bytes` is what its cores take,
+    `codec` how they are stored.
     """
 
     name: str
@@ -67,6 +68,8 @@ class MatrixReport:
     error: dict[str, float | None]
     kept_dense: bool
     spectrum: tuple[float, ...] | None = None
+    bytes: Count | None = None
+    codec: dict[str, str | int] | None = None
 
 
 @dataclass(frozen=True)
