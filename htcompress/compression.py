@@ -90,6 +90,7 @@ def compress(
     layout: LayoutKind | str = LayoutKind.AUTO,
     format: Format | str = Format.HT,
     unit_order: UnitOrder | str = UnitOrder.AUTO,
+    bits: int = 32,
     layers: str = "*",
     calibration: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     training: Callable[[], Iterable[Any]] | Iterable[Any] | None = None,
@@ -116,6 +117,7 @@ def compress(
         layout: `auto`, `split`, `paired` or `svd`.
         format: `ht`, or for comparison `tt`, `tr`, `bt` or `svd`.
         unit_order: how hidden units are ordered to fold well: `auto`, `readers` or `keep` (see `UnitOrder`).
+        bits: in which each number is stored, at most: 32 (in the model's precision) or 16.
         layers: which recurrent modules, as a glob over their names; others stay dense.
         calibration: inputs of the model, batch by batch (a tuple is its positional arguments), or a function
             that yields them: the decomposition is weighed by them, and stand-ins for layers are tried on them.
@@ -137,7 +139,7 @@ def compress(
         UnreachableError: the budget is too small for any form; the message says what is enough.
     """
     forms = one_of(Scope, scope, "scope"), one_of(LayoutKind, layout, "layout"), one_of(Format, format, "format")
-    goal = Goal(budget, error, ratio, *forms, one_of(UnitOrder, unit_order, "unit_order"))
+    goal = Goal(budget, error, ratio, *forms, one_of(UnitOrder, unit_order, "unit_order"), bits)
     request = Request(goal, layers, finetuning or FineTuning(seed=seed), seed)
     data = Data.of_arguments(calibration, training, loss, evaluate, higher_is_better)
     source = {"file": type(model).__name__, "sha256": None, "path": None}

@@ -179,26 +179,34 @@ class Child:
             (folder / name).touch()
         self.pid = os.fork()
         if self.pid == 0:
-            os.setsid()
-            os.chdir(folder)
-            # Whoever started this may ignore SIGINT: a shell does for a job in the background.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            for stream, name in ((1, "stdout"), (2, "stderr")):
-                os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-            os.environ |= {"TMPDIR": str(self.temporary), "JOBLIB_TEMP_FOLDER": str(self.temporary)}
-            tempfile.tempdir = None
-            if limit is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            sys.argv = ["htcompress", *command]
             code = 99
             try:
-                main.run()
-            except SystemExit as ended:
-                code = int(ended.code or 0)
-                sys.stdout.flush(), sys.stderr.flush()
+                code = self._work(command, limit)
+            except KeyboardInterrupt:  # before the command line was there to say so
+                code = 130
             finally:
                 os._exit(code)
+
+    def _work(self, command: tuple[str, ...], limit: int | None) -> int:
+        """Run the command as a process of its own would; its exit code."""
+        os.setsid()
+        os.chdir(self.folder)
+        # Whoever started this may ignore SIGINT: a shell does for a job in the background.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for stream, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        os.environ |= {"TMPDIR": str(self.temporary), "JOBLIB_TEMP_FOLDER": str(self.temporary)}
+        tempfile.tempdir = None
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        sys.argv = ["htcompress", *command]
+        try:
+            main.run()
+        except SystemExit as ended:
+            sys.stdout.flush(), sys.stderr.flush()
+            return int(ended.code or 0)
+        return 0
 
     def wait(self) -> int:
         """The exit code, negative for a signal; a command that hangs is killed, and gives 98."""

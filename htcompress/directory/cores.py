@@ -12,30 +12,41 @@ from htcompress.storage import Codec, codec_of
 
 def encoded(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
     """A state with its cores as they are stored; one that stands under two names is one tensor still."""
-    known: dict[int, dict[str, Tensor]] = {}
-
-    def parts(codec: Codec, core: Tensor) -> dict[str, Tensor]:
-        return known.setdefault(core.data_ptr() if core.numel() else id(core), codec.encode(core))
-
-    stored = dict(state)
+    known: dict[Any, dict[str, Tensor]] = {}
     for name, codec in _coded(config):
-        if isinstance(core := stored.pop(name, None), Tensor):
-            stored |= _named(name, parts(codec, core))
+        core = state.get(name)
+        if isinstance(core, Tensor) and _memory(core) not in known:
+            known[_memory(core)] = codec.encode(core)
+    stored: dict[str, Any] = {}
+    for name, value in state.items():
+        parts = known.get(_memory(value)) if isinstance(value, Tensor) else None
+        stored |= {name: value} if parts is None else {_named(name, part): tensor for part, tensor in parts.items()}
     return stored
 
 
 def decoded(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A state with its cores as numbers; the inverse of `encoded`."""
-    state = dict(stored)
+    """A state with its cores as numbers; the inverse of `encoded`. Raises `KeyError` where a part is missing."""
+    known: dict[Any, Tensor | None] = {}
     for name, codec in _coded(config):
-        if name in state:
-            names = {part: name if not part else f"{name}.{part}" for part in codec.parts((1,))}
-            state[name] = codec.decode({part: state.pop(full) for part, full in names.items()})
+        if name in stored:
+            parts = {part: stored[_named(name, part)] for part in codec.parts((1,))}
+            core = codec.decode(parts)
+            known |= {_memory(tensor): None if part else core for part, tensor in parts.items()}
+    state: dict[str, Any] = {}
+    for name, value in stored.items():
+        core_or_part = known.get(_memory(value), value) if isinstance(value, Tensor) else value
+        if core_or_part is not None:
+            state[name] = core_or_part
     return state
 
 
-def _named(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name if not part else f"{name}.{part}": tensor for part, tensor in parts.items()}
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a tensor's numbers lie: two names of one tensor have one memory."""
+    return tensor.data_ptr() if tensor.numel() else id(tensor), tuple(tensor.shape), tensor.dtype
+
+
+def _named(name: str, part: str) -> str:
+    return f"{name}.{part}" if part else name
 
 
 def _coded(config: Mapping[str, Any]) -> Iterator[tuple[str, Codec]]:
