@@ -90,7 +90,7 @@ class UnitOrder(StrEnum):
     KEEP = "keep"
 
 
-BITS = (32,)
+BITS = (32, 16)
 """In how many bits numbers may be stored; 32 stands for the precision of the model."""
 
 

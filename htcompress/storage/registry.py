@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from htcompress.storage.codec import Codec, Plain
+from htcompress.storage.half import Half
 
 PLAIN = Plain()
 
-CODECS: tuple[Codec, ...] = (PLAIN,)
+CODECS: tuple[Codec, ...] = (PLAIN, Half())
 
 CODECS_BY_NAME = {codec.name: codec for codec in CODECS}
 
