@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -218,9 +219,10 @@ def importable(folder: str) -> Iterator[None]:
 
 
 def _lies_in(module: ModuleType | None, folder: str) -> bool:
-    file = getattr(module, "__file__", None)
-    named = getattr(module, "__name__", "")
-    return bool(file) and not named.startswith("htcompress") and Path(str(file)).is_relative_to(folder)
+    file = getattr(module, "__file__", None)  # asked of thousands of modules: text is compared, no paths
+    if not isinstance(file, str) or not file.startswith(folder.rstrip(os.sep) + os.sep):
+        return False
+    return not getattr(module, "__name__", "").startswith("htcompress")
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -40,7 +40,39 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 torch.set_num_threads(1)
 
 
+SLOW = (
+    "architectures",
+    "faults",
+    "docs",
+    "action",
+    "study",
+    "interrupts",
+    "degenerate",
+    "fuzzer",
+    "onnx_models",
+    "imports",
+)
+"""What takes long stands last; `make fast` leaves it out."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ["HTCOMPRESS_FULL_TESTS"] = "1" if config.getoption("--full") else "0"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the rest of full cross products unless asked for, mark what is slow, and put it last."""
+    if not config.getoption("--full"):
+        left = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+    for item in items:
+        if any(name in item.nodeid for name in SLOW):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="Run full cross products, too.")
     parser.addoption("--update-golden", action="store_true", help="Write the golden files anew from what is shown now.")
 
 

@@ -9,6 +9,7 @@ from math import prod
 
 import numpy as np
 import torch
+from crossing import examples as scaled
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -24,7 +25,7 @@ NON_CONTIGUOUS = ((2, 0), (1, 3))
 def examples(count: int) -> settings:
     """So many examples, the same in every run."""
     phases = (Phase.explicit, Phase.generate, Phase.shrink)
-    return settings(derandomize=True, max_examples=count, deadline=None, phases=phases)
+    return settings(derandomize=True, max_examples=scaled(count), deadline=None, phases=phases)
 
 
 # ---- trees and tensors ----------------------------------------------------------------------------------

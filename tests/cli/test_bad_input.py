@@ -343,7 +343,7 @@ def test_finetune_of_a_damaged_directory(htc: Command, folder: Path) -> None:
     assert htc(*CONVERT).code == 0
     (folder / "out" / "report.json").write_text("{}")
     arguments = ("finetune", "out", "--task", "task.py")
-    fails(htc, folder, arguments, ("report.json has the schema None", "Convert the model again"))
+    fails(htc, folder, arguments, ("report.json has the schema null", "Convert the model again"))
     (folder / "out" / "report.json").unlink()
     fails(htc, folder, arguments, ("out has no report.json",))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from crossing import examples
 from small import Outcome, listing, save_tagger, tagger, write_task
 
 import htcompress
@@ -101,7 +102,7 @@ def test_at_many_moments_of_a_conversion(tmp_path: Path) -> None:
     write_task(tmp_path / "task.py")
     command = json.dumps([*CONVERT, "--steps", "60"])
     ran = subprocess.run(
-        [sys.executable, "-c", MOMENTS, command, "40"],
+        [sys.executable, "-c", MOMENTS, command, str(examples(40))],
         cwd=tmp_path,
         env=ENVIRONMENT,
         capture_output=True,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from crossing import crossed
 from layers import CASES, HIDDEN, INPUTS, LAYOUTS, SCOPES, TABLE, drop_in, make
 from safetensors.torch import load_file
 from small import Tagger, Twice, clips, tagger
@@ -19,7 +20,7 @@ from htcompress.exporting.dense import dense_tensors, dense_weights
 CELLS = [(nn.LSTMCell, {}), (nn.GRUCell, {}), (nn.RNNCell, {}), (nn.RNNCell, {"nonlinearity": "relu"})]
 
 
-@pytest.mark.parametrize(("kind", "options", "scope", "layout"), TABLE, ids=str)
+@pytest.mark.parametrize(("kind", "options", "scope", "layout"), crossed(TABLE), ids=str)
 def test_every_option(kind: str, options: dict[str, object], scope: str, layout: str) -> None:
     module = make(kind, **options)
     again = make(kind, **options)

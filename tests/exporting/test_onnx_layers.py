@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from crossing import crossed
 from layers import HIDDEN, INPUTS, LAYOUTS, SCOPES, TABLE, drop_in, make
 from onnx import numpy_helper
 from torch import nn
@@ -36,7 +37,7 @@ def close(found: list[np.ndarray], expected: list[torch.Tensor]) -> None:
         assert float(np.abs(a - b.detach().numpy()).max()) < 1e-5
 
 
-@pytest.mark.parametrize(("kind", "options", "scope", "layout"), EXPRESSIBLE, ids=str)
+@pytest.mark.parametrize(("kind", "options", "scope", "layout"), crossed(EXPRESSIBLE), ids=str)
 def test_every_option(kind: str, options: dict[str, object], scope: str, layout: str) -> None:
     module = make(kind, **options)
     replaced = drop_in(module, scope, layout)

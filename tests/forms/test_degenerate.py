@@ -135,7 +135,7 @@ def test_many_rows_read_inputs_of_low_rank(monkeypatch: pytest.MonkeyPatch, kind
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_large_matrices_at_scales_beyond_float32(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     """As if every matrix were a large one, which float32 would do for: the choice is that of scale one."""
-    for name in ("blocks", "target", "inputs"):
+    for name in ("blocks", "weighted", "inputs"):
         monkeypatch.setattr(f"htcompress.matrix.{name}.DOUBLED", 0)
     matrix = torch.randn(24, 30, generator=torch.Generator().manual_seed(4))
     for samples in (9, 90):

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from crossing import crossed
 from layers import BATCH, HIDDEN, INPUTS, LAYOUTS, SCOPES, STEPS, TABLE, drop_in, make
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -48,7 +49,7 @@ def _flat(value: object) -> list[torch.Tensor]:
     return [value] if isinstance(value, torch.Tensor) else list(value)
 
 
-@pytest.mark.parametrize(("kind", "options", "scope", "layout"), TABLE, ids=str)
+@pytest.mark.parametrize(("kind", "options", "scope", "layout"), crossed(TABLE), ids=str)
 def test_equals_torch(kind: str, options: dict[str, object], scope: str, layout: str) -> None:
     module = make(kind, **options)
     stack = options["num_layers"] * (2 if options["bidirectional"] else 1)

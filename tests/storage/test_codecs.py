@@ -57,8 +57,8 @@ def test_a_model_in_half_the_bytes(kind: type[nn.Module], options: dict[str, obj
     model = kind(24, 16, **options)
     x = [torch.randn(5, 3, 24) for _ in range(3)]
     before = sum(p.numel() for p in model.parameters())
-    wide = htcompress.compress(model, budget=before // 2, calibration=x)
-    narrow = htcompress.compress(model, budget=before // 2, calibration=x, bits=16)
+    wide = htcompress.compress(model, budget=before // 2, layout="svd", calibration=x)
+    narrow = htcompress.compress(model, budget=before // 2, layout="svd", calibration=x, bits=16)
     a, b = wide.report.totals, narrow.report.totals
     assert a.parameters_after == b.parameters_after <= before // 2
     words = sum(t.numel() for n, t in narrow.tensors.items() if n.endswith(".order"))  # of 4 bytes each
