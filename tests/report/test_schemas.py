@@ -1,0 +1,35 @@
+"""The published JSON Schemas: those of the types, and what is written fits them by another library's judgement."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from sample_report import sample_report
+from test_html import study
+
+from htcompress import Compressed
+from htcompress.schemas import schema
+from htcompress.schemas.__main__ import generated
+
+
+@pytest.mark.parametrize("file", generated())
+def test_the_files_are_those_of_the_types(file: str) -> None:
+    assert json.loads(generated()[file]) == schema(file.removesuffix(".schema.json")), (
+        "run python -m htcompress.schemas"
+    )
+
+
+def test_what_is_written_fits(compressed: Compressed, tmp_path: Path) -> None:
+    for report in (sample_report(), compressed.report):
+        jsonschema.validate(json.loads(report.to_json()), schema("report"))
+    jsonschema.validate(json.loads(study().to_json()), schema("study"))
+
+
+def test_what_does_not_fit_is_told() -> None:
+    data = json.loads(sample_report().to_json())
+    data["totals"]["parameters_after"] = -1
+    with pytest.raises(jsonschema.ValidationError, match="minimum"):
+        jsonschema.validate(data, schema("report"))
