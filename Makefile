@@ -17,12 +17,12 @@ demo: $(VENV)/.installed
 test: $(VENV)/.development
 	$(VENV)/bin/python -m pytest -n 2
 
-# What takes no longer than a minute, and everything: the full cross products, too.
+# What takes no longer than a minute; and what `make test` leaves of full cross products.
 fast: $(VENV)/.development
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow" tests/tensor tests/matrix tests/nn tests/storage tests/report tests/checks tests/model tests/planning tests/test_house.py tests/test_numbers.py tests/test_task.py
 
 full: $(VENV)/.development
-	$(VENV)/bin/python -m pytest -n 2 --full
+	$(VENV)/bin/python -m pytest -n 2 --full -m full
 
 # The oldest versions that pyproject.toml promises, in an environment of their own.
 oldest: $(VENV)-oldest/.installed
