@@ -12,11 +12,11 @@ from torch import Tensor
 
 from htcompress.errors import ShapeError
 from htcompress.matrix.network import Network
-from htcompress.matrix.stored import Core, Description, Factor
+from htcompress.matrix.stored import Core, Description, Unfactored
 
 
 @dataclass(frozen=True, eq=False)
-class DenseMatrix:
+class DenseMatrix(Unfactored):
     """A matrix (rows, cols) as its own core."""
 
     matrix: Float[Tensor, "rows cols"]
@@ -52,20 +52,8 @@ class DenseMatrix:
         return None
 
     @property
-    def rank(self) -> int | None:
-        return None
-
-    @property
-    def factor_networks(self) -> tuple[Factor, Factor] | None:
-        return None
-
-    @property
     def is_dense(self) -> bool:
         return True
-
-    @property
-    def stores_factors(self) -> bool:
-        return False
 
     @property
     def folds(self) -> bool:
@@ -80,9 +68,6 @@ class DenseMatrix:
         if not isinstance(matrix, Tensor):
             raise ShapeError("A dense matrix has numbers for its core, and no identity.")
         return DenseMatrix(matrix)
-
-    def factors(self) -> tuple[Tensor, Tensor] | None:
-        return None
 
     def dense(self) -> Float[Tensor, "rows cols"]:
         return self.matrix

@@ -17,11 +17,11 @@ from htcompress.forms.form import MisfitError
 from htcompress.forms.structure import Structure
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.network import Network
-from htcompress.matrix.stored import Core, Description, Factor
+from htcompress.matrix.stored import Core, Description, Unfactored
 
 
 @dataclass(frozen=True, eq=False)
-class NetworkMatrix:
+class NetworkMatrix(Unfactored):
     """A matrix as a network of cores; the counterpart of `HTMatrix`.
 
     Raises `ShapeError` where the cores do not have the structure's shapes.
@@ -71,20 +71,7 @@ class NetworkMatrix:
         return self.structure.names
 
     @property
-    def rank(self) -> int | None:
-        """None: its modes are paired, and no bond parts rows from columns."""
-        return None
-
-    @property
-    def factor_networks(self) -> tuple[Factor, Factor] | None:
-        return None
-
-    @property
     def is_dense(self) -> bool:
-        return False
-
-    @property
-    def stores_factors(self) -> bool:
         return False
 
     @property
@@ -102,9 +89,6 @@ class NetworkMatrix:
     def map(self, function: Callable[[Tensor], Tensor]) -> NetworkMatrix:
         """The same structure with a function applied to every core."""
         return self.with_cores([function(core) for core in self.cores])
-
-    def factors(self) -> tuple[Tensor, Tensor] | None:
-        return None
 
     def reordered(self, rows: Tensor | None, columns: Tensor) -> NetworkMatrix:
         """Raises `ShapeError`: it is folded."""

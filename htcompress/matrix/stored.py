@@ -139,3 +139,22 @@ class StoredMatrix(Protocol):
     def to_config(self) -> dict[str, Any]:
         """The structure as JSON values; `form` names the form. `htcompress.forms.zeros` is its inverse."""
         ...
+
+
+class Unfactored:
+    """What forms share that are no product of a row factor and a column factor."""
+
+    @property
+    def rank(self) -> int | None:
+        return None
+
+    @property
+    def factor_networks(self) -> tuple[Factor, Factor] | None:
+        return None
+
+    @property
+    def stores_factors(self) -> bool:
+        return False
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        return None

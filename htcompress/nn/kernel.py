@@ -1,4 +1,4 @@
-"""One recurrent layer through torch's native kernels, on inputs that HT weights have reduced."""
+"""One recurrent layer through torch's native kernels, its input reduced first where its weights are factored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run_layer(
     """All time steps of one layer, one or two directions.
 
     Args:
-        recurrence: which.
+        recurrence: the record of its kind.
         x: (time, batch, features), or (rows, features) with `batch_sizes` of a packed sequence.
         batch_sizes: of a packed sequence; None otherwise.
         state: (h,) or (h, c), each (directions, batch, size).
