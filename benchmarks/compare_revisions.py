@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ("moving_digits:5000", "moving_digits:2000", "japanese_vowels:10%")
 _ROW = re.compile(r"^(?P<label>\S.*?\S)\s{2,}(?P<numbers>[\d,]+)\s+(?P<before>[\d.]+)\s+(?P<after>[\d.]+)\s+[\d.]+\s")
-_HEAD = re.compile(r"^(?P<name>\S+): .* parameters, (?P<metric>\S+) (?P<dense>[\d.]+); at most (?P<budget>[\d,]+)")
+_HEAD = re.compile(r"^(?P<name>\S+): .* parameters, (?P<metric>\S+) (?P<dense>[\d.]+); at most (?P<budget>[\d,]*\d)")
 
 
 @dataclass(frozen=True)

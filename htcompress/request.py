@@ -12,6 +12,9 @@ from htcompress.errors import RequestError
 from htcompress.numbers import real, whole
 from htcompress.vocabulary import BITS, Format, LayoutKind, Scope, UnitOrder, one_of
 
+_ROUNDED = 1e-3
+"""What the narrowest codec may change a matrix by, relative to its norm; see `htcompress.storage.half`."""
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -55,6 +58,11 @@ class Goal:
             )
         if self.bits not in BITS:
             raise RequestError(f"Numbers are stored in {_either(BITS)} bits; found {self.bits}.")
+        if self.error is not None and self.bits < max(BITS) and self.error < _ROUNDED:
+            raise RequestError(
+                f"Storing numbers in {self.bits} bits alone may change a matrix by {_ROUNDED:g}; ask for an error of "
+                f"at least that, or for 32 bits. Found {self.error}."
+            )
         if not self.format.has_layouts and self.layout is not LayoutKind.AUTO:
             raise RequestError(
                 f"The format {self.format} has one family of layouts; leave the layout at auto. Found {self.layout}."

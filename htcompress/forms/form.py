@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from htcompress.matrix.blocks import Blocks
@@ -14,6 +15,8 @@ from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import Metric
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import WeightedMatrix
+from htcompress.storage import codec_within
+from htcompress.storage.registry import WIDEST
 from htcompress.vocabulary import LayoutKind
 
 
@@ -52,6 +55,7 @@ class Problem:
         columns: how the columns are made up.
         layout: the family of layouts to look at.
         like: the search of another matrix whose first columns are the same inputs.
+        bits: in which numbers will be stored, at most.
     """
 
     matrix: Blocks
@@ -61,6 +65,7 @@ class Problem:
     columns: Columns | None = None
     layout: LayoutKind = LayoutKind.AUTO
     like: MatrixSearch | None = None
+    bits: int = WIDEST
 
 
 class Ladder(ABC):
@@ -88,6 +93,7 @@ class MatrixSearch(ABC):
         self.gates = problem.gates
         self.columns = problem.columns or Columns(self.matrix.shape[1])
         self.max_parameters = min(problem.max_parameters, self.matrix.numel())
+        self.bits = problem.bits
 
     @property
     def matrix(self) -> Blocks:
@@ -133,6 +139,19 @@ class MatrixSearch(ABC):
     @abstractmethod
     def cheapest(self, rtol: float) -> Choice:
         """The fewest numbers whose relative error (in the metric) is at most `rtol`, measured as they are stored."""
+
+    def stored_error(self, choice: Choice) -> float:
+        """The squared error of a choice as it will be stored: balanced, in float32 or in fewer bits."""
+        if choice.matrix is None:
+            return 0.0
+        codec, stored = codec_within(self.bits, torch.float32), choice.matrix.balance()
+
+        def decoded(core: Tensor) -> Tensor:
+            narrow = core.float()
+            return (codec.rounded(narrow) if codec.holds(narrow) else narrow).double()
+
+        cores = [decoded(core) if isinstance(core, Tensor) else core for core in stored.cores]
+        return self.target.error_of(stored.with_cores(cores))
 
     def exact(self, choice: Choice) -> Choice:
         """The choice with its error as it is."""

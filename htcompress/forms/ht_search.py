@@ -264,7 +264,7 @@ class HTSearch(MatrixSearch):
             for _ in range(_TRIALS):
                 ranks = ranks_for_error(model.tree, model.shape, form.spectra, max(0.0, share - model.offset))
                 choice = self._measured(index, ranks)
-                error = self._stored_error(choice)
+                error = self.stored_error(choice)
                 if error > limit:
                     missed = share
                 else:
@@ -279,14 +279,6 @@ class HTSearch(MatrixSearch):
                     by = limit / max(error, 1e-300)
                     share *= min(2.0, max(1.05, by)) if error <= limit else max(0.1, 0.95 * by)
         return best
-
-    def _stored_error(self, choice: Choice) -> float:
-        """The squared error of a choice as it will be stored: balanced, in float32."""
-        if choice.matrix is None:
-            return 0.0
-        stored = choice.matrix.balance()
-        cores = [core.float().double() if isinstance(core, Tensor) else core for core in stored.cores]
-        return self.target.error_of(stored.with_cores(cores))
 
 
 @dataclass(frozen=True, eq=False)

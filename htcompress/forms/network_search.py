@@ -107,10 +107,8 @@ class NetworkSearch(MatrixSearch):
         budget = self.smallest
         while budget < self.matrix.numel():
             choice = self.best(budget)
-            if choice is not None and isinstance(choice.matrix, NetworkMatrix):
-                stored = choice.matrix.balance().map(lambda core: core.float().double())
-                if self.target.error_of(stored) <= limit:
-                    return choice
+            if choice is not None and self.stored_error(choice) <= limit:
+                return choice
             budget = int(budget * _CLOSER) + 1
         return self.dense
 

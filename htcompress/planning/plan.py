@@ -110,6 +110,7 @@ def plan_model(
             goal.layout,
             goal.format,
             found.get(layer.name, {}).get(name),
+            goal.bits,
         )
         for layer in layers
         for name, slot in layer.slots.items()

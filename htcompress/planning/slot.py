@@ -20,6 +20,7 @@ from htcompress.model.statistics import SlotStatistics
 from htcompress.nn.dense import DenseSlot
 from htcompress.nn.gates import GateMatrices
 from htcompress.nn.order import order_words
+from htcompress.storage.registry import WIDEST
 from htcompress.vocabulary import Format, LayoutKind, Scope
 
 
@@ -84,6 +85,7 @@ class SlotProblem:
     layout: LayoutKind
     format: Format = Format.HT
     order: Tensor | None = None
+    bits: int = WIDEST
 
     @cached_property
     def _arranged(self) -> DenseSlot:
@@ -133,7 +135,7 @@ class SlotProblem:
         columns = Columns(inputs, matrix.shape[1] - inputs) if name == "joint" else Columns(matrix.shape[1])
         gates = 1 if name == "hr" else settings.gates
         near = None if like is None else like.search
-        problem = Problem(matrix, metric, self.max_parameters, gates, columns, self.layout, near)
+        problem = Problem(matrix, metric, self.max_parameters, gates, columns, self.layout, near, self.bits)
         search = searched(problem, self.format.value)
         return Part(name, search, self._weight(name, search))
 

@@ -119,6 +119,18 @@ def test_other_numbers_of_bits_are_refused(tmp_path: Path, htc: Callable[..., Ou
     assert "32 or 16 bits" in ended.err
 
 
+def test_an_error_is_that_of_what_is_stored() -> None:
+    model = nn.LSTM(24, 16)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for error in (0.3, 0.05, 2e-3):
+        result = htcompress.compress(model, error=error, scope="separate", bits=16)
+        for name in ("weight_ih_l0", "weight_hh_l0"):
+            lost = getattr(result.model, name).detach() - before[name]
+            assert lost.norm() <= error * before[name].norm()
+    with pytest.raises(RequestError, match=r"in 16 bits alone may change a matrix by 0\.001"):
+        Goal(error=1e-4, bits=16)
+
+
 def test_tied_layers_are_stored_once(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
