@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from htcompress.directory.read import load, read_config, read_modules, read_state
+from htcompress.directory.read import read_config
 from htcompress.errors import RequestError
-from htcompress.exporting.dense import dense_tensors
-from htcompress.files import replacing
 from htcompress.observer import Observer
-from htcompress.report import read_report
-from htcompress.task import load_task
 
 
 class Destination(StrEnum):
@@ -40,6 +34,25 @@ class Exported:
     files: tuple[Path, ...]
     error: float | None = None
     fixed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """An export as it was asked for: the directory and its `config.json`, the file, and the options of `export`."""
+
+    place: Path
+    file: Path
+    task: str | Path | None
+    lengths: bool
+    nonlinearity: str | None
+    config: dict[str, Any]
+
+
+EXPORTERS = {
+    Destination.DENSE: "htcompress.exporting.to_dense",
+    Destination.ONNX: "htcompress.exporting.to_onnx",
+}
+"""All exports: modules with `export_as(wish, observer)`, imported when they are asked for."""
 
 
 def export(
@@ -85,42 +98,9 @@ def export(
         raise RequestError(
             "--nonlinearity is for recurrent layers alone: --to onnx without --task; the model knows its own."
         )
-    if Destination(to) is Destination.DENSE:
-        observer.stage("writing out the matrices")
-        _save(dense_tensors(place), file)
-        return Exported((file,))
-    _check_onnx()
-    from htcompress.exporting.assumed import told_apart, unknown_settings
-    from htcompress.exporting.layer import layer_model
-    from htcompress.exporting.model import whole_model
-
-    if task is not None:
-        loaded = load_task(task)
-        loaded.require("model", "calibration", purpose="exporting the whole model")
-        model = load(place, loaded.model(), strict=False)
-        made, error, fixed = whole_model(model, loaded, observer)
-        with replacing(file) as partial:
-            partial.write_bytes(made)
-        return Exported((file,), error, fixed)
-    modules = read_modules(place, read_state(place))
-    modules = told_apart(modules, unknown_settings(config, read_report(place)), nonlinearity, place, observer)
-    reordered = [layer.name or "(top level)" for layer in read_report(place).layers if layer.units_reordered]
-    if reordered:
-        observer.message(
-            f"The hidden units of {', '.join(reordered)} stand in another order than in the original. Read their "
-            f"outputs with the weights of this directory (export --to dense), or export the whole model with --task."
-        )
-    files, worst, models = [], 0.0, []
-    for (name, *_), module in modules:
-        observer.stage(f"exporting {name or 'the recurrent layer'}")
-        made, error = layer_model(module, name, lengths=lengths)
-        models.append(made)
-        files.append(file if len(modules) == 1 else file.with_name(f"{file.stem}.{name or 'recurrent'}{file.suffix}"))
-        worst = max(worst, error)
-    for path, made in zip(files, models, strict=True):
-        with replacing(path) as partial:
-            partial.write_bytes(made)
-    return Exported(tuple(files), worst)
+    exporter = import_module(EXPORTERS[Destination(to)])
+    made: Exported = exporter.export_as(Wish(place, file, task, lengths, nonlinearity, config), observer)
+    return made
 
 
 def _check_file(file: Path) -> None:
@@ -130,35 +110,3 @@ def _check_file(file: Path) -> None:
         raise RequestError(f"There is no folder {file.parent} to write {file.name} to; make it first.")
     if not os.access(file.parent, os.W_OK):
         raise RequestError(f"The folder {file.parent} cannot be written to; give another place for {file.name}.")
-
-
-def _check_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise RequestError(
-            f"export --to onnx needs the package {error.name}, which is not installed: pip install 'htcompress[onnx]'."
-        ) from error
-
-
-def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    with replacing(file) as partial:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import save_file
-
-            whole = {name: t.contiguous() for name, t in tensors.items()}
-            _written(lambda: save_file(whole, partial, metadata={"format": "pt"}))
-        else:
-            _written(lambda: torch.save(dict(tensors), partial))
-
-
-def _written(write: Callable[[], None]) -> None:
-    """Let a library write a file of tensors; that it fails is an `OSError`, whatever the library says instead."""
-    from safetensors import SafetensorError
-
-    try:
-        write()
-    except (RuntimeError, SafetensorError) as error:
-        raise OSError(str(error).splitlines()[0]) from error
