@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class HTCompressError(Exception):
     """Base of every error that names a user's thing, what was expected of it, and the next step.
@@ -10,6 +12,17 @@ class HTCompressError(Exception):
     """
 
     exit_code = 2
+
+    def __init__(self, message: object = "", *others: object) -> None:
+        super().__init__(_readable(str(message)), *others)
+
+
+_LONGEST_WORD = 1000
+"""No path or name that a message repeats is longer; hostile files have names of megabytes."""
+
+
+def _readable(message: str) -> str:
+    return re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda found: found[0][:100] + "...", message)
 
 
 class CheckpointError(HTCompressError):

@@ -99,4 +99,4 @@ def one_of(kind: type[AnyWord], value: AnyWord | str, name: str) -> AnyWord:
     try:
         return kind(value)
     except ValueError:
-        raise RequestError(f"{name} is one of {', '.join(kind)}; found {str(value)!r}.") from None
+        raise RequestError(f"{name} is one of {', '.join(kind)}; found {str(value)!r:.80}.") from None

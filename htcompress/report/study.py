@@ -142,6 +142,16 @@ class Study:
                 f"{source} is not a study of htcompress: its kind is {shown(study.kind)}; expected one of "
                 f"{', '.join(KINDS)}. Run it again."
             )
+        if any(type(study.request.get(key)) is not int for key in ("steps", "seed")) or not study.source.get("file"):
+            raise CheckpointError(
+                f"{source} is not a study of htcompress: its request has no whole number of steps or no seed, or its "
+                f"source no file. Run it again."
+            )
+        if any(point.parameters is None and point.least is None for point in study.points):
+            raise CheckpointError(
+                f"{source} is not a study of htcompress: a point has neither stored numbers nor the least that could be. "
+                f"Run it again."
+            )
         if any(point.case.budget is None and point.case.error is None for point in study.points):
             raise CheckpointError(
                 f"{source} is not a study of htcompress: a case has neither a budget nor an error. Run it again."

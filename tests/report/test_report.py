@@ -12,7 +12,7 @@ import pytest
 from schema import check_report
 
 from htcompress import Compressed
-from htcompress.errors import CheckpointError
+from htcompress.errors import CheckpointError, RequestError
 from htcompress.report import Quality, Report, Timings
 
 
@@ -159,3 +159,9 @@ def test_whole_numbers_may_stand_for_real_ones(report: Report) -> None:
     data["quality"]["dense"], data["timings_s"]["decompose"], data["totals"]["ratio"] = 1, 2, 3963
     again = Report.from_json(json.dumps(data))
     assert (again.quality.dense, again.timings_s.decompose, again.totals.ratio) == (1, 2, 3963)
+
+
+def test_messages_repeat_no_name_without_end() -> None:
+    for error in (CheckpointError("x" * 10_000 + " is no layer."), RequestError("found " + "y" * 5000)):
+        assert len(str(error)) < 200
+    assert str(CheckpointError("A sentence " * 300)) == "A sentence " * 300
