@@ -137,26 +137,25 @@ class Study:
             raise CheckpointError(f"{source} {error} Run it again.") from error
         except ValueError as error:
             raise CheckpointError(f"{source} is not a study of htcompress: {error}. Run it again.") from error
-        if study.kind not in KINDS:
-            raise CheckpointError(
-                f"{source} is not a study of htcompress: its kind is {shown(study.kind)}; expected one of "
-                f"{', '.join(KINDS)}. Run it again."
-            )
-        if any(type(study.request.get(key)) is not int for key in ("steps", "seed")) or not study.source.get("file"):
-            raise CheckpointError(
-                f"{source} is not a study of htcompress: its request has no whole number of steps or no seed, or its "
-                f"source no file. Run it again."
-            )
-        if any(point.parameters is None and point.least is None for point in study.points):
-            raise CheckpointError(
-                f"{source} is not a study of htcompress: a point has neither stored numbers nor the least that could be. "
-                f"Run it again."
-            )
-        if any(point.case.budget is None and point.case.error is None for point in study.points):
-            raise CheckpointError(
-                f"{source} is not a study of htcompress: a case has neither a budget nor an error. Run it again."
-            )
+        wrong = _wrong(study)
+        if wrong is not None:
+            raise CheckpointError(f"{source} is not a study of htcompress: {wrong}. Run it again.")
         return study
+
+
+def _wrong(study: Study) -> str | None:
+    """What views cannot show of a study whose values are of the right types; None where there is nothing."""
+    if study.kind not in KINDS:
+        return f"its kind is {shown(study.kind)}; expected one of {', '.join(KINDS)}"
+    if any(type(study.request.get(key)) is not int for key in ("steps", "seed")):
+        return "its request has no whole number of steps, or no seed"
+    if not study.source.get("file"):
+        return "its source has no file"
+    if any(point.parameters is None and point.least is None for point in study.points):
+        return "a point has neither stored numbers nor the least that could be"
+    if any(point.case.budget is None and point.case.error is None for point in study.points):
+        return "a case has neither a budget nor an error"
+    return None
 
 
 def cases(formats: Sequence[str], *, budgets: Sequence[int] = (), errors: Sequence[float] = ()) -> list[Case]:
