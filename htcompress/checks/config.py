@@ -14,6 +14,7 @@ from htcompress.errors import RequestError
 SECTION = "tool.htcompress.check"
 PLACES = ("report", "baseline")
 _MOST_BYTES = 1 << 22
+"""Of a pyproject.toml: a thousand times what one has."""
 _MOST = 1 << 62
 """No limit is larger: nothing that is counted comes near."""
 

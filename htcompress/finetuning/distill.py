@@ -25,11 +25,23 @@ Batches = Callable[[], Iterator[tuple[Sequence[Any], Any]]]
 """Starts a pass over the training data: pairs of arguments and target (None: no target)."""
 
 _PEAK = 2e-2
-_WARM = 0.05
-_LEAST_SIZE = 1e-2
-_BACKTRACK, _BACKTRACKS = 1 / 3, 3
-_ASTRAY = 1.0
+"""The learning rate of a model that has nothing in common with its teacher: the largest that kept the samples and the
+paper-scale models from going astray; a nearer model's falls with its distance."""
+
 _ALONE = 1e-2
+"""The learning rate without a teacher, by which there is no distance to go."""
+
+_WARM = 0.05
+"""The part of the schedule that warms up: as long as Adam's second moments take to settle."""
+
+_LEAST_SIZE = 1e-2
+"""The least root mean square by which a parameter's steps are scaled: one that is zero has to move, too."""
+
+_BACKTRACK, _BACKTRACKS = 1 / 3, 3
+"""By how much steps shorten when the held-out loss has not improved for long, and how often."""
+
+_ASTRAY = 1.0
+"""How far the held-out loss may be above its best, as a part of it, before that counts as long."""
 
 
 @dataclass(frozen=True)

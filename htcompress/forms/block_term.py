@@ -21,8 +21,7 @@ from htcompress.vocabulary import Format
 _TUCKER_ROUNDS = 2
 """Of alternating least squares for each block: refinement in the metric follows, which needs no more of a start."""
 
-_RANKS = (1, 2, 3, 4, 6, 8)
-_MOST_BLOCKS = 12
+_RANKS, _MOST_BLOCKS = (1, 2, 3, 4, 6, 8), 12
 """The structures looked at: those that the paper's tables span, with room."""
 
 

@@ -21,10 +21,10 @@ from htcompress.matrix.whitening import Whitening
 
 _EACH = 2  # foldings of one side looked at for each order
 _KEPT = 2  # layouts that are decomposed at every budget
-_LADDER_RATIO = 2.0
-_LARGE = 1 << 23
+_LADDER_RATIO = 2.0  # from one budget of the ladder to the next; each costs a decomposition
+_LARGE = 1 << 23  # numbers from which writing a matrix out is what refinement costs
 _LARGE_ITERATIONS = 12  # of refinement, where every one writes out a large matrix
-_CLOSER = 1.3
+_CLOSER = 1.3  # from one budget to the next in search of an error
 
 
 class NetworkSearch(MatrixSearch):

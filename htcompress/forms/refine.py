@@ -18,6 +18,7 @@ from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import COARSE, WeightedMatrix
 
 ITERATIONS = 60
+"""Of L-BFGS, to the end; a search lets candidates run against each other for fewer."""
 
 Stored = TypeVar("Stored", bound=StoredMatrix)
 

@@ -17,6 +17,7 @@ DOUBLED = 1 << 22
 """Numbers up to which a matrix is worked on in float64."""
 
 _CHUNK = 1 << 20
+"""Numbers that are looked at at a time: a chunk and its float64 copy stay in the caches of a core."""
 _ROWS = 128  # of a Gram matrix, computed at a time
 
 

@@ -20,6 +20,7 @@ from htcompress.errors import ShapeError
 from htcompress.matrix.blocks import DOUBLED, Block, Blocks, chunked_gram, in_range, thin_product
 
 _MODE_NUMBERS = 1 << 21
+"""Numbers of samples that are folded at a time for a mode's moment: 16 MB in float64."""
 _CONSTANT = 1e-12  # of the mean's square: what varies less, by a millionth of the mean, is constant but for rounding
 CONSTANTS = 2
 """The most inputs that are always 1 behind the others: a GRU has two biases."""

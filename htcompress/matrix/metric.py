@@ -25,6 +25,7 @@ EXACT_LIMIT = 2048
 """The largest number of rows whose second moment is formed; beyond it, its diagonal."""
 
 _FLOOR = 1e-6
+"""The least ridge of a moment, as a part of its mean eigenvalue: keeps it invertible in float32's precision."""
 
 
 @dataclass(frozen=True, eq=False)

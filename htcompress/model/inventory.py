@@ -18,6 +18,7 @@ from htcompress.nn.settings import RecurrentSettings
 
 _NAME = re.compile(r"^(?:(?P<layer>.+)\.)?weight_[ih]h(?:_l(?P<number>[0-9]{1,6})(?P<reverse>_reverse)?)?$")
 _CHUNK = 1 << 20
+"""Numbers that are looked at at a time for one that is not finite."""
 
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

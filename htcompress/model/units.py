@@ -24,8 +24,8 @@ from htcompress.nn.dense import DenseLayer, DenseSlot
 from htcompress.nn.settings import RecurrentSettings, is_recurrent
 from htcompress.values import call, fresh, precision_of
 
-_SAMPLES = 256
-_FEATURES = 8
+_SAMPLES, _FEATURES = 256, 8
+"""Time steps by which units are compared, and how many principal components of what they do are kept."""
 
 Orders = dict[str, Tensor]
 """A permutation of the hidden units for each slot of a module."""

@@ -22,6 +22,7 @@ from htcompress.request import Goal
 from htcompress.vocabulary import Scope
 
 _MERGED = 4000
+"""Points of a merged frontier up to which the allocation is exact; a few dozen points a matrix stay far below."""
 _SHOWN = 64  # singular values of a matrix
 _CURVE = 40  # points of a frontier
 _ORDERS = 0.1

@@ -23,6 +23,7 @@ _CHUNK = 1 << 19  # numbers worked on at a time
 _PASS = 5  # what reading and writing a number costs, in multiplications
 _UNKNOWN = 4  # how much a mode is taken to shrink where only an error is asked for
 OVERSAMPLE = 16
+"""Directions iterated beyond those that are wanted, of which the last are the least exact (Halko et al. 2011)."""
 _ROUNDING = 3e-8  # of the largest: singular values below it are the square roots of float64's rounding
 
 Axes = tuple[int, ...]
