@@ -10,8 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-OPSET = 18
-"""Of ONNX: that of torch's exporter, whose graphs hold the layers."""
+OPSET = 18  # that of torch's exporter, whose graphs hold the layers
 IR_VERSION = 10
 """Both are old enough for the runtimes of the last years."""
 
