@@ -34,13 +34,13 @@ _GLIMPSED, _VERIFIED = 2, 8
 place of 8 the sample loses 29 % of its outputs at 5,000 numbers, and not 26."""
 
 _REFINED, _GLANCE = 2, 15
-"""How many of those are refined for a while, before the better one is refined to the end, and by how many iterations."""
+"""How many of those are refined for a while, before the better is refined to the end, and by how many iterations."""
 
 _KEPT_FOLDINGS, _ROUNDS = 3, 2
 """Foldings of the columns that are kept, and how often the best of them are split further."""
 
 _SCORED_RANK = 24
-"""Leading directions by which foldings are told apart; with all of them the search took twice as long at paper scale."""
+"""Leading directions by which foldings are told apart; all of them take twice as long at paper scale."""
 
 _TRIALS = 4
 """Decompositions that find how much of an error bound may be asked for."""
