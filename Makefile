@@ -19,7 +19,7 @@ test: $(VENV)/.development
 
 # What takes no longer than a minute; and what `make test` leaves of full cross products.
 fast: $(VENV)/.development
-	$(VENV)/bin/python -m pytest -n 2 -m "not slow" tests/tensor tests/matrix tests/nn tests/storage tests/report tests/checks tests/model tests/planning tests/test_house.py tests/test_numbers.py tests/test_task.py
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow" tests/tensor tests/matrix tests/nn tests/storage tests/report tests/checks tests/test_house.py tests/test_numbers.py tests/test_task.py
 
 full: $(VENV)/.development
 	$(VENV)/bin/python -m pytest -n 2 --full -m full
