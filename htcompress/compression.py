@@ -53,7 +53,7 @@ from htcompress.stages import (
     tuned,
 )
 from htcompress.task import load_task
-from htcompress.vocabulary import Format, LayoutKind, Scope, UnitOrder, one_of
+from htcompress.vocabulary import WIDEST, Format, LayoutKind, Scope, UnitOrder, one_of
 
 Evaluate = Callable[[nn.Module], Mapping[str, float] | float]
 
@@ -90,7 +90,7 @@ def compress(
     layout: LayoutKind | str = LayoutKind.AUTO,
     format: Format | str = Format.HT,
     unit_order: UnitOrder | str = UnitOrder.AUTO,
-    bits: int = 32,
+    bits: int = WIDEST,
     layers: str = "*",
     calibration: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     training: Callable[[], Iterable[Any]] | Iterable[Any] | None = None,

@@ -10,10 +10,7 @@ from typing import Any
 
 from htcompress.errors import RequestError
 from htcompress.numbers import real, whole
-from htcompress.vocabulary import BITS, Format, LayoutKind, Scope, UnitOrder, one_of
-
-_ROUNDED = 1e-3
-"""What the narrowest codec may change a matrix by, relative to its norm; see `htcompress.storage.half`."""
+from htcompress.vocabulary import BITS, HARMLESS, WIDEST, Format, LayoutKind, Scope, UnitOrder, one_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Goal:
     layout: LayoutKind = LayoutKind.AUTO
     format: Format = Format.HT
     units: UnitOrder = UnitOrder.AUTO
-    bits: int = 32
+    bits: int = WIDEST
 
     def __post_init__(self) -> None:
         given = [name for name in ("budget", "error", "ratio") if getattr(self, name) is not None]
@@ -58,9 +55,9 @@ class Goal:
             )
         if self.bits not in BITS:
             raise RequestError(f"Numbers are stored in {_either(BITS)} bits; found {self.bits}.")
-        if self.error is not None and self.bits < max(BITS) and self.error < _ROUNDED:
+        if self.error is not None and self.bits < WIDEST and self.error < HARMLESS:
             raise RequestError(
-                f"Storing numbers in {self.bits} bits alone may change a matrix by {_ROUNDED:g}; ask for an error of "
+                f"Storing numbers in {self.bits} bits alone may change a matrix by {HARMLESS:g}; ask for an error of "
                 f"at least that, or for 32 bits. Found {self.error}."
             )
         if not self.format.has_layouts and self.layout is not LayoutKind.AUTO:
@@ -245,7 +242,7 @@ class Request:
                 layout=one_of(LayoutKind, request.get("layout", LayoutKind.AUTO), "layout"),
                 format=one_of(Format, request.get("format", Format.HT), "format"),
                 units=one_of(UnitOrder, request.get("unit_order", UnitOrder.AUTO), "unit_order"),
-                bits=request.get("bits", 32),
+                bits=request.get("bits", WIDEST),
             )
             return cls(
                 goal,
@@ -281,7 +278,7 @@ class Request:
             ("--layout", goal.layout, LayoutKind.AUTO),
             ("--format", goal.format, Format.HT),
             ("--unit-order", goal.units, UnitOrder.AUTO),
-            ("--bits", goal.bits, 32),
+            ("--bits", goal.bits, WIDEST),
             ("--layers", self.layers, "*"),
             ("--weights", self.weights, None),
             ("--device", self.device, "cpu"),

@@ -34,11 +34,6 @@ class Format(StrEnum):
     SVD = "svd"
 
     @property
-    def long_name(self) -> str:
-        """The name in full."""
-        return _LONG_NAMES[self.value]
-
-    @property
     def folds(self) -> bool:
         """Whether matrices are folded into tensors; a truncated SVD takes them as they are."""
         return self is not Format.SVD
@@ -47,15 +42,6 @@ class Format(StrEnum):
     def has_layouts(self) -> bool:
         """Whether there is more than one family of layouts to choose from."""
         return self in (Format.HT, Format.SVD)
-
-
-_LONG_NAMES = {
-    "ht": "Hierarchical Tucker",
-    "tt": "tensor train",
-    "tr": "tensor ring",
-    "bt": "block term",
-    "svd": "truncated SVD",
-}
 
 
 class LayoutKind(StrEnum):
@@ -90,8 +76,14 @@ class UnitOrder(StrEnum):
     KEEP = "keep"
 
 
-BITS = (32, 16)
-"""In how many bits numbers may be stored; 32 stands for the precision of the model."""
+WIDEST = 32
+"""Bits that stand for the precision of the model, whichever it is."""
+
+BITS = (WIDEST, 16)
+"""In how many bits numbers may be stored."""
+
+HARMLESS = 1e-3
+"""The relative change of a core that is taken for rounding: twice what half precision does within its range."""
 
 
 def one_of(kind: type[AnyWord], value: AnyWord | str, name: str) -> AnyWord:

@@ -16,8 +16,7 @@ from htcompress.matrix.metric import Metric
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import WeightedMatrix
 from htcompress.storage import codec_within
-from htcompress.storage.registry import WIDEST
-from htcompress.vocabulary import LayoutKind
+from htcompress.vocabulary import WIDEST, LayoutKind
 
 
 @dataclass(frozen=True)

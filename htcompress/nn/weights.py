@@ -28,11 +28,12 @@ class Weight(nn.Module):
         self.is_dense = matrix.is_dense
         self.stores_factors = matrix.stores_factors
         self.execution = Execution.AUTO
+        self._names = tuple(matrix.core_names)
         # The structure without its numbers: those are the parameters.
         self._structure = matrix.with_cores(
             [core.detach().to("meta") if isinstance(core, Tensor) else core for core in matrix.cores]
         )
-        for name, core in zip(matrix.core_names, matrix.cores, strict=True):
+        for name, core in zip(self._names, matrix.cores, strict=True):
             if isinstance(core, Tensor):
                 own = core.detach()
                 self.register_parameter(name, nn.Parameter(own if shared else own.clone().contiguous()))
@@ -40,7 +41,7 @@ class Weight(nn.Module):
     def matrix(self) -> StoredMatrix:
         """The pure object over the live parameters."""
         structure = self._structure
-        named = zip(structure.core_names, structure.cores, strict=True)
+        named = zip(self._names, structure.cores, strict=True)
         return structure.with_cores([getattr(self, name) if isinstance(core, Tensor) else core for name, core in named])
 
     def dense(self) -> Float[Tensor, "rows cols"]:

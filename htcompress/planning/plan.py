@@ -19,7 +19,7 @@ from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.planning.slot import Ladders, Option, Part, Recipe, SlotProblem
 from htcompress.request import Goal
-from htcompress.vocabulary import Scope
+from htcompress.vocabulary import WIDEST, Scope
 
 _MERGED = 4000
 """Points of a merged frontier up to which the allocation is exact; a few dozen points a matrix stay far below."""
@@ -58,7 +58,7 @@ class PlannedLayer:
     settings: RecurrentSettings
     slots: dict[str, PlannedSlot]
     dtype: torch.dtype
-    bits: int = 32
+    bits: int = WIDEST
 
     def build(self) -> HTRecurrent:
         """The module that the plan describes, in its layer's dtype, on the CPU."""

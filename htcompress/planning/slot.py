@@ -20,8 +20,7 @@ from htcompress.model.statistics import SlotStatistics
 from htcompress.nn.dense import DenseSlot
 from htcompress.nn.gates import GateMatrices
 from htcompress.nn.order import order_words
-from htcompress.storage.registry import WIDEST
-from htcompress.vocabulary import Format, LayoutKind, Scope
+from htcompress.vocabulary import WIDEST, Format, LayoutKind, Scope
 
 
 @dataclass(frozen=True, eq=False)

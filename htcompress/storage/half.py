@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from htcompress.storage.codec import Codec
-
-_HARMLESS = 1e-3
-"""The relative change of a core that is taken for rounding: twice what half precision does within its range."""
+from htcompress.vocabulary import HARMLESS
 
 
 class Half(Codec):
@@ -35,4 +33,4 @@ class Half(Codec):
         """Whether rounding changes it by no more than half precision's own error."""
         rounded = self.decode(self.encode(core)).to(torch.float64)
         lost = torch.linalg.vector_norm(rounded - core.to(torch.float64))
-        return bool(lost <= _HARMLESS * torch.linalg.vector_norm(core.to(torch.float64)))
+        return bool(lost <= HARMLESS * torch.linalg.vector_norm(core.to(torch.float64)))

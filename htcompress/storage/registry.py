@@ -6,11 +6,13 @@ import torch
 
 from htcompress.storage.codec import Codec, Plain
 from htcompress.storage.half import Half
+from htcompress.vocabulary import WIDEST
 
 PLAIN = Plain()
 
 CODECS: tuple[Codec, ...] = (PLAIN, Half())
 
+_BY_BITS = {codec.bits: codec for codec in CODECS}
 CODECS_BY_NAME = {codec.name: codec for codec in CODECS}
 
 
@@ -26,8 +28,4 @@ def codec_within(bits: int, dtype: torch.dtype) -> Codec:
     """
     if dtype.itemsize * 8 <= bits or bits == WIDEST:
         return PLAIN
-    return {codec.bits: codec for codec in CODECS}[bits]
-
-
-WIDEST = 32
-"""Bits that stand for the precision of the model, whichever it is."""
+    return _BY_BITS[bits]
