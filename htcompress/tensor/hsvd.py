@@ -21,6 +21,7 @@ from htcompress.tensor.projection import Axes, Projection, project
 from htcompress.tensor.ranks import RankModel, parameter_count, ranks_for_budget, ranks_for_error
 from htcompress.tensor.tree import DimensionTree
 
+_TRIED = 1 << 16  # numbers of a tensor that is decomposed anew for each half of a budget: milliseconds
 _SMALL = 1 << 22  # numbers up to which float64 costs nothing worth saving
 _SQUARED = 1e-6  # relative error below which Gram matrices are not trusted: their square roots round at 1e-8 and more
 
@@ -70,7 +71,8 @@ def ht_svd(
         tree: a dimension tree over its d modes.
         ranks: one for each of `tree.nodes`; larger than possible is cut to what is possible.
         rtol: the relative Frobenius error that is not exceeded.
-        max_parameters: the stored numbers that are not exceeded (identities are not stored).
+        max_parameters: the stored numbers that are not exceeded (identities are not stored). Ranks follow a bound on
+            the error; of small tensors halves of the budget are tried, too, so that twice a budget is never worse.
         max_rank: a cap on every rank, in addition.
         modes: for each mode the axes of `x` that make it up, the last one the fastest; one each if None. A
             large tensor that lies in memory in another order need not be copied for it.
@@ -89,6 +91,7 @@ def ht_svd(
         raise RequestError("Give one of ranks, rtol and max_parameters, not several.")
     dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     share = 0.0 if rtol is None else share_of_ranks(rtol, dtype, len(tree.nodes))
+    given = x
     x, unit = _in_range(x)
     found = _decompose(
         x,
@@ -122,7 +125,23 @@ def ht_svd(
         # Each core takes its share, so that none leaves the range.
         share_of_unit = unit ** (1 / len(made.stored))
         made = made.map(lambda core: share_of_unit * core)
-    return made.map(lambda core: core.to(dtype))
+    made = made.map(lambda core: core.to(dtype))
+    if max_parameters is not None and x.numel() <= _TRIED:
+        half, least = max_parameters // 2, parameter_count(tree, shape, (1,) * len(tree.nodes))
+        if half >= least:
+            folded = _folded(given, modes)
+            smaller = ht_svd(given, tree, max_parameters=half, max_rank=max_rank, modes=modes)
+            if smaller.relative_error(folded) < made.relative_error(folded):
+                return smaller
+    return made
+
+
+def _folded(x: Tensor, modes: Sequence[Axes] | None) -> Tensor:
+    """The tensor with one axis for each mode."""
+    if modes is None:
+        return x
+    parted = x.permute([axis for mode in modes for axis in mode])
+    return parted.reshape([prod(x.shape[axis] for axis in mode) for mode in modes])
 
 
 def _in_range(x: Tensor) -> tuple[Tensor, float]:

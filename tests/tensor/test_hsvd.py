@@ -168,7 +168,6 @@ def test_float32_folded_is_not_fooled_either(monkeypatch: pytest.MonkeyPatch) ->
 @many
 @given(drawn(least=2, size=6), st.sampled_from([1.0, 0.6]))
 def test_a_budget_is_never_exceeded_and_twice_of_it_not_worse(case: Drawn, rate: float) -> None:
-    """Ranks follow a bound on the error, and not the error: of 12,000 random doublings 28 lost more, 4.1 % at most."""
     x = decaying(case.shape, rate, seed=case.seed)
     least = parameter_count(case.tree, case.shape, (1,) * len(case.ranks))
     last = inf
@@ -177,8 +176,8 @@ def test_a_budget_is_never_exceeded_and_twice_of_it_not_worse(case: Drawn, rate:
         h = ht_svd(x, case.tree, max_parameters=budget)
         assert sum(core.numel() for core in h.stored) <= budget
         error = distance(dense_of(h), x)
-        assert error <= 1.05 * last + 1e-12
-        last = min(last, error)
+        assert error <= last + 1e-12
+        last = error
     everything = ht_svd(x, case.tree, max_parameters=ht_svd(x, case.tree).parameters)
     assert distance(dense_of(everything), x) < 1e-12
 
