@@ -103,7 +103,7 @@ def inspect_checkpoint(path: str | Path, *, layers: str = "*", weights: str | No
             )
         )
     total = sum(layer.settings.dense_parameters for layer in found)
-    biases = sum(slot.biases for layer in found for slot in layer.slots.values())
+    biases = sum(direction.biases for layer in found for direction in layer.directions.values())
     outlook = tuple(
         Outlook(int(total * share), share, _svd_error(spectra, int(total * share) - biases)) for share in SHARES
     )
@@ -161,8 +161,8 @@ def inspection_to_terminal(found: Inspection) -> RenderableType:
 
 def _matrices(layer: DenseLayer) -> list[tuple[str, Tensor]]:
     found = []
-    for slot, dense in layer.slots.items():
-        own = f"{layer.name}.{slot}" if layer.name else slot
+    for direction, dense in layer.directions.items():
+        own = f"{layer.name}.{direction}" if layer.name else direction
         found += [(f"{own}.ih", dense.ih), (f"{own}.hh", dense.hh)]
         if dense.hr is not None:
             found.append((f"{own}.hr", dense.hr))

@@ -70,10 +70,10 @@ def places_of(config: Mapping[str, Any]) -> dict[str, Tensor]:
         settings = RecurrentSettings.from_config(layer["settings"])
         if "units" not in layer or settings.proj_size:
             continue
-        last = settings.slot_names[-settings.directions :]
+        last = settings.direction_names[-settings.num_directions :]
         parts = []
-        for index, slot in enumerate(last):
-            order = torch.tensor(layer["units"].get(slot, list(range(settings.hidden_size))))
+        for index, direction in enumerate(last):
+            order = torch.tensor(layer["units"].get(direction, list(range(settings.hidden_size))))
             parts.append(torch.argsort(order) + index * settings.hidden_size)
         found[name] = torch.cat(parts)
     return found

@@ -33,7 +33,7 @@ from htcompress.model.names import listed
 from htcompress.model.plain import without_packing
 from htcompress.model.proof import Answer, Proof, answer
 from htcompress.model.replace import copied, stand_ins, with_stand_ins
-from htcompress.model.statistics import SlotStatistics, collect
+from htcompress.model.statistics import DirectionStatistics, collect
 from htcompress.model.units import arrange_units, unit_orders
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.recurrent import HTRecurrent, module_class
@@ -46,11 +46,11 @@ from htcompress.task import output_of
 from htcompress.values import Arguments, precision_of
 from htcompress.vocabulary import UnitOrder
 
-Statistics = Mapping[str, Mapping[str, SlotStatistics]]
-"""What was seen of each layer and slot."""
+Statistics = Mapping[str, Mapping[str, DirectionStatistics]]
+"""What was seen of each layer and direction."""
 
 Orders = Mapping[str, Mapping[str, Tensor]]
-"""Orders of hidden units by layer and slot."""
+"""Orders of hidden units by layer and direction."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ def compact_model(dense: nn.Module, plan: Plan, tied: Mapping[str, str]) -> tupl
     modules = {layer.name: layer.build().to(device) for layer in plan.layers}
     for name, owner in tied.items():
         settings = RecurrentSettings.of(dense.get_submodule(name))
-        modules[name] = module_class(settings)(settings, list(modules[owner].slots().values()))
+        modules[name] = module_class(settings)(settings, list(modules[owner].directions().values()))
     return with_stand_ins(dense, modules).eval(), modules
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from htcompress.forms.ht import HTMatrix
 from htcompress.matrix import Layout
-from htcompress.nn import DenseSlot, GateMatrices, HTRecurrent, RecurrentSettings, module_class
+from htcompress.nn import DenseDirection, GateMatrices, HTRecurrent, RecurrentSettings, module_class
 
 INPUTS, HIDDEN = 6, 5
 STEPS, BATCH = 7, 4
@@ -31,21 +31,21 @@ def full_rank(matrix: torch.Tensor, layout: str) -> HTMatrix:
 def drop_in(module: nn.Module, scope: str = "integrated", layout: str = "split") -> HTRecurrent:
     settings = RecurrentSettings.of(module)
     matrices = []
-    for slot in DenseSlot.read_all(settings, dict(module.named_parameters())):
-        biases = {"bias": slot.bias, "bias_hn": slot.bias_hn}
-        hr = None if slot.hr is None else full_rank(slot.hr, layout)
+    for direction in DenseDirection.read_all(settings, dict(module.named_parameters())):
+        biases = {"bias": direction.bias, "bias_hn": direction.bias_hn}
+        hr = None if direction.hr is None else full_rank(direction.hr, layout)
         if scope == "dense":
-            matrices.append(slot.matrices())
+            matrices.append(direction.matrices())
         elif scope == "input":
-            dense = slot.matrices()
-            matrices.append(GateMatrices(ih=full_rank(slot.ih, layout), hh=dense.hh, hr=dense.hr, **biases))
+            dense = direction.matrices()
+            matrices.append(GateMatrices(ih=full_rank(direction.ih, layout), hh=dense.hh, hr=dense.hr, **biases))
         elif scope == "separate":
-            ih, hh = full_rank(slot.ih, layout), full_rank(slot.hh, layout)
+            ih, hh = full_rank(direction.ih, layout), full_rank(direction.hh, layout)
             matrices.append(GateMatrices(ih=ih, hh=hh, hr=hr, **biases))
         elif scope == "integrated":
-            matrices.append(GateMatrices(joint=full_rank(slot.joint(with_biases=True), layout), hr=hr))
+            matrices.append(GateMatrices(joint=full_rank(direction.joint(with_biases=True), layout), hr=hr))
         else:
-            joint = full_rank(slot.joint(with_biases=False), layout)
+            joint = full_rank(direction.joint(with_biases=False), layout)
             matrices.append(GateMatrices(joint=joint, hr=hr, **biases))
     return module_class(settings).from_matrices(settings, matrices).to(next(module.parameters()).dtype)
 

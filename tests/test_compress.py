@@ -82,8 +82,8 @@ def test_what_a_goal_allows(goal: dict[str, Any], most: int) -> None:
 def test_an_error_goal_is_kept_by_every_matrix() -> None:
     model = tagger()
     made = htcompress.compress(model, error=0.5, layout="svd", scope="separate")
-    (slot,) = made.modules["rnn"].slots().values()
-    for name, weight in slot.weights().items():
+    (direction,) = made.modules["rnn"].directions().values()
+    for name, weight in direction.weights().items():
         dense = getattr(model.rnn, f"weight_{name}_l0")
         assert float((weight.dense() - dense).detach().norm() / dense.detach().norm()) <= 0.5
 

@@ -81,7 +81,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page, found in COMMANDS.items() if found], ids=lambda page: page.stem)
+STUDIES = ("choosing-a-budget", "measured")
+"""Pages whose commands are studies of many points."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.full if page.stem in STUDIES else (), id=page.stem)
+        for page, found in COMMANDS.items()
+        if found
+    ],
+)
 def test_commands_run(page: Path, folder: Path, htc: Callable[..., Outcome]) -> None:
     """On a small model in place of the one that the page speaks of: what is tested is that the commands are right."""
     for command in COMMANDS[page]:

@@ -399,8 +399,8 @@ def test_4_nobody_sees_the_order_of_units(tmp_path: Path) -> None:
     data = [clips(seed) for seed in range(6)]
     result = htcompress.compress(model, budget=4000, layout="split", calibration=data)
     assert result.model is not None
-    slot = result.modules["rnn"].slots()["l0"]
-    assert slot.order is not None, "the case is about a stored order"
+    direction = result.modules["rnn"].directions()["l0"]
+    assert direction.order is not None, "the case is about a stored order"
     assert result.report.totals.parameters_after == sum(
         value.numel() for name, value in result.tensors.items() if name.startswith("rnn.")
     )
@@ -418,7 +418,7 @@ def test_4_nobody_sees_the_order_of_units(tmp_path: Path) -> None:
 def test_4_the_order_costs_nothing_where_nothing_is_folded() -> None:
     data = [clips(seed) for seed in range(4)]
     result = htcompress.compress(Prototypes(), budget=1500, layout="svd", calibration=data)
-    assert result.modules["rnn"].slots()["l0"].order is None
+    assert result.modules["rnn"].directions()["l0"].order is None
 
 
 @pytest.mark.parametrize("unit_order", ["keep", "readers", "auto"])
@@ -435,7 +435,7 @@ def test_4_a_switch(unit_order: str, tmp_path: Path) -> None:
         finetuning=FineTuning(steps=2),
     )
     assert result.report.layers[0].units_reordered == (unit_order == "readers")
-    assert (result.modules["rnn"].slots()["l0"].order is not None) == (unit_order == "auto")
+    assert (result.modules["rnn"].directions()["l0"].order is not None) == (unit_order == "auto")
     assert ("units" in result.config["layers"]["rnn"]) == (unit_order == "readers")
 
 
@@ -444,9 +444,9 @@ def test_4_a_switch(unit_order: str, tmp_path: Path) -> None:
 
 def test_6_multiplications_are_counted_as_they_run() -> None:
     made = htcompress.compress(nn.LSTM(256, 256), budget=12_000, layout="svd", scope="integrated")
-    (slot,) = made.modules[""].slots().values()
-    assert slot.joint is not None
-    rank = slot.joint.rank or 0
+    (direction,) = made.modules[""].directions().values()
+    assert direction.joint is not None
+    rank = direction.joint.rank or 0
     assert made.report.totals.macs_per_step_after == rank * (256 + 1024) + rank * (256 + 1024)
 
 

@@ -153,8 +153,8 @@ def read_any_checkpoint(data: bytes, folder: Path) -> None:
     layers = inventory(read.tensors, source=str(path), on_left=lambda name, why: None)
     for layer in layers:
         names_of(layer, read.tensors)
-        for slot in layer.slots.values():
-            _ = slot.parameters, slot.ih.sum()
+        for direction in layer.directions.values():
+            _ = direction.parameters, direction.ih.sum()
 
 
 def _json(name: str) -> Callable[[random.Random], bytes]:

@@ -53,7 +53,7 @@ def _coded(config: Mapping[str, Any]) -> Iterator[tuple[str, Codec]]:
     """The names of cores and biases that are not stored as they are, and their codecs."""
     for layer_name, layer in config["layers"].items():
         for name in [layer_name, *layer.get("also", [])]:
-            for slot, weights in layer["weights"].items():
-                prefix = f"{name}.gates.{slot}" if name else f"gates.{slot}"
+            for direction, weights in layer["weights"].items():
+                prefix = f"{name}.gates.{direction}" if name else f"gates.{direction}"
                 for tensor, coded in weights.get("codecs", {}).items():
                     yield f"{prefix}.{tensor}", codec_of(coded["name"])

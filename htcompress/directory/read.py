@@ -35,7 +35,7 @@ def config_of(
 
     Args:
         tied: further names of modules that share all weights with one of them, and its name.
-        orders: the orders in which hidden units of a layer stand in the whole model, by layer and slot.
+        orders: the orders in which hidden units of a layer stand in the whole model, by layer and direction.
         assumed: the settings of a layer that its checkpoint does not tell.
     """
     layers: dict[str, Any] = {
@@ -44,8 +44,8 @@ def config_of(
     }
     for name, owner in (tied or {}).items():
         layers[owner].setdefault("also", []).append(name)
-    for name, slots in (orders or {}).items():
-        layers[name]["units"] = {slot: order.tolist() for slot, order in slots.items()}
+    for name, directions in (orders or {}).items():
+        layers[name]["units"] = {direction: order.tolist() for direction, order in directions.items()}
     for name, settings in (assumed or {}).items():
         layers[name]["assumed"] = list(settings)
     return {"format": FORMAT, "layers": layers}
@@ -216,7 +216,7 @@ def assembled(
         here = [held[name] for name in held if name in state]
         problems = [f"lacks {n}" for n in missing if not any(same_tensor(held.get(n), t) for t in here)] + problems
         for module in stand_ins(compact).values():
-            for gates in module.slots().values():
+            for gates in module.directions().values():
                 gates.places()  # raises ValueError where the words of an order are none
     except Exception as error:
         held = compact.state_dict()
@@ -258,7 +258,7 @@ def _modules(config: Mapping[str, Any], model: nn.Module, directory: Path) -> di
             also = places.get(other, other)
             if also in every and model.get_submodule(also) is not original:
                 own = _fitting(saved, model.get_submodule(also), other, directory)
-                built[also] = module_class(own)(own, list(built[place].slots().values()))
+                built[also] = module_class(own)(own, list(built[place].directions().values()))
     return built
 
 

@@ -9,22 +9,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from htcompress.directory.config import (
+    MOST_LEAVES,
+    MOST_PADDING,
+    MOST_UNITS,
+    DirectionConfig,
+    LayerConfig,
+    MatrixConfig,
+)
 from htcompress.errors import CheckpointError
 from htcompress.forms.form import MisfitError
 from htcompress.forms.registry import form_named, stored_names
 from htcompress.matrix.layout import Layout
 from htcompress.nn.settings import RecurrentSettings
+from htcompress.report.schema import converted, shown
 from htcompress.storage.registry import CODECS_BY_NAME
 from htcompress.tensor import DimensionTree
-from htcompress.vocabulary import Kind
 
-MOST_UNITS = 1 << 24
-"""The units, inputs, rows or columns that a matrix may have."""
+Made = TypeVar("Made")
 
 MOST_NUMBERS = 1 << 36
 """The numbers of a matrix, written out."""
@@ -32,12 +39,9 @@ MOST_NUMBERS = 1 << 36
 MOST_ORDERED = 1 << 16
 """The units whose order is stored: what it takes to decode it grows with their square."""
 
-_MOST_LEAVES = 64
 _MOST_LAYERS = 10_000
-_MOST_PADDING = 16  # times the rows or the columns
 _DEEPEST = 100
 _MATRICES = ("joint", "ih", "hh", "hr")
-_BIASES = ("bias", "bias_hn")
 _DENSE_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 Shapes = dict[str, tuple[int, ...]]
@@ -63,12 +67,12 @@ def check_config(config: Any, source: str, tensors: Mapping[str, Tensor] | None 
             raise _WrongError(f"is {_shown(config)}; expected an object")
         known = _known(config, tensors)
         gates = _gates(known or {})
-        layers = _object(config.get("layers"), "layers")
+        layers = _typed(config.get("layers"), dict[str, Any], "layers")
         if len(layers) > _MOST_LAYERS:
             raise _WrongError(f"has {len(layers)} layers; expected at most {_MOST_LAYERS}")
         for name, layer in layers.items():
             where = f" layer {name[:80]!r}"
-            shapes = _layer(_object(layer, "it"))
+            shapes = _layer(layer)
             if known is not None:
                 _held(f"{name}." if name else "", shapes, known, gates)
     except (_WrongError, RecursionError) as error:
@@ -78,58 +82,48 @@ def check_config(config: Any, source: str, tensors: Mapping[str, Tensor] | None 
 
 def _known(config: dict[str, Any], tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
     """The tensors by all of their names, once aliases and extra state are what they should be."""
-    aliases = _object(config.get("aliases", {}), "aliases")
+    aliases = _typed(config.get("aliases", {}), dict[str, str], "aliases")
     for name, target in aliases.items():
-        if not isinstance(target, str):
-            raise _WrongError(f"has {_shown(target)} for the alias {name[:80]!r}; expected the name of a tensor")
         if tensors is not None and (target not in tensors or name in tensors):
             raise _WrongError(f"has the alias {name[:80]!r} of {target[:80]!r}, which is not beside it in the file")
-    _shallow(_object(config.get("extra", {}), "extra"))
+    _shallow(_typed(config.get("extra", {}), dict[str, Any], "extra"))
     if tensors is None:
         return None
     return {**tensors, **{name: tensors[target] for name, target in aliases.items()}}
 
 
-def _layer(layer: dict[str, Any]) -> Shapes:
+def _layer(found: Any) -> Shapes:
     """The tensors that a layer stores, by their names in it."""
-    settings = _settings(_object(layer.get("settings"), "settings"))
-    for key in ("also", "assumed"):
-        names = layer.get(key, [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise _WrongError(f"has {_shown(names)} for {key}; expected a list of names")
-    for slot, order in _object(layer.get("units", {}), "units").items():
-        _permutation(order, settings.hidden_size, slot)
-    weights = _object(layer.get("weights"), "weights")
-    names = settings.slot_names
-    if list(weights) != names:
+    weights = _typed(_typed(found, dict[str, Any], "").get("weights"), dict[str, Any], "weights")
+    for name, direction in weights.items():
+        _typed(direction, DirectionConfig, f"weights.{name[:80]}")
+    known = _typed(found["settings"], dict[str, Any], "settings") if "settings" in found else {}
+    if unknown := [key for key in known if key not in RecurrentSettings.__dataclass_fields__]:
+        raise _WrongError(f"has an unknown setting {unknown[0][:80]!r}")
+    layer = _typed(found, LayerConfig, "")
+    settings = _settings(layer.settings)
+    for name, order in layer.units.items():
+        _permutation(order, settings.hidden_size, name)
+    names = settings.direction_names
+    if list(layer.weights) != names:
         raise _WrongError(
             f"has weights for {', '.join(weights)[:80] or 'nothing'}; its settings have {', '.join(names[:8])}, in "
             f"that order"
         )
     shapes: Shapes = {}
-    for (number, _, _), name in zip(settings.slots(), names, strict=True):
-        found = _slot(_object(weights[name], name), settings, number, name)
-        shapes |= {f"gates.{name}.{key}": shape for key, shape in found.items()}
+    for (number, _, _), name in zip(settings.directions(), names, strict=True):
+        stored = _direction(layer.weights[name], settings, number, name)
+        shapes |= {f"gates.{name}.{key}": shape for key, shape in stored.items()}
     return shapes
 
 
-def _settings(config: dict[str, Any]) -> RecurrentSettings:
-    fields = RecurrentSettings.__dataclass_fields__
-    unknown = [key for key in config if key not in fields]
-    lacking = [key for key in ("kind", "input_size", "hidden_size") if key not in config]
-    if unknown or lacking:
-        raise _WrongError(f"has no setting {lacking[0]}" if lacking else f"has an unknown setting {unknown[0][:80]!r}")
-    if config["kind"] not in [kind.value for kind in Kind]:
-        raise _WrongError(f"is of kind {_shown(config['kind'])}; expected one of {', '.join(Kind)}")
+def _settings(settings: RecurrentSettings) -> RecurrentSettings:
+    """The same, once they are within bounds and fit together."""
     least = {"input_size": 0, "hidden_size": 1, "num_layers": 1, "proj_size": 0}
-    for key, value in config.items():
-        if key in least:
-            _whole(value, key, least[key], _MOST_LAYERS if key == "num_layers" else MOST_UNITS)
-        elif key == "dropout" and (type(value) not in (int, float) or not 0 <= value <= 1):
-            raise _WrongError(f"has dropout {_shown(value)}; expected a number between 0 and 1")
-        elif key not in ("kind", "dropout") and not isinstance(value, bool):
-            raise _WrongError(f"has {key} {_shown(value)}; expected true or false")
-    settings = RecurrentSettings.from_config(config)
+    for key, bound in least.items():
+        _whole(getattr(settings, key), key, bound, _MOST_LAYERS if key == "num_layers" else MOST_UNITS)
+    if not 0 <= settings.dropout <= 1:
+        raise _WrongError(f"has dropout {shown(settings.dropout)}; expected a number between 0 and 1")
     if settings.cell and (settings.num_layers > 1 or settings.bidirectional or settings.proj_size):
         raise _WrongError("is a cell with several layers, directions or a projection; a cell has none of them")
     if settings.proj_size and (not settings.recurrence.projects or settings.proj_size >= settings.hidden_size):
@@ -139,13 +133,13 @@ def _settings(config: dict[str, Any]) -> RecurrentSettings:
     return settings
 
 
-def _slot(slot: dict[str, Any], settings: RecurrentSettings, layer: int, name: str) -> Shapes:
+def _direction(direction: DirectionConfig, settings: RecurrentSettings, layer: int, name: str) -> Shapes:
     rows, inputs, state = settings.rows, settings.layer_input(layer), settings.state_size
-    present = [key for key in _MATRICES if key in slot]
-    whole = ["joint"] if "joint" in slot else ["ih", "hh"]
+    matrices = {key: matrix for key in _MATRICES if (matrix := getattr(direction, key)) is not None}
+    whole = ["joint"] if "joint" in matrices else ["ih", "hh"]
     needed = [*whole, *(["hr"] if settings.proj_size else [])]
-    if present != needed:
-        raise _WrongError(f"has the matrices {', '.join(present) or 'none'} in {name}; expected {', '.join(needed)}")
+    if list(matrices) != needed:
+        raise _WrongError(f"has the matrices {', '.join(matrices) or 'none'} in {name}; expected {', '.join(needed)}")
     gru = settings.recurrence.keeps_candidate_bias
     columns = range(inputs + state, inputs + state + 1 + (settings.bias * (2 if gru else 1)))
     sizes = {
@@ -156,79 +150,72 @@ def _slot(slot: dict[str, Any], settings: RecurrentSettings, layer: int, name: s
     }
     shapes: Shapes = {}
     beside = 0
-    for key in needed:
-        stored, width = _matrix(_object(slot[key], f"{name}.{key}"), *sizes[key], f"{name}.{key}")
+    for key, matrix in matrices.items():
+        stored, width = _matrix(matrix, *sizes[key], f"{name}.{key}")
         beside += width - inputs - state if key == "joint" else 0
         shapes |= {f"{key}.{core}": shape for core, shape in stored.items()}
-    biases = slot.get("biases")
-    if not isinstance(biases, list) or biases != [bias for bias in _BIASES if bias in biases]:
-        raise _WrongError(f"has the biases {_shown(biases)} in {name}; expected a list of bias and bias_hn")
+    biases = direction.biases
+    if list(biases) != sorted(set(biases)):
+        raise _WrongError(f"has the biases {shown(biases)} in {name}; expected bias and bias_hn, each once")
     at_most = {"bias": settings.bias and beside == 0, "bias_hn": settings.bias and gru and beside < 2}
     if surplus := [bias for bias in biases if not at_most[bias]]:
         raise _WrongError(f"has a {surplus[0]} in {name} that its settings or its joint matrix leave no place for")
     shapes |= {bias: (rows if bias == "bias" else settings.hidden_size,) for bias in biases}
-    shapes = _coded(shapes, _object(slot.get("codecs", {}), f"the codecs of {name}"), name)
-    if "order" in slot:
+    shapes = _coded(shapes, direction, name)
+    if direction.order is not None:
         # log2(n!) < n log2(n); how many words exactly is known to who decodes them.
         if settings.hidden_size > MOST_ORDERED:
             raise _WrongError(
                 f"has an order of {settings.hidden_size} units in {name}; expected {MOST_ORDERED} at most"
             )
         bound = settings.hidden_size * settings.hidden_size.bit_length() // 32 + 1
-        shapes["order"] = (_whole(slot["order"], f"order in {name}", 0, bound),)
+        shapes["order"] = (_whole(direction.order, f"order in {name}", 0, bound),)
     return shapes
 
 
-def _coded(shapes: Shapes, codecs: dict[str, Any], name: str) -> Shapes:
+def _coded(shapes: Shapes, direction: DirectionConfig, name: str) -> Shapes:
     """The tensors that are stored where some cores are not stored as they are."""
     found = dict(shapes)
-    for tensor, coded in codecs.items():
-        codec = CODECS_BY_NAME.get(str(_object(coded, f"a codec of {name}").get("name")))
+    for tensor, coded in direction.codecs.items():
+        codec = CODECS_BY_NAME.get(coded.name)
         if tensor not in shapes or codec is None:
             raise _WrongError(
-                f"has the codec {_shown(coded)} for {tensor[:80]!r} in {name}; expected one that is known"
+                f"has the codec {shown(coded.name)} for {tensor[:80]!r} in {name}; expected one that is known"
             )
         shape = found.pop(tensor)
         found |= {f"{tensor}.{part}" if part else tensor: own for part, own in codec.parts(shape).items()}
     return found
 
 
-def _matrix(config: dict[str, Any], rows: int, columns: range, name: str) -> tuple[Shapes, int]:
+def _matrix(matrix: MatrixConfig, rows: int, columns: range, name: str) -> tuple[Shapes, int]:
     """The cores of a matrix, by name, and its columns."""
-    form = config.get("form")
-    if form == "dense":
-        shape = config.get("shape")
-        if not (isinstance(shape, list) and len(shape) == 2 and _is(shape[0], rows) and _is(shape[1], *columns)):
-            raise _WrongError(f"has a dense {name} of shape {_shown(shape)}; expected {rows} x {_either(columns)}")
-        _bounded(rows, shape[1], name)
-        return {"weight": (rows, shape[1])}, shape[1]
-    if form not in (names := stored_names()):
-        raise _WrongError(f"has {name} in the form {_shown(form)}; expected one of {', '.join(names)}")
-    layout = _object(config.get("layout"), f"the layout of {name}")
-    cols: Any = layout.get("cols")
-    if not (_is(layout.get("rows"), rows) and _is(cols, *columns)):
-        raise _WrongError(
-            f"has {name} as {_shown(layout.get('rows'))} x {_shown(cols)}; expected {rows} x {_either(columns)}"
-        )
+    wanted = f"expected {rows} x {' or '.join(map(str, columns))}"
+    if matrix.form == "dense":
+        if matrix.shape is None or matrix.shape[0] != rows or matrix.shape[1] not in columns:
+            raise _WrongError(f"has a dense {name} of shape {shown(matrix.shape)}; {wanted}")
+        cols = matrix.shape[1]
+        _bounded(rows, cols, name)
+        return {"weight": (rows, cols)}, cols
+    if matrix.form not in (names := stored_names()):
+        raise _WrongError(f"has {name} in the form {shown(matrix.form)}; expected one of {', '.join(names)}")
+    layout, ranks = matrix.layout, matrix.ranks
+    shapes = form_named(matrix.form).shapes
+    if layout is None or ranks is None or shapes is None:
+        raise _WrongError(f"has no layout and ranks of {name} in the form {shown(matrix.form)}")
+    cols = layout.cols
+    if layout.rows != rows or cols not in columns:
+        raise _WrongError(f"has {name} as {layout.rows} x {cols}; {wanted}")
     _bounded(rows, cols, name)
-    modes = [
-        _modes(layout.get(key), size, f"{key} of {name}") for key, size in (("row_modes", rows), ("col_modes", cols))
-    ]
-    tree = _tree(layout.get("tree"), name)
-    if not len(modes[0]) == len(modes[1]) == tree.order:
+    _modes(layout.row_modes, rows, f"row_modes of {name}")
+    _modes(layout.col_modes, cols, f"col_modes of {name}")
+    tree = _tree(layout.tree, name)
+    if not len(layout.row_modes) == len(layout.col_modes) == tree.order:
         raise _WrongError(
-            f"has {len(modes[0])} row modes and {len(modes[1])} column modes in {name} for {tree.order} leaves"
+            f"has {len(layout.row_modes)} row modes and {len(layout.col_modes)} column modes in {name} for "
+            f"{tree.order} leaves"
         )
-    ranks = config.get("ranks")
-    if not isinstance(ranks, list):
-        raise _WrongError(f"has {_shown(ranks)} for the ranks of {name}; expected a list")
-    for rank in ranks:
-        _whole(rank, f"a rank of {name}", 1, MOST_NUMBERS)
-    shapes = form_named(str(form)).shapes
-    if shapes is None:
-        raise _WrongError(f"has {name} in the form {_shown(form)}, which has no layout")
     try:
-        found = shapes(Layout(rows, cols, tuple(modes[0]), tuple(modes[1]), tree), ranks)
+        found = shapes(Layout(rows, cols, layout.row_modes, layout.col_modes, tree), list(ranks))
     except MisfitError as error:
         raise _WrongError(f"has {error} in {name}") from error
     _cored(tuple(found.values()), name)
@@ -278,8 +265,8 @@ def _tree(value: Any, name: str) -> DimensionTree:
             stack += [(inner, depth + 1) for inner in part]
         else:
             raise _WrongError(f"has {_shown(part)} in the tree of {name}; expected pairs and numbers of leaves")
-        if depth > _MOST_LEAVES or len(leaves) + len(stack) > _MOST_LEAVES:
-            raise _WrongError(f"has a tree of more than {_MOST_LEAVES} leaves in {name}")
+        if depth > MOST_LEAVES or len(leaves) + len(stack) > MOST_LEAVES:
+            raise _WrongError(f"has a tree of more than {MOST_LEAVES} leaves in {name}")
     if sorted(leaves) != list(range(len(leaves))):
         raise _WrongError(f"has a tree over the leaves {_shown(leaves)} in {name}; expected 0 to d-1, each once")
 
@@ -289,21 +276,16 @@ def _tree(value: Any, name: str) -> DimensionTree:
     return DimensionTree(nested(value))
 
 
-def _modes(value: Any, size: int, name: str) -> list[int]:
-    if not isinstance(value, list) or not 1 <= len(value) <= _MOST_LEAVES:
-        raise _WrongError(f"has {_shown(value)} for the {name}; expected a list of at most {_MOST_LEAVES} numbers")
-    for mode in value:
-        _whole(mode, f"a mode in the {name}", 1, MOST_UNITS * _MOST_PADDING)
-    if not size <= prod(value) <= _MOST_PADDING * max(size, 1):
-        raise _WrongError(f"has the {name} {_shown(value)}, which hold {prod(value)}; the matrix has {size}")
-    return value
+def _modes(modes: tuple[int, ...], size: int, name: str) -> None:
+    if not size <= prod(modes) <= MOST_PADDING * max(size, 1):
+        raise _WrongError(f"has the {name} {shown(modes)}, which hold {prod(modes)}; the matrix has {size}")
 
 
-def _permutation(order: Any, units: int, slot: str) -> None:
-    if not isinstance(order, list) or len(order) != units or any(type(unit) is not int for unit in order):
-        raise _WrongError(f"has no order of its {units} units for {slot[:80]!r}")
+def _permutation(order: tuple[int, ...], units: int, direction: str) -> None:
+    if len(order) != units:
+        raise _WrongError(f"has an order of {len(order)} of its {units} units for {direction[:80]!r}")
     if sorted(order) != list(range(units)):
-        raise _WrongError(f"has an order of units for {slot[:80]!r} in which some are missing or repeated")
+        raise _WrongError(f"has an order of units for {direction[:80]!r} in which some are missing or repeated")
 
 
 def _cored(shapes: tuple[tuple[int, ...], ...], name: str) -> None:
@@ -316,16 +298,20 @@ def _bounded(rows: int, cols: int, name: str) -> None:
         raise _WrongError(f"has {name} of {rows} x {cols}; expected at most {MOST_NUMBERS} numbers")
 
 
-def _whole(value: Any, name: str, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
+def _whole(value: int, name: str, least: int, most: int) -> int:
+    if not least <= value <= most:
         raise _WrongError(f"has {name} {_shown(value)}; expected a whole number from {least} to {most}")
     return value
 
 
-def _object(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _WrongError(f"has {_shown(value)} for {name}; expected an object")
-    return value
+def _typed(value: Any, cls: type[Made], name: str) -> Made:
+    """A JSON value as one of the types of `config.py`."""
+    try:
+        return converted(cls, value)
+    except ValueError as error:
+        place, _, what = str(error).rpartition(": ")
+        where = f"{name}.{place}".strip(".").replace(".[", "[")
+        raise _WrongError(f"does not fit: {where}{': ' if where else ''}{what}") from error
 
 
 def _shallow(value: Any) -> None:
@@ -336,15 +322,6 @@ def _shallow(value: Any) -> None:
             raise _WrongError(f"has extra state nested deeper than {_DEEPEST}")
         if isinstance(part, dict | list):
             stack += [(inner, depth + 1) for inner in (part.values() if isinstance(part, dict) else part)]
-
-
-def _is(value: Any, *expected: int) -> bool:
-    """Whether a JSON value is one of these whole numbers, and neither 1.0 nor true for 1."""
-    return type(value) is int and value in expected
-
-
-def _either(columns: range) -> str:
-    return " or ".join(map(str, columns))
 
 
 def _shown(value: Any) -> str:

@@ -59,7 +59,7 @@ def told_apart(
                     f"--nonlinearity {nonlinearity} does not fit it; leave it out."
                 )
             elif told is not None:
-                module = type(module)(replace(settings, kind=told.kind), list(module.slots().values())).eval()
+                module = type(module)(replace(settings, kind=told.kind), list(module.directions().values())).eval()
         if "batch_first" in missing and not settings.cell:
             assumed.append(shown)
         found.append((names, module))

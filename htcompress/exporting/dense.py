@@ -18,7 +18,7 @@ def dense_weights(module: HTRecurrent) -> dict[str, Tensor]:
     """
     named: dict[str, Tensor] = {}
     with torch.no_grad():
-        for (_, _, suffix), gates in zip(module.settings.slots(), module.slots().values(), strict=True):
+        for (_, _, suffix), gates in zip(module.settings.directions(), module.directions().values(), strict=True):
             whole = gates.written_out()
             parts = {
                 "weight_ih": whole.ih,

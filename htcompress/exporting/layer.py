@@ -68,9 +68,9 @@ def _model(module: HTRecurrent, lengths: bool) -> onnx.ModelProto:
     for result, value in results.items():
         graph.nodes.append(helper.make_node("Identity", [value], [result], name=result))
     sequence = ["batch"] if s.cell else ["batch", "time"] if s.batch_first else ["time", "batch"]
-    stack = [] if s.cell else [s.num_layers * s.directions]
+    stack = [] if s.cell else [s.num_layers * s.num_directions]
     states: list[list[str | int]] = [[*stack, "batch", size] for size, _ in zip(sizes, names, strict=False)]
-    width = s.state_size * s.directions
+    width = s.state_size * s.num_directions
     shapes: dict[str, list[str | int]] = {"input": [*sequence, s.input_size], **dict(zip(given, states, strict=True))}
     shapes |= {"output": [*sequence, width], **dict(zip((f"{n}_n" for n in names), states, strict=True))}
 
@@ -94,13 +94,13 @@ def _inputs(module: HTRecurrent, batch: int, steps: int) -> dict[str, Tensor]:
     s = module.settings
     generator = torch.Generator().manual_seed(batch)
     sequence = [batch] if s.cell else [batch, steps] if s.batch_first else [steps, batch]
-    stack = [] if s.cell else [s.num_layers * s.directions]
+    stack = [] if s.cell else [s.num_layers * s.num_directions]
     shapes = {"input": (*sequence, s.input_size), "h_0": (*stack, batch, s.state_size)}
     if s.recurrence.states > 1:
         shapes["c_0"] = (*stack, batch, s.hidden_size)
     inputs = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     # What enters the gates is about 1: far beyond that, float32 itself is off by more than what is looked for.
-    norms = [gates.written_out().ih for gates in module.slots().values()]
+    norms = [gates.written_out().ih for gates in module.directions().values()]
     largest = max(float(ih.detach().norm(dim=1).max()) for ih in norms if ih is not None)
     inputs["input"] /= max(1.0, largest)
     return inputs

@@ -128,7 +128,7 @@ def _hollow(model: nn.Module, modules: Mapping[str, HTRecurrent]) -> nn.Module:
     def run_layers(place: str, s: RecurrentSettings, x: Tensor, batch_sizes: Tensor | None, state: State) -> Any:
         if batch_sizes is not None:
             raise RequestError(f"Layer {place!r} reads packed sequences, which ONNX does not have. {ALONE}")
-        out, *last = _placed(place, x, state, (x.shape[0], x.shape[1], s.directions * s.state_size))
+        out, *last = _placed(place, x, state, (x.shape[0], x.shape[1], s.num_directions * s.state_size))
         return out, tuple(last)
 
     def run_cell(place: str, s: RecurrentSettings, x: Tensor, state: State) -> Any:

@@ -33,7 +33,7 @@ def check_expressible(settings: RecurrentSettings, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Slot:
+class _Direction:
     """What the node takes for one direction: names of values.
 
     `reduce` (inputs, features) turns the input into what `w` (rows, features) reads; without it `w` reads the input.
@@ -62,53 +62,62 @@ def add_recurrent(
         the outputs (time, batch, directions * size), zero behind the end of a sequence, and the last states.
     """
     s = module.settings
-    slots = [_slot(graph, gates, name) for name, gates in module.slots().items()]
+    directions = [_direction(graph, gates, name) for name, gates in module.directions().items()]
     last: list[list[str]] = []
     for layer in range(s.num_layers):
-        start, stop = layer * s.directions, (layer + 1) * s.directions
+        start, stop = layer * s.num_directions, (layer + 1) * s.num_directions
         initial = [graph.cut(value, start, stop) for value in state]
-        x, after = _layer(graph, s, x, slots[start:stop], initial, lengths)
+        x, after = _layer(graph, s, x, directions[start:stop], initial, lengths)
         last.append(after)
     return x, [graph.concat(parts, 0) for parts in zip(*last, strict=True)]
 
 
 def _layer(
-    graph: Graph, s: RecurrentSettings, x: str, slots: Sequence[_Slot], initial: Sequence[str], lengths: str
+    graph: Graph, s: RecurrentSettings, x: str, directions: Sequence[_Direction], initial: Sequence[str], lengths: str
 ) -> tuple[str, list[str]]:
-    if any(slot.reduce is not None for slot in slots):
-        parts = [x if slot.reduce is None else graph.add("MatMul", x, slot.reduce) for slot in slots]
+    if any(direction.reduce is not None for direction in directions):
+        parts = [
+            x if direction.reduce is None else graph.add("MatMul", x, direction.reduce) for direction in directions
+        ]
         x = graph.concat(parts, 2)
-        widths = [slot.features for slot in slots]
+        widths = [direction.features for direction in directions]
         # Directions that reduce the input differently read it side by side, each blind to the other's part.
         ws = [
-            slot.w if len(slots) == 1 else graph.concat(_beside(graph, slot.w, s.rows, widths, k), 1)
-            for k, slot in enumerate(slots)
+            direction.w if len(directions) == 1 else graph.concat(_beside(graph, direction.w, s.rows, widths, k), 1)
+            for k, direction in enumerate(directions)
         ]
     else:
-        ws = [slot.w for slot in slots]
+        ws = [direction.w for direction in directions]
 
     def stacked(values: Sequence[str]) -> str:
         return graph.concat([graph.unsqueeze(value, 0) for value in values], 0)
 
-    biases = [slot.b for slot in slots if slot.b is not None]
-    inputs = [x, stacked(ws), stacked([slot.r for slot in slots]), stacked(biases) if biases else "", lengths, *initial]
+    biases = [direction.b for direction in directions if direction.b is not None]
+    inputs = [
+        x,
+        stacked(ws),
+        stacked([direction.r for direction in directions]),
+        stacked(biases) if biases else "",
+        lengths,
+        *initial,
+    ]
     operator = s.recurrence.onnx
     attributes: dict[str, Any] = {"hidden_size": s.hidden_size, **operator.attributes}
     if operator.activations:
-        attributes["activations"] = [*operator.activations] * s.directions
+        attributes["activations"] = [*operator.activations] * s.num_directions
     if s.bidirectional:
         attributes["direction"] = "bidirectional"
     y, *after = graph.add_many(operator.name, inputs, 1 + s.recurrence.states, **attributes)
     # (time, directions, batch, size): torch has the directions beside each other.
     turned = graph.add("Transpose", y, perm=[0, 2, 1, 3])
-    return graph.reshape(turned, 0, 0, s.directions * s.hidden_size), after
+    return graph.reshape(turned, 0, 0, s.num_directions * s.hidden_size), after
 
 
 def _beside(graph: Graph, w: str, rows: int, widths: Sequence[int], own: int) -> list[str]:
     return [w if k == own else graph.zeros(rows, width) for k, width in enumerate(widths)]
 
 
-def _slot(graph: Graph, gates: GateWeights, name: str) -> _Slot:
+def _direction(graph: Graph, gates: GateWeights, name: str) -> _Direction:
     s, n = gates.settings, gates.input_size
 
     def rows(value: str) -> str:
@@ -132,15 +141,15 @@ def _slot(graph: Graph, gates: GateWeights, name: str) -> _Slot:
             w, r = graph.cut(whole, 0, n, 1), states(graph.cut(whole, n, end, 1), 1)
             beyond = graph.cut(whole, end, end + columns, 1) if columns else None
         b = _bias_columns(graph, s, beyond, columns) if beyond is not None else _bias(graph, gates, name)
-        return _Slot(reduce, features, w, r, b)
+        return _Direction(reduce, features, w, r, b)
     if gates.ih is None or gates.hh is None:
         raise RuntimeError("A layer's weights are one joint matrix, or those of the input and of the state.")
     r = states(rows(_matrix(graph, gates.hh, f"{name}.hh")), 1)
     b = _bias(graph, gates, name)
     if gates.ih.projects:
         left, right = _factors(graph, gates.ih, f"{name}.ih")
-        return _Slot(right, gates.ih.rank or 0, rows(left), r, b)
-    return _Slot(None, n, rows(_matrix(graph, gates.ih, f"{name}.ih")), r, b)
+        return _Direction(right, gates.ih.rank or 0, rows(left), r, b)
+    return _Direction(None, n, rows(_matrix(graph, gates.ih, f"{name}.ih")), r, b)
 
 
 def _taken(graph: Graph, gates: GateWeights, value: str, *, units: bool, axis: int = 0) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from htcompress.errors import CheckpointError
 from htcompress.model.reparametrised import reparametrised
 from htcompress.model.replace import recurrent_modules
-from htcompress.nn.dense import DenseLayer, DenseSlot
+from htcompress.nn.dense import DenseDirection, DenseLayer
 from htcompress.nn.recurrence import with_gates
 from htcompress.nn.settings import RecurrentSettings
 
@@ -213,23 +213,23 @@ def _layer(name: str, settings: RecurrentSettings, tensors: Mapping[str, Tensor]
                 f"diverged; take an earlier checkpoint."
             )
     prefix = f"{name}." if name else ""
-    slots = {}
-    for (layer, _, suffix), slot in zip(settings.slots(), settings.slot_names, strict=True):
-        slots[slot] = DenseSlot.read(
+    directions = {}
+    for (layer, _, suffix), direction in zip(settings.directions(), settings.direction_names, strict=True):
+        directions[direction] = DenseDirection.read(
             settings,
             layer,
             suffix,
             lambda key, prefix=prefix: tensors[prefix + key],  # type: ignore[misc]
         )
-    dtype = _tensor(tensors, name, f"weight_ih{next(settings.slots())[2]}").dtype
-    return DenseLayer(name, settings, {name: slot.on_cpu() for name, slot in slots.items()}, dtype)
+    dtype = _tensor(tensors, name, f"weight_ih{next(settings.directions())[2]}").dtype
+    return DenseLayer(name, settings, {name: direction.on_cpu() for name, direction in directions.items()}, dtype)
 
 
 def _shapes(settings: RecurrentSettings) -> dict[str, tuple[int, ...]]:
     """The tensors that torch stores for a layer, by their names in it."""
     found: dict[str, tuple[int, ...]] = {}
     rows = settings.rows
-    for layer, _, suffix in settings.slots():
+    for layer, _, suffix in settings.directions():
         found["weight_ih" + suffix] = (rows, settings.layer_input(layer))
         found["weight_hh" + suffix] = (rows, settings.state_size)
         if settings.bias:

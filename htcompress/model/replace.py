@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from htcompress.nn.dense import DenseSlot
+from htcompress.nn.dense import DenseDirection
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings, is_recurrent
 from htcompress.nn.standing_in import become
@@ -36,7 +36,9 @@ def dense_stand_ins(model: nn.Module, names: Iterable[str]) -> dict[str, HTRecur
         module = model.get_submodule(name)
         tensors = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         settings = RecurrentSettings.of(module)
-        matrices = [replace(slot.matrices(), shared=True) for slot in DenseSlot.read_all(settings, tensors)]
+        matrices = [
+            replace(direction.matrices(), shared=True) for direction in DenseDirection.read_all(settings, tensors)
+        ]
         like = next(iter(tensors.values()))
         made[name] = module_class(settings).from_matrices(settings, matrices).to(like.device, like.dtype)
     return made

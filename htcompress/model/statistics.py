@@ -27,7 +27,7 @@ SAMPLE_NUMBERS = 1 << 24
 
 
 @dataclass
-class SlotStatistics:
+class DirectionStatistics:
     """What was seen of one layer and direction.
 
     Attributes:
@@ -41,13 +41,13 @@ class SlotStatistics:
     gradients_ih: Tensor
     gradients_hh: Tensor
 
-    def reordered(self, *, rows: Tensor | None = None, columns: Tensor | None = None) -> SlotStatistics:
+    def reordered(self, *, rows: Tensor | None = None, columns: Tensor | None = None) -> DirectionStatistics:
         """The same with rows of the matrices, or columns of the inputs, in another order."""
         inputs = self.inputs if columns is None else self.inputs[:, columns]
         if rows is None:
-            return SlotStatistics(inputs, self.gradients_ih, self.gradients_hh)
+            return DirectionStatistics(inputs, self.gradients_ih, self.gradients_hh)
         moments = (m[rows] if m.ndim == 1 else m[rows][:, rows] for m in (self.gradients_ih, self.gradients_hh))
-        return SlotStatistics(inputs, *moments)
+        return DirectionStatistics(inputs, *moments)
 
 
 @dataclass
@@ -74,17 +74,17 @@ class _Reservoir:
         self.seen += len(head)
         if len(tail):
             position = torch.arange(self.seen + 1, self.seen + len(tail) + 1, device="cpu")
-            slot = (
+            place = (
                 torch.rand(len(tail), generator=self.generator, dtype=torch.float32, device="cpu") * position
             ).long()
-            kept = slot < limit
-            self._buffer[slot[kept]] = tail[kept]
+            kept = place < limit
+            self._buffer[place[kept]] = tail[kept]
             self.seen += len(tail)
 
 
 @dataclass
 class _Gathered:
-    """The running sums of one slot."""
+    """The running sums of one direction."""
 
     reservoir: _Reservoir
     ih: Tensor | float = 0.0
@@ -109,7 +109,7 @@ def collect(
     tied: Mapping[str, str] | None = None,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
-) -> dict[str, dict[str, SlotStatistics]]:
+) -> dict[str, dict[str, DirectionStatistics]]:
     """Run calibration batches through a model and gather the statistics of its recurrent layers.
 
     Args:
@@ -122,8 +122,8 @@ def collect(
         on_batch: called with the number of batches done, for progress.
 
     Returns:
-        by module name, then by slot (`l0`, `l0_reverse`, ...; `cell`), what was seen. A module through which nothing
-        passed is not in it.
+        by module name, then by direction (`l0`, `l0_reverse`, ...; `cell`), what was seen. A module through which
+        nothing passed is not in it.
 
     Raises:
         TaskError: there are no batches, or the output has nothing a gradient could start from.
@@ -137,7 +137,7 @@ def collect(
     for name, module in stand_ins(probed).items():
         owner = owners.get(name, name)
         module.watch = lambda passage, owner=owner: passages.append((owner, passage))
-        gates[owner] = module.slots()
+        gates[owner] = module.directions()
     generator = torch.Generator().manual_seed(seed)
     gathered: dict[str, dict[str, _Gathered]] = {}
     count = 0
@@ -150,11 +150,11 @@ def collect(
             if passages:
                 _projected(output, generator).backward()
             for name, passage in passages:
-                slots = gathered.setdefault(name, {})
-                if passage.slot not in slots:
-                    slots[passage.slot] = _Gathered(_Reservoir(generator))
+                directions = gathered.setdefault(name, {})
+                if passage.direction not in directions:
+                    directions[passage.direction] = _Gathered(_Reservoir(generator))
                 if passage.z.grad is not None:
-                    slots[passage.slot].add(*_flat(gates[name][passage.slot], passage))
+                    directions[passage.direction].add(*_flat(gates[name][passage.direction], passage))
             cut_off(probed)
             if on_batch is not None:
                 on_batch(count)
@@ -162,11 +162,11 @@ def collect(
         raise TaskError("calibration() yields nothing; it must yield at least one batch of the model's input.")
     return {
         name: {
-            slot: SlotStatistics(g.reservoir.rows, g.ih / count, g.hh / count)  # type: ignore[arg-type]
-            for slot, g in slots.items()
+            direction: DirectionStatistics(g.reservoir.rows, g.ih / count, g.hh / count)  # type: ignore[arg-type]
+            for direction, g in directions.items()
             if g.reservoir.rows is not None
         }
-        for name, slots in gathered.items()
+        for name, directions in gathered.items()
     }
 
 

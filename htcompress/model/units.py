@@ -19,8 +19,8 @@ from htcompress.model.inventory import inventory_of_model
 from htcompress.model.plain import without_packing
 from htcompress.model.proof import answer
 from htcompress.model.replace import copied
-from htcompress.model.statistics import SlotStatistics
-from htcompress.nn.dense import DenseLayer, DenseSlot
+from htcompress.model.statistics import DirectionStatistics
+from htcompress.nn.dense import DenseDirection, DenseLayer
 from htcompress.nn.settings import RecurrentSettings, is_recurrent
 from htcompress.values import call, fresh, precision_of
 
@@ -28,7 +28,7 @@ _SAMPLES, _FEATURES = 256, 8
 """Time steps by which units are compared, and how many principal components of what they do are kept."""
 
 Orders = dict[str, Tensor]
-"""A permutation of the hidden units for each slot of a module."""
+"""A permutation of the hidden units for each direction of a module."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Arranged:
     """
 
     model: nn.Module
-    statistics: dict[str, dict[str, SlotStatistics]]
+    statistics: dict[str, dict[str, DirectionStatistics]]
     orders: dict[str, Orders]
 
     @property
@@ -52,13 +52,13 @@ class Arranged:
 
 
 def unit_orders(
-    layers: Sequence[DenseLayer], statistics: Mapping[str, Mapping[str, SlotStatistics]]
+    layers: Sequence[DenseLayer], statistics: Mapping[str, Mapping[str, DirectionStatistics]]
 ) -> dict[str, Orders]:
-    """A good order of the hidden units for every slot of which something was seen, by layer."""
+    """A good order of the hidden units for every direction of which something was seen, by layer."""
     return {
         layer.name: {
-            name: unit_order(slot, statistics[layer.name][name])
-            for name, slot in layer.slots.items()
+            name: unit_order(direction, statistics[layer.name][name])
+            for name, direction in layer.directions.items()
             if name in statistics[layer.name]
         }
         for layer in layers
@@ -68,7 +68,7 @@ def unit_orders(
 
 def arrange_units(
     model: nn.Module,
-    statistics: Mapping[str, Mapping[str, SlotStatistics]],
+    statistics: Mapping[str, Mapping[str, DirectionStatistics]],
     arguments: Sequence[Any],
 ) -> Arranged:
     """Put alike units next to each other wherever the model's outputs stay what they are.
@@ -84,14 +84,14 @@ def arrange_units(
     """
     current = model
     moved: dict[str, Orders] = {}
-    seen = {name: dict(slots) for name, slots in statistics.items()}
+    seen = {name: dict(directions) for name, directions in statistics.items()}
     wanted, running = answer(model, arguments), _running(model, arguments)
     tolerance = precision_of(model)
     for name in list(seen):
         (layer,) = inventory_of_model(current, names=[name])
-        if any(slot not in seen[name] for slot in layer.slots):
+        if any(direction not in seen[name] for direction in layer.directions):
             continue
-        orders = {slot: unit_order(dense, seen[name][slot]) for slot, dense in layer.slots.items()}
+        orders = {direction: unit_order(dense, seen[name][direction]) for direction, dense in layer.directions.items()}
         for some, readers in _attempts(current, layer, orders, running):
             trial = copied(current, sharing=current.parameters())
             permute_units(trial, name, layer.settings, some, readers)
@@ -103,23 +103,23 @@ def arrange_units(
     return Arranged(current, seen, moved)
 
 
-def unit_order(slot: DenseSlot, seen: SlotStatistics) -> Int[Tensor, " hidden"]:
+def unit_order(direction: DenseDirection, seen: DirectionStatistics) -> Int[Tensor, " hidden"]:
     """An order of the hidden units in which neighbours do alike, at every scale.
 
     A unit is known by what its gates see on the calibration data, weighted by the gradients, and by how its
     state is read. The units are halved at the median of their first principal component, and so on.
     """
-    size, gates = slot.settings.hidden_size, slot.settings.gates
+    size, gates = direction.settings.hidden_size, direction.settings.gates
     step = max(1, len(seen.inputs) // _SAMPLES)
-    ih, hh = slot.ih.cpu().float(), slot.hh.cpu().float()
+    ih, hh = direction.ih.cpu().float(), direction.hh.cpu().float()
     inputs = seen.inputs[::step][:_SAMPLES]
     columns = ih.shape[1]
     moment = seen.gradients_ih
     weight = (moment if moment.ndim == 1 else moment.diagonal()).sqrt().float()[:, None]
     gate = weight * (ih @ inputs[:, :columns].T + hh @ inputs[:, columns:].T)
     writes = gate.reshape(gates, size, -1).transpose(0, 1).flatten(1)
-    if slot.hr is not None:
-        reads = slot.hr.cpu().float().T
+    if direction.hr is not None:
+        reads = direction.hr.cpu().float().T
     else:
         reads = (weight * hh).T * inputs[:, columns:].square().mean(0).sqrt()[:, None]
     return _halved(torch.cat([_leading(writes), _leading(reads)], dim=1))
@@ -168,15 +168,15 @@ def permute_units(
 
     Args:
         name: the module.
-        orders: the permutation of each slot; slots without one stay as they are.
+        orders: the permutation of each direction; directions without one stay as they are.
         readers: modules whose last weight axis is the module's output.
     """
     tensors = dict(model.get_submodule(name).named_parameters())
-    slots = list(zip(settings.slots(), settings.slot_names, strict=True))
-    for (_, _, suffix), slot in slots:
-        if slot not in orders:
+    directions = list(zip(settings.directions(), settings.direction_names, strict=True))
+    for (_, _, suffix), direction in directions:
+        if direction not in orders:
             continue
-        order = orders[slot]
+        order = orders[direction]
         rows = _rows(settings, order)
         for key in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             if key + suffix in tensors:
@@ -186,11 +186,11 @@ def permute_units(
     if settings.proj_size:
         return
     for layer in range(settings.num_layers):
-        own = [orders.get(slot) for (at, _, _), slot in slots if at == layer]
+        own = [orders.get(direction) for (at, _, _), direction in directions if at == layer]
         if all(order is None for order in own):
             continue
         columns = _output_order(settings, own)
-        for (reader, _, suffix), _ in slots:
+        for (reader, _, suffix), _ in directions:
             if reader == layer + 1:
                 _reorder(tensors["weight_ih" + suffix], columns, 1)
         if layer == settings.num_layers - 1:
@@ -217,7 +217,7 @@ def _attempts(
     if settings.proj_size:
         yield orders, []
         return
-    width = settings.hidden_size * settings.directions
+    width = settings.hidden_size * settings.num_directions
     fitting = [
         path
         for path, module in model.named_modules()
@@ -230,7 +230,7 @@ def _attempts(
     last = settings.num_layers - 1
     inner = {
         name: orders[name]
-        for (depth, _, _), name in zip(settings.slots(), settings.slot_names, strict=True)
+        for (depth, _, _), name in zip(settings.directions(), settings.direction_names, strict=True)
         if depth < last
     }
     if inner:
@@ -264,17 +264,17 @@ def _running(model: nn.Module, arguments: Sequence[Any]) -> set[str]:
 
 
 def _permuted_statistics(
-    layer: DenseLayer, seen: Mapping[str, dict[str, SlotStatistics]], orders: Orders, readers: Sequence[str]
-) -> dict[str, dict[str, SlotStatistics]]:
+    layer: DenseLayer, seen: Mapping[str, dict[str, DirectionStatistics]], orders: Orders, readers: Sequence[str]
+) -> dict[str, dict[str, DirectionStatistics]]:
     """The statistics that change: those of the layer, and of recurrent layers among its readers."""
     settings = layer.settings
-    slots = list(zip(settings.slots(), settings.slot_names, strict=True))
+    directions = list(zip(settings.directions(), settings.direction_names, strict=True))
 
     def outputs(depth: int) -> Tensor:
-        return _output_order(settings, [orders.get(name) for (at, _, _), name in slots if at == depth])
+        return _output_order(settings, [orders.get(name) for (at, _, _), name in directions if at == depth])
 
     own = {}
-    for (depth, _, _), name in slots:
+    for (depth, _, _), name in directions:
         statistics = seen[layer.name][name]
         if not settings.proj_size:
             if depth > 0:
@@ -296,7 +296,7 @@ def _permuted_statistics(
     return changed
 
 
-def _with_columns(statistics: SlotStatistics, order: Tensor, start: int) -> SlotStatistics:
+def _with_columns(statistics: DirectionStatistics, order: Tensor, start: int) -> DirectionStatistics:
     columns = torch.arange(statistics.inputs.shape[1])
     columns[start : start + len(order)] = start + order
     return statistics.reordered(columns=columns)

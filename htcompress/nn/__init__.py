@@ -1,6 +1,6 @@
 """Recurrent modules with HT weights, drop-ins for torch's own."""
 
-from htcompress.nn.dense import DenseLayer, DenseSlot
+from htcompress.nn.dense import DenseDirection, DenseLayer
 from htcompress.nn.gates import GateMatrices, GateWeights
 from htcompress.nn.recurrent import (
     HTGRU,
@@ -22,8 +22,8 @@ __all__ = [
     "HTGRU",
     "HTLSTM",
     "HTRNN",
+    "DenseDirection",
     "DenseLayer",
-    "DenseSlot",
     "GateMatrices",
     "GateWeights",
     "HTCell",

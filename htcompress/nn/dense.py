@@ -15,7 +15,7 @@ from htcompress.nn.settings import RecurrentSettings
 
 
 @dataclass(frozen=True, eq=False)
-class DenseSlot:
+class DenseDirection:
     """The weights of one layer and direction; the biases merged as far as the function allows.
 
     `bias_hn` is the part of a GRU's hidden bias that the reset gate keeps apart.
@@ -30,8 +30,8 @@ class DenseSlot:
     hr: Float[Tensor, "proj hidden"] | None
 
     @classmethod
-    def read(cls, settings: RecurrentSettings, layer: int, suffix: str, get: Callable[[str], Tensor]) -> DenseSlot:
-        """Take a slot's tensors by torch's names (`weight_ih_l0`, ...), in float32 or float64, where they are."""
+    def read(cls, settings: RecurrentSettings, layer: int, suffix: str, get: Callable[[str], Tensor]) -> DenseDirection:
+        """Take a direction's tensors by torch's names (`weight_ih_l0`, ...), in float32 or float64, where they are."""
 
         def tensor(name: str) -> Tensor:
             value = get(name + suffix).detach()
@@ -44,9 +44,9 @@ class DenseSlot:
         return cls(settings, layer, tensor("weight_ih"), tensor("weight_hh"), bias, bias_hn, hr)
 
     @classmethod
-    def read_all(cls, settings: RecurrentSettings, tensors: Mapping[str, Tensor]) -> list[DenseSlot]:
-        """All slots of a layer from its own state_dict."""
-        return [cls.read(settings, layer, suffix, tensors.__getitem__) for layer, _, suffix in settings.slots()]
+    def read_all(cls, settings: RecurrentSettings, tensors: Mapping[str, Tensor]) -> list[DenseDirection]:
+        """All directions of a layer from its own state_dict."""
+        return [cls.read(settings, layer, suffix, tensors.__getitem__) for layer, _, suffix in settings.directions()]
 
     @property
     def biases(self) -> int:
@@ -55,7 +55,7 @@ class DenseSlot:
 
     @property
     def parameters(self) -> int:
-        """The numbers of the slot kept dense, biases merged."""
+        """The numbers of the direction kept dense, biases merged."""
         return self.ih.numel() + self.hh.numel() + self.biases + (0 if self.hr is None else self.hr.numel())
 
     def bias_columns(self) -> Float[Tensor, "rows k"]:
@@ -67,13 +67,13 @@ class DenseSlot:
             )
         return torch.stack(columns, dim=1) if columns else self.ih.new_zeros(len(self.ih), 0)
 
-    def on_cpu(self) -> DenseSlot:
-        """The slot in the CPU's memory."""
+    def on_cpu(self) -> DenseDirection:
+        """The direction in the CPU's memory."""
         bias, bias_hn, hr = (None if t is None else t.cpu() for t in (self.bias, self.bias_hn, self.hr))
         return replace(self, ih=self.ih.cpu(), hh=self.hh.cpu(), bias=bias, bias_hn=bias_hn, hr=hr)
 
-    def arranged(self, order: Int[Tensor, " hidden"]) -> DenseSlot:
-        """The slot with its hidden units in another order: rows of every gate, columns that read units."""
+    def arranged(self, order: Int[Tensor, " hidden"]) -> DenseDirection:
+        """The direction with its hidden units in another order: rows of every gate, columns that read units."""
         rows = torch.cat([order + gate * self.settings.hidden_size for gate in range(self.settings.gates)])
         hh, hr = self.hh[rows], self.hr
         if hr is None:
@@ -90,7 +90,7 @@ class DenseSlot:
         return torch.cat([*parts, self.bias_columns()] if with_biases else parts, dim=1)
 
     def matrices(self) -> GateMatrices:
-        """The slot kept dense."""
+        """The direction kept dense."""
         hr = None if self.hr is None else DenseMatrix(self.hr)
         return GateMatrices(DenseMatrix(self.ih), DenseMatrix(self.hh), bias=self.bias, bias_hn=self.bias_hn, hr=hr)
 
@@ -100,11 +100,11 @@ class DenseLayer:
     """A recurrent layer of a model.
 
     Attributes:
-        slots: its weights by slot (`l0`, `l0_reverse`, ...), on the CPU, in float32 or float64.
+        directions: its weights by direction (`l0`, `l0_reverse`, ...), on the CPU, in float32 or float64.
         dtype: what the model has them in.
     """
 
     name: str
     settings: RecurrentSettings
-    slots: dict[str, DenseSlot]
+    directions: dict[str, DenseDirection]
     dtype: torch.dtype = torch.float32

@@ -43,7 +43,7 @@ class HTRecurrent(StandIn, nn.Module):
             raise ValueError(f"{type(self).__name__} cannot be a {settings.kind}.")
         for name, value in _attributes(settings).items():
             setattr(self, name, value)
-        self._take(settings, nn.ModuleDict(dict(zip(settings.slot_names, gates, strict=True))))
+        self._take(settings, nn.ModuleDict(dict(zip(settings.direction_names, gates, strict=True))))
 
     def _take(self, settings: RecurrentSettings, gates: nn.ModuleDict) -> None:
         self.settings = settings
@@ -52,25 +52,25 @@ class HTRecurrent(StandIn, nn.Module):
 
     @classmethod
     def from_matrices(cls, settings: RecurrentSettings, matrices: Sequence[GateMatrices]) -> HTRecurrent:
-        """The module with these matrices, one `GateMatrices` for each of `settings.slots()`."""
-        slots = zip(settings.slots(), matrices, strict=True)
-        return cls(settings, [GateWeights(settings, layer, m) for (layer, _, _), m in slots])
+        """The module with these matrices, one `GateMatrices` for each of `settings.directions()`."""
+        directions = zip(settings.directions(), matrices, strict=True)
+        return cls(settings, [GateWeights(settings, layer, m) for (layer, _, _), m in directions])
 
     @classmethod
     def from_config(cls, settings: RecurrentSettings, config: dict[str, Any]) -> HTRecurrent:
         """The module of a saved structure, zero; the numbers come from a state_dict."""
         gates = [
-            GateWeights.from_config(settings, layer, slot)
-            for (layer, _, _), slot in zip(settings.slots(), config.values(), strict=True)
+            GateWeights.from_config(settings, layer, direction)
+            for (layer, _, _), direction in zip(settings.directions(), config.values(), strict=True)
         ]
         return cls(settings, gates)
 
     def to_config(self) -> dict[str, Any]:
         """The structure of the weights as JSON values, by layer and direction."""
-        return {name: gates.to_config() for name, gates in self.slots().items()}
+        return {name: gates.to_config() for name, gates in self.directions().items()}
 
-    def slots(self) -> dict[str, GateWeights]:
-        """The weights by torch's slot name (`l0`, `l0_reverse`, ...; `cell` for a cell)."""
+    def directions(self) -> dict[str, GateWeights]:
+        """The weights by torch's direction name (`l0`, `l0_reverse`, ...; `cell` for a cell)."""
         return {name: gates for name, gates in self.gates.items() if isinstance(gates, GateWeights)}
 
     def use_execution(self, execution: Execution | str) -> None:
@@ -78,7 +78,7 @@ class HTRecurrent(StandIn, nn.Module):
 
         Raises `RequestError` where a layout does not admit it.
         """
-        for gates in self.slots().values():
+        for gates in self.directions().values():
             weight = gates.ih if gates.joint is None else gates.joint
             if weight is not None:
                 weight.use(execution)
@@ -86,16 +86,16 @@ class HTRecurrent(StandIn, nn.Module):
     @property
     def parameter_count(self) -> int:
         """The numbers stored for the recurrence, words of the units' order included."""
-        return sum(gates.parameter_count for gates in self.slots().values())
+        return sum(gates.parameter_count for gates in self.directions().values())
 
     def store_in(self, bits: int) -> None:
         """Let the numbers be stored in at most so many bits each (32: as they are); they become what is stored."""
-        for gates in self.slots().values():
+        for gates in self.directions().values():
             gates.store_in(bits)
 
     def round(self) -> None:
         """Take for the numbers what will be decoded of them, in place; for after they were trained."""
-        for gates in self.slots().values():
+        for gates in self.directions().values():
             gates.round()
 
     def freeze(self, frozen: bool = True) -> None:
@@ -103,7 +103,7 @@ class HTRecurrent(StandIn, nn.Module):
 
         Otherwise it is computed again when a parameter has changed, by whatever means. `freeze(False)` takes it back.
         """
-        for gates in self.slots().values():
+        for gates in self.directions().values():
             gates.freeze(frozen)
 
     # ---- what torch's modules have ---------------------------------------------------------------------
@@ -112,9 +112,9 @@ class HTRecurrent(StandIn, nn.Module):
         # Torch's weights are no attributes of their own: they are written out when somebody asks.
         if name.startswith(("weight_", "bias_")) and "settings" in self.__dict__:
             settings = self.__dict__["settings"]
-            for slot, names in zip(settings.slot_names, settings.weight_names, strict=True):
+            for direction, names in zip(settings.direction_names, settings.weight_names, strict=True):
                 if name in names:
-                    return self._written_out(slot)[name]
+                    return self._written_out(direction)[name]
         return nn.Module.__getattr__(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -125,10 +125,10 @@ class HTRecurrent(StandIn, nn.Module):
             )
         nn.Module.__setattr__(self, name, value)
 
-    def _written_out(self, slot: str) -> dict[str, Tensor]:
-        """A slot's tensors as torch stores them."""
-        whole = self.slots()[slot].written_out()
-        index = self.settings.slot_names.index(slot)
+    def _written_out(self, direction: str) -> dict[str, Tensor]:
+        """A direction's tensors as torch stores them."""
+        whole = self.directions()[direction].written_out()
+        index = self.settings.direction_names.index(direction)
         parts = [whole.ih, whole.hh, whole.bias_ih, whole.bias_hh, whole.hr]
         named = zip(self.settings.weight_names[index], (t for t in parts if t is not None), strict=True)
         return dict(named)
@@ -136,7 +136,7 @@ class HTRecurrent(StandIn, nn.Module):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """Torch's tensors by layer and direction, written out."""
-        return [list(self._written_out(slot).values()) for slot in self.settings.slot_names]
+        return [list(self._written_out(direction).values()) for direction in self.settings.direction_names]
 
     @property
     def _flat_weights(self) -> list[Tensor]:
@@ -227,7 +227,7 @@ class HTLayers(HTRecurrent):
         if batched and self.batch_first:
             x = x.transpose(0, 1)
         if hx is not None and not batched:
-            given = self._given(hx, (s.num_layers * s.directions,))
+            given = self._given(hx, (s.num_layers * s.num_directions,))
             hx = self._as_torch(tuple(t.unsqueeze(1) for t in given))
         out, state = self._run(x, None, self._state(x, x.shape[1], hx, None))
         if not batched:
@@ -243,7 +243,7 @@ class HTLayers(HTRecurrent):
             )
 
     def _state(self, like: Tensor, batch: Any, hx: Any, order: Tensor | None) -> State:
-        stack = self.settings.num_layers * self.settings.directions
+        stack = self.settings.num_layers * self.settings.num_directions
         if hx is None:
             return self._zeros(like, stack, batch)
         state = self._given(hx, (stack, batch))
@@ -251,17 +251,17 @@ class HTLayers(HTRecurrent):
 
     def _run(self, x: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
         s = self.settings
-        slots = list(self.slots().items())
+        directions = list(self.directions().items())
         last: list[State] = []
         for layer in range(s.num_layers):
-            span = slice(layer * s.directions, (layer + 1) * s.directions)
+            span = slice(layer * s.num_directions, (layer + 1) * s.num_directions)
             if layer > 0 and self.dropout > 0:
                 x = F.dropout(x, self.dropout, self.training)
             before = tuple(t[span].contiguous() for t in state)
             if self.watch is not None:
-                x, after = watched_layer(s, slots[span], x, batch_sizes, before, self.watch)
+                x, after = watched_layer(s, directions[span], x, batch_sizes, before, self.watch)
             else:
-                weights = [g.resolve(x.numel() // max(1, x.shape[-1])) for _, g in slots[span]]
+                weights = [g.resolve(x.numel() // max(1, x.shape[-1])) for _, g in directions[span]]
                 x, after = run_layer(s.recurrence, x, batch_sizes, before, weights)
             last.append(after)
         return x, tuple(torch.cat(parts) for parts in zip(*last, strict=True))
@@ -306,7 +306,7 @@ class HTCell(HTRecurrent):
         return self._as_torch(after)
 
     def _run(self, x: Tensor, state: State) -> State:
-        ((name, gates),) = self.slots().items()
+        ((name, gates),) = self.directions().items()
         if self.watch is not None:
             return watched_cell(self.settings, name, gates, x, state, self.watch)
         return run_cell(self.settings.recurrence, x, state, gates.resolve(x.shape[0]))

@@ -47,7 +47,7 @@ class RecurrentSettings:
         return self.recurrence.gates
 
     @property
-    def directions(self) -> int:
+    def num_directions(self) -> int:
         return 2 if self.bidirectional else 1
 
     @property
@@ -62,12 +62,12 @@ class RecurrentSettings:
 
     def layer_input(self, layer: int) -> int:
         """The size of what enters a layer."""
-        return self.input_size if layer == 0 else self.state_size * self.directions
+        return self.input_size if layer == 0 else self.state_size * self.num_directions
 
-    def slots(self) -> Iterator[tuple[int, int, str]]:
+    def directions(self) -> Iterator[tuple[int, int, str]]:
         """Layer, direction and torch's suffix (`_l0`, `_l0_reverse`, or nothing for a cell)."""
         for layer in range(self.num_layers):
-            for direction in range(self.directions):
+            for direction in range(self.num_directions):
                 yield layer, direction, "" if self.cell else f"_l{layer}{'_reverse' if direction else ''}"
 
     @property
@@ -77,24 +77,24 @@ class RecurrentSettings:
 
     @property
     def weight_names(self) -> list[list[str]]:
-        """Torch's names of the tensors of each slot, in its order: `weight_ih_l0`, `weight_hh_l0`, ..."""
+        """Torch's names of the tensors of each direction, in its order: `weight_ih_l0`, `weight_hh_l0`, ..."""
         keys = ["weight_ih", "weight_hh"]
         if self.bias:
             keys += ["bias_ih", "bias_hh"]
         if self.proj_size:
             keys.append("weight_hr")
-        return [[key + suffix for key in keys] for _, _, suffix in self.slots()]
+        return [[key + suffix for key in keys] for _, _, suffix in self.directions()]
 
     @property
-    def slot_names(self) -> list[str]:
-        """The names of the slots, in order: `l0`, `l0_reverse`, ...; `cell` for a cell."""
-        return [suffix.removeprefix("_") or "cell" for _, _, suffix in self.slots()]
+    def direction_names(self) -> list[str]:
+        """The names of the directions, in order: `l0`, `l0_reverse`, ...; `cell` for a cell."""
+        return [suffix.removeprefix("_") or "cell" for _, _, suffix in self.directions()]
 
     @property
     def dense_parameters(self) -> int:
         """The numbers that torch stores: weights, both biases, projections."""
         total = 0
-        for layer, _, _ in self.slots():
+        for layer, _, _ in self.directions():
             total += self.rows * (self.layer_input(layer) + self.state_size + 2 * self.bias)
             total += self.proj_size * self.hidden_size
         return total

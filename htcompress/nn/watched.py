@@ -20,13 +20,13 @@ class Passage:
     """One pass through one layer and direction.
 
     Attributes:
-        slot: its name.
+        direction: its name.
         x: what entered W_ih: (time, batch, inputs), (rows, inputs) of a packed sequence, (batch, inputs) of a cell.
         h: what entered W_hh, laid out alike.
         z: W_ih x, whose `grad` a backward pass fills.
     """
 
-    slot: str
+    direction: str
     x: Tensor
     h: Tensor
     z: Tensor
@@ -43,12 +43,12 @@ def watched_layer(
     state: State,
     watch: Watch,
 ) -> tuple[Tensor, State]:
-    """`run_layer` with a product of its own for each direction's W_ih x; `gates` are its slots by name."""
+    """`run_layer` with a product of its own for each direction's W_ih x; `gates` are its directions by name."""
     weights, parts = [], []
     rows = settings.rows
     eye = torch.eye(rows, dtype=x.dtype, device=x.device)
-    for index, (_, slot) in enumerate(gates):
-        dense = slot.written_out()
+    for index, (_, direction) in enumerate(gates):
+        dense = direction.written_out()
         z = _kept(F.linear(x, _there(dense.ih)))
         parts.append(z)
         blocks = [eye if k == index else eye.new_zeros(rows, rows) for k in range(len(gates))]

@@ -11,13 +11,13 @@ from torch import Tensor
 from htcompress.errors import UnreachableError
 from htcompress.forms.form import Choice
 from htcompress.matrix.weighted import relative
-from htcompress.model.statistics import SlotStatistics
+from htcompress.model.statistics import DirectionStatistics
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.gates import GateMatrices
 from htcompress.nn.order import order_words
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.planning.slot import Ladders, Option, Part, Recipe, SlotProblem
+from htcompress.planning.direction import DirectionProblem, Ladders, Option, Part, Recipe
 from htcompress.request import Goal
 from htcompress.vocabulary import WIDEST, Scope
 
@@ -42,7 +42,7 @@ class PlannedMatrix:
 
 
 @dataclass(frozen=True, eq=False)
-class PlannedSlot:
+class PlannedDirection:
     """One layer and direction of the plan; `scope` is None where it stays dense."""
 
     scope: Scope | None
@@ -56,13 +56,13 @@ class PlannedLayer:
 
     name: str
     settings: RecurrentSettings
-    slots: dict[str, PlannedSlot]
+    directions: dict[str, PlannedDirection]
     dtype: torch.dtype
     bits: int = WIDEST
 
     def build(self) -> HTRecurrent:
         """The module that the plan describes, in its layer's dtype, on the CPU."""
-        matrices = [slot.gates for slot in self.slots.values()]
+        matrices = [direction.gates for direction in self.directions.values()]
         module = module_class(self.settings).from_matrices(self.settings, matrices).to(self.dtype)
         module.store_in(self.bits)
         return module
@@ -79,7 +79,7 @@ class Plan:
 def plan_model(
     layers: Sequence[DenseLayer],
     goal: Goal,
-    statistics: Mapping[str, Mapping[str, SlotStatistics]] | None = None,
+    statistics: Mapping[str, Mapping[str, DirectionStatistics]] | None = None,
     orders: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Plan:
     """Plan the compression of recurrent layers.
@@ -89,8 +89,8 @@ def plan_model(
     numbers that keep it.
 
     Args:
-        orders: of the hidden units, by layer and slot, for the matrices to be folded in; they are used where storing
-            them takes no more than `_ORDERS` of the budget, and stored where something is folded.
+        orders: of the hidden units, by layer and direction, for the matrices to be folded in; they are used where
+            storing them takes no more than `_ORDERS` of the budget, and stored where something is folded.
 
     Raises:
         UnreachableError: the budget is smaller than what the most compact combination stores.
@@ -99,12 +99,12 @@ def plan_model(
     budget = goal.budget_for(before)
     cap = budget if budget is not None else before
     found = orders or {}
-    words = sum(order_words(len(order)) for slots in found.values() for order in slots.values())
+    words = sum(order_words(len(order)) for directions in found.values() for order in directions.values())
     if budget is None or words > _ORDERS * budget:
         found = {}
     targets = [
-        SlotProblem(
-            slot,
+        DirectionProblem(
+            direction,
             (statistics or {}).get(layer.name, {}).get(name),
             cap,
             goal.scope,
@@ -114,7 +114,7 @@ def plan_model(
             goal.bits,
         )
         for layer in layers
-        for name, slot in layer.slots.items()
+        for name, direction in layer.directions.items()
     ]
     frontier: tuple[tuple[int, float], ...] = ()
     if budget is None:
@@ -125,19 +125,19 @@ def plan_model(
         frontier = _frontier(targets, ladders, budget)
     plans, index = [], 0
     for layer in layers:
-        slots = {}
-        for name in layer.slots:
+        directions = {}
+        for name in layer.directions:
             recipe, choices = chosen[index]
-            slots[name] = _slot_plan(targets[index], recipe, choices)
+            directions[name] = _direction_plan(targets[index], recipe, choices)
             index += 1
-        plans.append(PlannedLayer(layer.name, layer.settings, slots, layer.dtype, goal.bits))
+        plans.append(PlannedLayer(layer.name, layer.settings, directions, layer.dtype, goal.bits))
     return Plan(plans, frontier)
 
 
 Chosen = tuple[Recipe, tuple[Choice, ...]]
 
 
-def _within_error(target: SlotProblem, rtol: float) -> Chosen:
+def _within_error(target: DirectionProblem, rtol: float) -> Chosen:
     """The recipe of fewest numbers whose every matrix keeps the relative weight error."""
     found: list[tuple[int, Chosen]] = []
     for recipe in target.recipes:
@@ -150,13 +150,13 @@ def _within_error(target: SlotProblem, rtol: float) -> Chosen:
     return min(found, key=lambda item: item[0])[1]
 
 
-def _dense(target: SlotProblem) -> Chosen:
-    """The slot as it is; its recipe says which matrices would have been compressed."""
+def _dense(target: DirectionProblem) -> Chosen:
+    """The direction as it is; its recipe says which matrices would have been compressed."""
     recipe = target.recipes[-1]
     return recipe, tuple(part.search.dense for part in recipe.parts)
 
 
-def _within_budget(targets: Sequence[SlotProblem], budget: int, asked: str) -> tuple[list[Chosen], list[Ladders]]:
+def _within_budget(targets: Sequence[DirectionProblem], budget: int, asked: str) -> tuple[list[Chosen], list[Ladders]]:
     least = sum(min(recipe.smallest for recipe in target.recipes) for target in targets)
     if least > budget:
         raise UnreachableError(
@@ -198,7 +198,7 @@ def _improved(asked: Iterable[tuple[Ladders, Part, Sequence[Choice]]]) -> bool:
     return better
 
 
-def _with_dense(target: SlotProblem, ladders: Ladders) -> list[Option]:
+def _with_dense(target: DirectionProblem, ladders: Ladders) -> list[Option]:
     recipe, choices = _dense(target)
     dense = Option(target.dense.parameters, 0.0, recipe, choices)
     return [o for o in target.frontier(ladders) if o.parameters < dense.parameters] + [dense]
@@ -209,7 +209,9 @@ def _parameters(chosen: Chosen) -> int:
     return recipe.parameters(choices)
 
 
-def _frontier(targets: Sequence[SlotProblem], ladders: Sequence[Ladders], budget: int) -> tuple[tuple[int, float], ...]:
+def _frontier(
+    targets: Sequence[DirectionProblem], ladders: Sequence[Ladders], budget: int
+) -> tuple[tuple[int, float], ...]:
     """The expected error for every budget up to this one, relative to that of zero matrices."""
     merged = merge([_with_dense(*pair) for pair in zip(targets, ladders, strict=True)], budget)
     total = sum(part.weight * part.search.target.total for target in targets for part in target.recipes[-1].parts)
@@ -274,7 +276,7 @@ def _spend(chosen: list[Chosen], budget: int) -> list[Chosen]:
     return chosen
 
 
-def _slot_plan(target: SlotProblem, recipe: Recipe, choices: tuple[Choice, ...]) -> PlannedSlot:
+def _direction_plan(target: DirectionProblem, recipe: Recipe, choices: tuple[Choice, ...]) -> PlannedDirection:
     matrices = []
     choices = tuple(_balanced(choice) for choice in choices)
     for part, choice in zip(recipe.parts, choices, strict=True):
@@ -290,7 +292,7 @@ def _slot_plan(target: SlotProblem, recipe: Recipe, choices: tuple[Choice, ...])
             )
         )
     scope = None if all(choice.is_dense for choice in choices) else recipe.scope
-    return PlannedSlot(scope, target.matrices(recipe, choices), tuple(matrices))
+    return PlannedDirection(scope, target.matrices(recipe, choices), tuple(matrices))
 
 
 def _spectrum(values: Tensor | None) -> tuple[float, ...] | None:

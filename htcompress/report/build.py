@@ -63,16 +63,16 @@ def _distinct(values: Iterable[Any]) -> list[Tensor]:
 
 def totals_of(modules: Mapping[str, HTRecurrent], counted: Counted) -> Totals:
     """The sums of the report, counted on the modules that will be stored."""
-    slots = [gates for module in modules.values() for gates in module.slots().values()]
-    after = sum(gates.parameter_count for gates in slots)
+    directions = [gates for module in modules.values() for gates in module.directions().values()]
+    after = sum(gates.parameter_count for gates in directions)
     return Totals(
         parameters_before=counted.parameters_before,
         parameters_after=after,
         ratio=round(counted.parameters_before / after, 1) if after else 0.0,
         bytes_before=counted.bytes_before,
-        bytes_after=sum(gates.bytes for gates in slots),
+        bytes_after=sum(gates.bytes for gates in directions),
         macs_per_step_before=sum(dense_macs(m.settings) for m in modules.values()),
-        macs_per_step_after=sum(slot_macs(gates) for gates in slots),
+        macs_per_step_after=sum(direction_macs(gates) for gates in directions),
         model_parameters_before=counted.model_before,
         model_parameters_after=counted.model_after,
     )
@@ -82,7 +82,7 @@ def dense_macs(settings: RecurrentSettings) -> int:
     """Multiplications of the weight matrices for one time step of one sequence."""
     per_layer = (
         settings.rows * (settings.layer_input(layer) + settings.state_size) + settings.proj_size * settings.hidden_size
-        for layer, _, _ in settings.slots()
+        for layer, _, _ in settings.directions()
     )
     return sum(per_layer)
 
@@ -91,7 +91,7 @@ _STEPS, _BATCH = 16, 16
 """Time steps and sequences at which multiplications are counted: how weights are computed with depends on them."""
 
 
-def slot_macs(gates: GateWeights) -> int:
+def direction_macs(gates: GateWeights) -> int:
     """The same for compressed weights, as they run on a batch of 16 sequences of 16 steps."""
     s = gates.settings
     with torch.no_grad():
@@ -112,20 +112,20 @@ def slot_macs(gates: GateWeights) -> int:
 
 def _layer(plan: PlannedLayer, module: HTRecurrent) -> LayerReport:
     matrices = []
-    for slot, planned in plan.slots.items():
+    for direction, planned in plan.directions.items():
         for matrix in planned.matrices:
-            own = f"{plan.name}.{slot}" if plan.name else slot
+            own = f"{plan.name}.{direction}" if plan.name else direction
             name = own if matrix.name == "joint" else f"{own}.{matrix.name}"
             stored = matrix.choice.matrix
             error = {"weights": _rounded(matrix.weight_error), "outputs": _rounded(matrix.output_error)}
             described = _matrix_report(name, matrix.shape, stored, matrix.choice.parameters, error)
             spectrum = None if matrix.spectrum is None else tuple(float(f"{v:.4g}") for v in matrix.spectrum)
-            gates = module.slots()[slot]
+            gates = module.directions()[direction]
             prefix = f"{matrix.name}."
             codec = next((codec for own, codec in gates.codecs.items() if own.startswith(prefix)), PLAIN)
             said: dict[str, str | int] = {"name": codec.name, "bits": codec.bits or 8 * plan.dtype.itemsize}
             matrices.append(replace(described, spectrum=spectrum, bytes=gates.bytes_of(prefix), codec=said))
-    scopes = {slot.scope for slot in plan.slots.values()}
+    scopes = {direction.scope for direction in plan.directions.values()}
     scope = next(iter(scopes)) if len(scopes) == 1 else "mixed"
     return LayerReport(
         name=plan.name,

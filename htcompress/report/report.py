@@ -74,7 +74,7 @@ class MatrixReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One recurrent layer; `scope` is None where all of it is kept dense, `mixed` where slots differ.
+    """One recurrent layer; `scope` is None where all of it is kept dense, `mixed` where directions differ.
 
     `units_reordered`: its hidden units stand in another order than in the checkpoint, and the modules that read
     them are stored accordingly.

@@ -43,14 +43,27 @@ def decoded(cls: type[Made], text: str, schema: str) -> Made:
         raise ValueError(_in_our_words(error)) from error
 
 
+def converted(cls: type[Made], value: Any) -> Made:
+    """A JSON value as a type of ours.
+
+    Raises:
+        ValueError: it does not fit; the message is `place: what was expected`, or the latter alone.
+    """
+    try:
+        return msgspec.convert(value, cls)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ValueError(_in_our_words(error)) from error
+
+
 def _in_our_words(error: BaseException) -> str:
     """totals.ratio: expected float, got bool."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     what, _, place = str(error).partition(" - at ")
     what = what.replace("`", "").replace("Object missing required field", "it lacks")
+    what = re.sub(r"^(Expected|Invalid)", lambda found: found[0].lower(), what)
     at = re.sub(r"^\$\.?", "", place.strip("`"))
-    return f"{at}: {what[:1].lower()}{what[1:]}" if at else what[:200]
+    return f"{at}: {what}" if at else what[:200]
 
 
 def schema_of(cls: type[Any], name: str) -> dict[str, Any]:

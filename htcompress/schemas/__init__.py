@@ -1,4 +1,4 @@
-"""The JSON Schemas of what the tool writes: `report.schema.json`, `study.schema.json`.
+"""The JSON Schemas of what the tool writes: `report.schema.json`, `study.schema.json`, `config.schema.json`.
 
 `python -m htcompress.schemas` writes them anew from the types.
 """
@@ -17,7 +17,7 @@ def schema(name: str) -> dict[str, Any]:
     'htcompress.report/1'
 
     Args:
-        name: `report` or `study`.
+        name: `report`, `study` or `config`.
 
     Raises `FileNotFoundError` where there is none.
     """

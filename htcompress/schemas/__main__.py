@@ -1,17 +1,19 @@
-"""Writes the JSON Schemas from the types that reports and studies are read by."""
+"""Writes the JSON Schemas from the types that reports, studies and configurations are read by."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from htcompress.directory.config import Config
+from htcompress.directory.read import FORMAT
 from htcompress.report.report import SCHEMA as REPORT
 from htcompress.report.report import Report
 from htcompress.report.schema import schema_of
 from htcompress.report.study import SCHEMA as STUDY
 from htcompress.report.study import Study
 
-TYPES = {"report": (Report, REPORT), "study": (Study, STUDY)}
+TYPES = {"report": (Report, REPORT), "study": (Study, STUDY), "config": (Config, FORMAT)}
 
 
 def generated() -> dict[str, str]:

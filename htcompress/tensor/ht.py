@@ -373,7 +373,7 @@ class HTTensor:
 
 
 def _absorb(cores: list[Tensor], tree: DimensionTree, node: Node, factor: Tensor) -> None:
-    """Multiply `factor` (new rank, old rank) into the parent's slot for `node`."""
+    """Multiply `factor` (new rank, old rank) into the parent's mode of `node`."""
     parent = tree.nodes[node.parent or 0]
     first = parent.children is not None and parent.children[0] == node.index
     cores[parent.index] = torch.einsum("ab,bcd->acd" if first else "ab,cbd->cad", factor, cores[parent.index])

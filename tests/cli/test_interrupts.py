@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from crossing import examples
+from crossing import FULL
 from small import Outcome, listing, save_tagger, tagger, write_task
 
 import htcompress
@@ -103,7 +103,7 @@ def test_at_many_moments_of_a_conversion(tmp_path: Path) -> None:
     write_task(tmp_path / "task.py")
     command = json.dumps([*CONVERT, "--steps", "60"])
     ran = subprocess.run(
-        [sys.executable, "-c", MOMENTS, command, str(examples(40))],
+        [sys.executable, "-c", MOMENTS, command, str(40 if FULL else 6)],
         cwd=tmp_path,
         env=ENVIRONMENT,
         capture_output=True,

@@ -101,8 +101,8 @@ def layer_of(config: dict[str, Any]) -> dict[str, Any]:
 
 def matrix_of(config: dict[str, Any]) -> dict[str, Any]:
     """A matrix in HT form with three leaves or more."""
-    slots = layer_of(config)["weights"].values()
-    matrices = [m for slot in slots for m in slot.values() if isinstance(m, dict) and m["form"] == "ht"]
+    directions = layer_of(config)["weights"].values()
+    matrices = [m for direction in directions for m in direction.values() if isinstance(m, dict) and m["form"] == "ht"]
     return next(m for m in matrices if len(m["ranks"]) > 3)
 
 
@@ -118,11 +118,11 @@ def test_keys_to_come_are_passed_over(whole: Made) -> None:
     units = layer_of(config)["settings"]["hidden_size"]
     layer_of(config).update(also=["second"], units={"l0": [*range(units)][::-1]}, assumed=["batch_first"], later={})
     check_config(config, "config.json", tensors)
-    slot = next(iter(layer_of(config)["weights"]))
-    layer_of(config)["weights"][slot]["order"] = 2
+    direction = next(iter(layer_of(config)["weights"]))
+    layer_of(config)["weights"][direction]["order"] = 2
     with pytest.raises(CheckpointError, match="order of shape"):
         check_config(config, "config.json", tensors)
-    tensors[f"rnn.gates.{slot}.order"] = torch.zeros(2, dtype=torch.int32)
+    tensors[f"rnn.gates.{direction}.order"] = torch.zeros(2, dtype=torch.int32)
     check_config(config, "config.json", tensors)
 
 
@@ -145,9 +145,9 @@ def ordered(units: int) -> dict[str, Any]:
         layout = {"rows": units, "cols": cols, "row_modes": [units, 1], "col_modes": [1, cols], "tree": [0, 1]}
         return {"form": "ht", "layout": layout, "ranks": [1, 1, 1]}
 
-    slot = {"ih": matrix(1), "hh": matrix(units), "biases": [], "order": 7}
+    direction = {"ih": matrix(1), "hh": matrix(units), "biases": [], "order": 7}
     settings = {"kind": "rnn_tanh", "input_size": 1, "hidden_size": units, "bias": False}
-    return {"settings": settings, "weights": {"l0": slot}}
+    return {"settings": settings, "weights": {"l0": direction}}
 
 
 def deep(times: int) -> Any:
@@ -158,31 +158,34 @@ def deep(times: int) -> Any:
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "layers a list": (lambda c: c.__setitem__("layers", [1]), "has [1] for layers"),
-    "no layers": (lambda c: c.pop("layers"), "has null for layers"),
-    "a layer a number": (lambda c: c["layers"].__setitem__("rnn", 3), "layer 'rnn' has 3 for it"),
-    "no settings": (lambda c: layer_of(c).pop("settings"), "has null for settings"),
-    "no kind": (lambda c: layer_of(c)["settings"].pop("kind"), "has no setting kind"),
-    "another kind": (setting("kind", "transformer"), 'of kind "transformer"'),
-    "a list for a kind": (setting("kind", ["lstm"]), "of kind"),
+    "layers a list": (lambda c: c.__setitem__("layers", [1]), "does not fit: layers: expected object, got array"),
+    "no layers": (lambda c: c.pop("layers"), "does not fit: layers: expected object, got null"),
+    "a layer a number": (
+        lambda c: c["layers"].__setitem__("rnn", 3),
+        "layer 'rnn' does not fit: expected object, got int",
+    ),
+    "no settings": (lambda c: layer_of(c).pop("settings"), "it lacks settings"),
+    "no kind": (lambda c: layer_of(c)["settings"].pop("kind"), "settings: it lacks kind"),
+    "another kind": (setting("kind", "transformer"), "settings.kind: invalid enum value 'transformer'"),
+    "a list for a kind": (setting("kind", ["lstm"]), "settings.kind: expected str"),
     "an unknown setting": (setting("colour", 1), "unknown setting 'colour'"),
     "negative units": (setting("hidden_size", -4), "hidden_size -4; expected a whole number"),
     "huge units": (setting("hidden_size", 10**15), "hidden_size 1000000000000000"),
     "huge inputs": (setting("input_size", 1 << 23), "expected"),
     "units past all measure": (setting("hidden_size", 10**400), "hidden_size a huge number"),
-    "half a unit": (setting("hidden_size", 8.5), "hidden_size 8.5"),
-    "a whole float": (setting("hidden_size", 8.0), "hidden_size 8.0"),
-    "true for units": (setting("hidden_size", True), "hidden_size true"),
+    "half a unit": (setting("hidden_size", 8.5), "settings.hidden_size: expected int, got float"),
+    "a whole float": (setting("hidden_size", 8.0), "settings.hidden_size: expected int, got float"),
+    "true for units": (setting("hidden_size", True), "settings.hidden_size: expected int, got bool"),
     "a million layers": (setting("num_layers", 1_000_000), "num_layers 1000000"),
     "ten thousand layers": (setting("num_layers", 10_000), "has weights for"),
     "no layers at all": (setting("num_layers", 0), "num_layers 0"),
     "a projection": (setting("proj_size", 4), "expected joint, hr"),
     "dropout": (setting("dropout", float("nan")), "dropout NaN"),
-    "bias a text": (setting("bias", "yes"), 'bias "yes"'),
+    "bias a text": (setting("bias", "yes"), "settings.bias: expected bool, got str"),
     "no bias": (setting("bias", False), "expected 32 x 32"),
-    "slots": (lambda c: layer_of(c)["weights"].clear(), "has weights for nothing"),
-    "another slot": (lambda c: layer_of(c)["weights"].update(l7={}), "in that order"),
-    "no biases": (lambda c: [s.pop("biases") for s in layer_of(c)["weights"].values()], "has the biases null"),
+    "directions": (lambda c: layer_of(c)["weights"].clear(), "has weights for nothing"),
+    "another direction": (lambda c: layer_of(c)["weights"].update(l7={"biases": []}), "in that order"),
+    "no biases": (lambda c: [s.pop("biases") for s in layer_of(c)["weights"].values()], "it lacks biases"),
     "biases twice": (
         lambda c: [s.update(biases=["bias", "bias"]) for s in layer_of(c)["weights"].values()],
         "has the biases",
@@ -192,19 +195,19 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "has the matrices none",
     ),
     "both kinds": (
-        lambda c: [s.update(joint={}, ih={}) for s in layer_of(c)["weights"].values()],
+        lambda c: [s.update(joint=matrix_of(c), ih=matrix_of(c)) for s in layer_of(c)["weights"].values()],
         "has the matrices",
     ),
     "an unknown form": (part("form", "wavelets"), 'in the form "wavelets"'),
-    "a list for a form": (part("form", ["ht"]), "in the form"),
+    "a list for a form": (part("form", ["ht"]), ".form: expected str"),
     "rows": (folding("rows", 7), "as 7 x"),
-    "rows a float": (folding("rows", 32.0), "as 32.0 x"),
-    "negative modes": (folding("row_modes", [-4, -8, 1]), "a mode in the row_modes"),
-    "zero modes": (folding("col_modes", [0, 0, 0]), "a mode in the col_modes"),
+    "rows a float": (folding("rows", 32.0), "layout.rows: expected int, got float"),
+    "negative modes": (folding("row_modes", [-4, -8, 1]), "layout.row_modes[0]: expected int >= 1"),
+    "zero modes": (folding("col_modes", [0, 0, 0]), "layout.col_modes[0]: expected int >= 1"),
     "huge modes": (folding("row_modes", [1 << 27, 1 << 27, 1]), "which hold"),
     "small modes": (folding("row_modes", [1, 1, 1]), "which hold 1"),
-    "many modes": (folding("row_modes", [1] * 1000), "for the row_modes"),
-    "modes a text": (folding("row_modes", "4 8"), "for the row_modes"),
+    "many modes": (folding("row_modes", [1] * 1000), "layout.row_modes: expected array of length <= 64"),
+    "modes a text": (folding("row_modes", "4 8"), "layout.row_modes: expected array, got str"),
     "a tree with itself twice": (folding("tree", [[0, 1], [0, 2]]), "over the leaves"),
     "a tree without a leaf": (folding("tree", [0, 5]), "over the leaves"),
     "a tree of three": (folding("tree", [0, 1, 2]), "in the tree"),
@@ -214,7 +217,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a bottomless tree": (folding("tree", deep(100_000)), "more than 64 leaves"),
     "an empty tree": (folding("tree", []), "in the tree"),
     "no tree": (folding("tree", None), "in the tree"),
-    "a negative rank": (lambda c: matrix_of(c)["ranks"].__setitem__(0, -1), "a rank of"),
+    "a negative rank": (lambda c: matrix_of(c)["ranks"].__setitem__(0, -1), "ranks[0]: expected int >= 1"),
     "a huge rank": (lambda c: matrix_of(c)["ranks"].__setitem__(0, 10**9), "where at most"),
     "a rank too large by one": (
         lambda c: matrix_of(c)["ranks"].__setitem__(0, max(matrix_of(c)["layout"]["row_modes"]) * 64 + 1),
@@ -222,16 +225,16 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "a rank too few": (lambda c: matrix_of(c)["ranks"].pop(), "one for each of its"),
     "a root of two": (lambda c: matrix_of(c)["ranks"].__setitem__(-1, 2), "the root's 1"),
-    "ranks an object": (part("ranks", {"0": 1}), "for the ranks"),
-    "also a number": (lambda c: layer_of(c).update(also=3), "for also"),
-    "units a number": (lambda c: layer_of(c).update(units={"l0": 3}), "has no order of its"),
+    "ranks an object": (part("ranks", {"0": 1}), ".ranks: expected array"),
+    "also a number": (lambda c: layer_of(c).update(also=3), "also: expected array, got int"),
+    "units a number": (lambda c: layer_of(c).update(units={"l0": 3}), "expected array, got int"),
     "units repeated": (
         lambda c: layer_of(c).update(units={"l0": [0] * layer_of(c)["settings"]["hidden_size"]}),
         "missing or repeated",
     ),
     "an order without end": (
         lambda c: [s.update(order=10**12) for s in layer_of(c)["weights"].values()],
-        "order in",
+        ".order: expected int <=",
     ),
     "an order of many units": (
         lambda c: c.update(layers={"rnn": ordered(1 << 17)}),
@@ -239,7 +242,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "an alias of nothing": (lambda c: c.update(aliases={"a": "b"}), "has the alias 'a' of 'b'"),
     "an alias of itself": (lambda c: c.update(aliases={"a": "a"}), "has the alias"),
-    "an alias of a number": (lambda c: c.update(aliases={"a": 1}), "has 1 for the alias"),
+    "an alias of a number": (lambda c: c.update(aliases={"a": 1}), "expected str, got int"),
     "bottomless extra state": (lambda c: c.update(extra={"a": deep(100_000)}), "nested deeper"),
 }
 
@@ -276,7 +279,7 @@ CORES: dict[str, tuple[Callable[[dict[str, Tensor], str], object], str]] = {
     "not a number": (lambda t, core: t.__setitem__(core, t[core] * float("nan")), "that are NaN or infinite"),
     "infinite": (lambda t, core: t.__setitem__(core, t[core] + float("inf")), "that are NaN or infinite"),
     "surplus": (lambda t, core: t.__setitem__(f"{core}_1", t[core]), "has no place for"),
-    "of another slot": (
+    "of another direction": (
         lambda t, core: t.__setitem__("rnn.gates.l9.bias", t[core]),
         "has no place for rnn.gates.l9.bias",
     ),

@@ -54,8 +54,8 @@ def test_recognised_from_names_and_shapes(module: nn.Module, name: str) -> None:
     assert layer.settings == RecurrentSettings.of(module)
     assert layer.settings.dense_parameters == sum(p.numel() for p in module.parameters())
     assert sorted(tensor_names(layer)) == sorted(state_of(module, name))
-    for slot in layer.slots.values():
-        assert slot.ih.dtype == torch.float32
+    for direction in layer.directions.values():
+        assert direction.ih.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_several_layers_come_in_order() -> None:
 def test_numbers_are_the_checkpoints(dtype: torch.dtype) -> None:
     model = nn.LSTM(6, 5).to(dtype)
     (layer,) = inventory(model.state_dict())
-    slot = layer.slots["l0"]
-    assert slot.ih.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert torch.equal(slot.ih.to(dtype), model.weight_ih_l0)
+    direction = layer.directions["l0"]
+    assert direction.ih.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(direction.ih.to(dtype), model.weight_ih_l0)
 
 
 def test_a_layer_held_twice_is_one_layer() -> None:

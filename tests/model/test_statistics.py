@@ -27,7 +27,7 @@ INPUTS, HIDDEN, STEPS, BATCH = 4, 3, 6, 5
 
 @dataclass
 class Seen:
-    """What one slot saw, step by step: its input, its state, and a zero added to each of its two products."""
+    """What one direction saw, step by step: its input, its state, and a zero added to each of its two products."""
 
     inputs: list[Tensor] = field(default_factory=list)
     at_ih: list[Tensor] = field(default_factory=list)
@@ -92,22 +92,24 @@ class Unrolled(nn.Module):
         last: list[list[list[Tensor]]] = []
         for layer in range(m.num_layers):
             outputs = [[[] for _ in sequence] for sequence in sequences]
-            for direction, suffix in enumerate(directions):
-                slot = f"l{layer}{suffix}"
-                seen = self.seen.setdefault(slot, Seen())
+            for backwards, suffix in enumerate(directions):
+                direction = f"l{layer}{suffix}"
+                seen = self.seen.setdefault(direction, Seen())
                 ends = []
                 for b, sequence in enumerate(sequences):
-                    state = [t[layer * len(directions) + direction, b] for t in given or []]
+                    state = [t[layer * len(directions) + backwards, b] for t in given or []]
                     state = state or [torch.zeros(size, dtype=x.dtype) for size in sizes]
-                    steps = range(len(sequence)) if direction == 0 else reversed(range(len(sequence)))
+                    steps = range(len(sequence)) if backwards == 0 else reversed(range(len(sequence)))
                     for t in steps:
-                        state = seen.step(m, f"_{slot}", sequence[t], state)
+                        state = seen.step(m, f"_{direction}", sequence[t], state)
                         outputs[b][t].append(state[0])
                     ends.append(state)
                 last.append(ends)
             sequences = [[torch.cat(parts) for parts in outputs[b]] for b in range(len(sequences))]
         out = nn.utils.rnn.pad_sequence([torch.stack(sequence) for sequence in sequences])
-        after = [torch.stack([torch.stack([ends[k] for ends in slot]) for slot in last]) for k in range(len(sizes))]
+        after = [
+            torch.stack([torch.stack([ends[k] for ends in direction]) for direction in last]) for k in range(len(sizes))
+        ]
         if unbatched:
             out, after = out[:, 0], [t[:, 0] for t in after]
         if packed is not None:
@@ -177,13 +179,13 @@ def same_rows(found: Tensor, expected: Tensor) -> bool:
 def check(model: nn.Module, batches: list[tuple[Any, ...]], *, seed: int = 0) -> None:
     expected = by_hand(model, batches, seed=seed)
     found = collect(model, iter(batches), seed=seed)
-    assert {name: list(slots) for name, slots in found.items()} == {k: list(v) for k, v in expected.items()}
-    for name, slots in expected.items():
-        for slot, seen in slots.items():
+    assert {name: list(directions) for name, directions in found.items()} == {k: list(v) for k, v in expected.items()}
+    for name, directions in expected.items():
+        for direction, seen in directions.items():
             at_ih, at_hh = seen.moments()
-            assert distance(found[name][slot].gradients_ih, at_ih / len(batches)) < 1e-5
-            assert distance(found[name][slot].gradients_hh, at_hh / len(batches)) < 1e-5
-            assert same_rows(found[name][slot].inputs, torch.stack(seen.inputs))
+            assert distance(found[name][direction].gradients_ih, at_ih / len(batches)) < 1e-5
+            assert distance(found[name][direction].gradients_hh, at_hh / len(batches)) < 1e-5
+            assert same_rows(found[name][direction].inputs, torch.stack(seen.inputs))
 
 
 # ---- layers ---------------------------------------------------------------------------------------------
@@ -383,7 +385,7 @@ def test_no_batches_and_no_gradients_are_named() -> None:
         collect(Decoded(nn.LSTM(INPUTS, HIDDEN)), [(torch.randn(STEPS, BATCH, INPUTS),)])
 
 
-def test_a_slot_that_the_output_does_not_see_has_no_statistics() -> None:
+def test_a_direction_that_the_output_does_not_see_has_no_statistics() -> None:
     class Half(Tagger):
         def forward(self, x: Tensor, hx: Any = None) -> Tensor:
             return self.rnn(x)[0][..., :HIDDEN]

@@ -113,11 +113,11 @@ def test_the_statistics_are_those_of_the_arranged_model(name: str) -> None:
     model = CASES[name][0]()
     arranged = arrange_units(model, collect(model, batches()), batches()[0])
     anew = collect(arranged.model, batches())
-    for layer, slots in anew.items():
-        for slot, seen in slots.items():
-            moved = arranged.statistics[layer][slot]
+    for layer, directions in anew.items():
+        for direction, seen in directions.items():
+            moved = arranged.statistics[layer][direction]
             for field in ("inputs", "gradients_ih", "gradients_hh"):
-                assert distance(getattr(moved, field), getattr(seen, field)) < 1e-4, (layer, slot, field)
+                assert distance(getattr(moved, field), getattr(seen, field)) < 1e-4, (layer, direction, field)
 
 
 def test_units_that_somebody_else_can_see_stay() -> None:
@@ -146,7 +146,7 @@ def test_alike_units_become_neighbours() -> None:
             parted.copy_(parted[:, :1] + 0.01 * torch.randn(parted.shape))
     seen = collect(model, batches())["rnn"]["l0"]
     (layer,) = inventory_of_model(model)
-    order = unit_order(layer.slots["l0"], seen)
+    order = unit_order(layer.directions["l0"], seen)
     assert sorted(order.tolist()) == list(range(HIDDEN))
     assert {frozenset((order[:5] % 2).tolist()), frozenset((order[5:] % 2).tolist())} == {
         frozenset({0}),
@@ -184,6 +184,6 @@ def test_hidden_order_is_found_again_and_saves_numbers() -> None:
         made = arrange_units(model, seen, data[0]) if arranged else Arranged(model, seen, {})
         goal = Goal(budget=200, scope=Scope.SEPARATE)
         (plan,) = plan_model(inventory_of_model(made.model), goal, made.statistics).layers
-        return sum(matrix.choice.error for slot in plan.slots.values() for matrix in slot.matrices)
+        return sum(matrix.choice.error for direction in plan.directions.values() for matrix in direction.matrices)
 
     assert error(shuffled, arranged=True) < 0.1 * error(shuffled, arranged=False)

@@ -118,7 +118,7 @@ def test_a_plan_that_a_layout_does_not_admit_is_named() -> None:
 
 def test_a_changed_plan_is_followed_at_once() -> None:
     model = drop_in(Kind.LSTM, HTLSTM, "split", 1)
-    (gates,) = model.slots().values()
+    (gates,) = model.directions().values()
     with torch.no_grad():
         model.use_execution(Execution.PROJECT)
         assert gates.resolve(4).reduce is not None
@@ -143,7 +143,7 @@ def test_the_cost_model_ranks_plans_as_a_clock_does(name: str) -> None:
     settings = RecurrentSettings(Kind.RNN_TANH, layout.cols, layout.rows)
     hh = HTMatrix.from_dense(torch.ones(layout.rows, layout.rows), Layout.order_two(layout.rows, layout.rows), rtol=0.1)
     model = HTRNN.from_matrices(settings, [GateMatrices(ih=matrix, hh=hh, bias=torch.zeros(layout.rows))])
-    (gates,) = model.slots().values()
+    (gates,) = model.directions().values()
     x = torch.randn(vectors, layout.cols)
     costs = execution_costs(*form_of(matrix), vectors, False)
     seconds: dict[Execution, list[float]] = {plan: [] for plan in costs}

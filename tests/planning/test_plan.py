@@ -11,11 +11,11 @@ from torch import nn
 from htcompress.errors import RequestError, UnreachableError
 from htcompress.model.inventory import inventory_of_model
 from htcompress.model.replace import replace_modules
-from htcompress.model.statistics import SlotStatistics, collect
+from htcompress.model.statistics import DirectionStatistics, collect
 from htcompress.nn import HTRecurrent
 from htcompress.planning import PlannedLayer, plan_model
+from htcompress.planning.direction import Option, Recipe
 from htcompress.planning.plan import allocate
-from htcompress.planning.slot import Option, Recipe
 from htcompress.request import Goal
 from htcompress.vocabulary import LayoutKind, Scope
 
@@ -44,7 +44,7 @@ def _model() -> Two:
 
 
 @pytest.fixture(name="statistics")
-def _statistics(model: Two) -> dict[str, dict[str, SlotStatistics]]:
+def _statistics(model: Two) -> dict[str, dict[str, DirectionStatistics]]:
     return collect(model, inputs())
 
 
@@ -59,7 +59,7 @@ def stored(model: nn.Module) -> int:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("scope", list(Scope))
 def test_budgets_hold(
-    model: Two, statistics: dict[str, dict[str, SlotStatistics]], scope: Scope, weighted: bool
+    model: Two, statistics: dict[str, dict[str, DirectionStatistics]], scope: Scope, weighted: bool
 ) -> None:
     layers = inventory_of_model(model)
     dense = sum(layer.settings.dense_parameters for layer in layers)
@@ -74,15 +74,17 @@ def test_scopes_are_kept_to(model: Two) -> None:
     layers = inventory_of_model(model)
     for scope, names in ((Scope.INPUT, {"ih"}), (Scope.SEPARATE, {"ih", "hh"}), (Scope.INTEGRATED, {"joint"})):
         plans = plan_model(layers, Goal(ratio=1.8, scope=scope)).layers
-        slots = [slot for plan in plans for slot in plan.slots.values()]
-        assert {m.name for slot in slots for m in slot.matrices if m.choice.matrix is not None} <= names
-        assert any(slot.scope is scope for slot in slots)
+        directions = [direction for plan in plans for direction in plan.directions.values()]
+        assert {m.name for direction in directions for m in direction.matrices if m.choice.matrix is not None} <= names
+        assert any(direction.scope is scope for direction in directions)
 
 
 def test_layouts_are_kept_to(model: Two) -> None:
     for kind in (LayoutKind.SVD, LayoutKind.SPLIT, LayoutKind.PAIRED):
         plans = plan_model(inventory_of_model(model), Goal(ratio=2, layout=kind)).layers
-        chosen = [m.choice.matrix for plan in plans for slot in plan.slots.values() for m in slot.matrices]
+        chosen = [
+            m.choice.matrix for plan in plans for direction in plan.directions.values() for m in direction.matrices
+        ]
         for matrix in chosen:
             if matrix is not None and kind is LayoutKind.SVD:
                 assert matrix.layout.tree.order == 2
@@ -93,7 +95,9 @@ def test_layouts_are_kept_to(model: Two) -> None:
 
 
 @pytest.mark.parametrize("ratio", [1, 1.001])
-def test_enough_numbers_are_exact(model: Two, statistics: dict[str, dict[str, SlotStatistics]], ratio: float) -> None:
+def test_enough_numbers_are_exact(
+    model: Two, statistics: dict[str, dict[str, DirectionStatistics]], ratio: float
+) -> None:
     """Merging the biases frees numbers: at the checkpoint's own size nothing needs to be lost."""
     compact = built(model, plan_model(inventory_of_model(model), Goal(ratio=ratio), statistics).layers)
     (x,) = inputs(1)[0]
@@ -116,8 +120,8 @@ def test_errors_hold_or_the_matrix_is_dense(model: Two, error: float) -> None:
     layers = inventory_of_model(model)
     modules = {plan.name: plan.build() for plan in plan_model(layers, Goal(error=error)).layers}
     for layer in layers:
-        for slot, gates in modules[layer.name].slots().items():
-            dense = layer.slots[slot]
+        for direction, gates in modules[layer.name].directions().items():
+            dense = layer.directions[direction]
             originals = {"ih": dense.ih, "hh": dense.hh, "joint": dense.joint(with_biases=True)}
             for name, weight in gates.weights().items():
                 original = originals[name]
@@ -128,7 +132,7 @@ def test_errors_hold_or_the_matrix_is_dense(model: Two, error: float) -> None:
         assert modules[layer.name].parameter_count <= layer.settings.dense_parameters
 
 
-def test_data_beats_no_data_where_it_counts(model: Two, statistics: dict[str, dict[str, SlotStatistics]]) -> None:
+def test_data_beats_no_data_where_it_counts(model: Two, statistics: dict[str, dict[str, DirectionStatistics]]) -> None:
     """The same numbers, spent in the metric of the data, lose less of the output."""
     (x,) = inputs(1)[0]
     layers, goal = inventory_of_model(model), Goal(ratio=2.5)

@@ -63,7 +63,10 @@ def test_projections_cells_and_directions(tmp_path: Path) -> None:
     found = inspect_checkpoint(tmp_path / "model.pt")
     names = [m.name for layer in found.layers for m in layer.matrices]
     ends = ("ih", "hh", "hr")
-    assert names == [f"a.{slot}.{end}" for slot in ("l0", "l0_reverse") for end in ends] + ["b.cell.ih", "b.cell.hh"]
+    assert names == [f"a.{direction}.{end}" for direction in ("l0", "l0_reverse") for end in ends] + [
+        "b.cell.ih",
+        "b.cell.hh",
+    ]
     assert [layer.name for layer in inspect_checkpoint(tmp_path / "model.pt", layers="b").layers] == ["b"]
     with pytest.raises(RequestError, match="matches none of the recurrent layers: 'a', 'b'"):
         inspect_checkpoint(tmp_path / "model.pt", layers="c")

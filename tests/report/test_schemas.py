@@ -12,7 +12,7 @@ from packaging.version import Version
 from sample_report import sample_report
 from test_html import study
 
-from htcompress import Compressed
+from htcompress import Compressed, save
 from htcompress.schemas import schema
 from htcompress.schemas.__main__ import generated
 
@@ -29,6 +29,8 @@ def test_what_is_written_fits(compressed: Compressed, tmp_path: Path) -> None:
     for report in (sample_report(), compressed.report):
         jsonschema.validate(json.loads(report.to_json()), schema("report"))
     jsonschema.validate(json.loads(study().to_json()), schema("study"))
+    save(compressed, tmp_path / "out")
+    jsonschema.validate(json.loads((tmp_path / "out" / "config.json").read_text()), schema("config"))
 
 
 def test_what_does_not_fit_is_told() -> None:

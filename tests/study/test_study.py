@@ -87,6 +87,7 @@ def test_processes_give_the_same_numbers(folder: Path) -> None:
     assert numbers(swept(folder, "a")) == numbers(swept(folder, "b", Place(jobs=2)))
 
 
+@pytest.mark.full
 def test_dask_workers_give_the_same_numbers(folder: Path) -> None:
     from distributed import LocalCluster
 
@@ -131,9 +132,10 @@ def test_an_interrupted_study_goes_on(folder: Path, monkeypatch: pytest.MonkeyPa
     [
         {"seed": 1},
         {"finetuning": FineTuning(steps=6)},
-        {"finetuning": None},
-        {"scope": "separate"},
-        {"layers": "rnn*"},
+        *(
+            pytest.param(changed, marks=pytest.mark.full)
+            for changed in ({"finetuning": None}, {"scope": "separate"}, {"layers": "rnn*"})
+        ),
     ],
     ids=str,
 )

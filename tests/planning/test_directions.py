@@ -1,4 +1,4 @@
-"""Every kind of slot can be stored in every scope and layout: exactly counted, exact at full rank, unbiased."""
+"""Every kind of direction can be stored in every scope and layout: exactly counted, exact at full rank, unbiased."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from htcompress.forms.ht import HTMatrix
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.model.inventory import inventory_of_model
 from htcompress.model.replace import replace_modules
-from htcompress.model.statistics import SlotStatistics, collect
-from htcompress.nn import DenseSlot, GateMatrices, HTRecurrent, module_class
+from htcompress.model.statistics import DirectionStatistics, collect
+from htcompress.nn import DenseDirection, GateMatrices, HTRecurrent, module_class
 from htcompress.planning import PlannedLayer, plan_model
+from htcompress.planning.direction import DirectionProblem, Option, Recipe
 from htcompress.planning.plan import allocate
-from htcompress.planning.slot import Option, Recipe, SlotProblem
 from htcompress.request import Goal
 from htcompress.vocabulary import LayoutKind, Scope
 
@@ -55,7 +55,7 @@ class Model(nn.Module):
         shape = (20,) if isinstance(self.rnn, nn.RNNCellBase) else (9, 4)
         return torch.randn(*shape, self.rnn.input_size, generator=generator) + 0.5
 
-    def seen(self) -> dict[str, dict[str, SlotStatistics]]:
+    def seen(self) -> dict[str, dict[str, DirectionStatistics]]:
         return collect(self, [(self.batch(seed),) for seed in range(2)])
 
 
@@ -107,7 +107,7 @@ def test_twice_the_budget_never_loses_more() -> None:
     layers, seen, last = inventory_of_model(model), model.seen(), float("inf")
     for budget in (45, 90, 180):
         (plan,) = plan_model(layers, Goal(budget=budget, scope=Scope.SEPARATE), seen).layers
-        error = sum(matrix.choice.error for slot in plan.slots.values() for matrix in slot.matrices)
+        error = sum(matrix.choice.error for direction in plan.directions.values() for matrix in direction.matrices)
         assert 0 < error < last
         last = error
 
@@ -115,7 +115,7 @@ def test_twice_the_budget_never_loses_more() -> None:
 # ---- what is stored -------------------------------------------------------------------------------------
 
 
-def written_out(gates: GateMatrices, dense: DenseSlot) -> tuple[Tensor, Tensor]:
+def written_out(gates: GateMatrices, dense: DenseDirection) -> tuple[Tensor, Tensor]:
     """W_ih and W_hh of what is stored."""
 
     if gates.joint is not None:
@@ -125,15 +125,19 @@ def written_out(gates: GateMatrices, dense: DenseSlot) -> tuple[Tensor, Tensor]:
     return gates.ih.dense(), gates.hh.dense()
 
 
-def targets(model: Model, seen: dict[str, dict[str, SlotStatistics]] | None, scope: Scope) -> list[SlotProblem]:
+def targets(
+    model: Model, seen: dict[str, dict[str, DirectionStatistics]] | None, scope: Scope
+) -> list[DirectionProblem]:
     (layer,) = inventory_of_model(model)
     return [
-        SlotProblem(slot, None if seen is None else seen["rnn"][name], slot.parameters * 2, scope, LayoutKind.SPLIT)
-        for name, slot in layer.slots.items()
+        DirectionProblem(
+            direction, None if seen is None else seen["rnn"][name], direction.parameters * 2, scope, LayoutKind.SPLIT
+        )
+        for name, direction in layer.directions.items()
     ]
 
 
-def chosen(target: SlotProblem, recipe: Recipe, cut: int) -> GateMatrices:
+def chosen(target: DirectionProblem, recipe: Recipe, cut: int) -> GateMatrices:
     """Every matrix of the recipe in its last (most folded) form, at full ranks less a cut."""
     choices = []
     for part in recipe.parts:
@@ -209,7 +213,7 @@ def test_recipes_count_what_they_store() -> None:
                     assert recipe.scope is scope
 
 
-def test_the_frontier_of_a_slot_is_one() -> None:
+def test_the_frontier_of_a_direction_is_one() -> None:
     (target,) = targets(Model("lstm"), Model("lstm").seen(), Scope.AUTO)
     frontier = target.frontier(target.ladders())
     for a, b in pairwise(frontier):
@@ -219,10 +223,10 @@ def test_the_frontier_of_a_slot_is_one() -> None:
     assert {option.recipe.scope for option in frontier} <= {Scope.INTEGRATED, Scope.SEPARATE}
 
 
-# ---- odd slots ------------------------------------------------------------------------------------------
+# ---- odd directions ------------------------------------------------------------------------------------------
 
 
-def test_a_slot_that_does_not_matter_is_planned() -> None:
+def test_a_direction_that_does_not_matter_is_planned() -> None:
     """The output sees one direction only: the other's gradients are zero or were never seen."""
 
     class Forwards(Model):
@@ -231,7 +235,7 @@ def test_a_slot_that_does_not_matter_is_planned() -> None:
 
     model = Forwards("lstm of two directions")
     layers, seen = inventory_of_model(model), model.seen()
-    dense = sum(slot.parameters for slot in layers[0].slots.values())
+    dense = sum(direction.parameters for direction in layers[0].directions.values())
     compact = rebuilt(model, plan_model(layers, Goal(budget=dense // 2), seen).layers)
     assert numbers(compact) <= dense // 2
     assert compact(model.batch()).isfinite().all()
@@ -286,15 +290,15 @@ def test_allocation_of_very_many_points_stays_within_the_budget() -> None:
         last = error
 
 
-def test_a_metric_of_data_weighs_a_slot_as_a_whole() -> None:
-    """Twenty times the gradients: that slot is given the numbers."""
+def test_a_metric_of_data_weighs_a_direction_as_a_whole() -> None:
+    """Twenty times the gradients: that direction is given the numbers."""
     model = Model("lstm of two directions")
     seen = model.seen()
-    slots = seen["rnn"]
-    for slot in slots.values():
-        slot.gradients_ih = slot.gradients_hh = observed(20, 4, seed=1).gradients.double()
-    slots["l0_reverse"].gradients_ih = slots["l0_reverse"].gradients_hh = 400 * slots["l0"].gradients_ih
+    directions = seen["rnn"]
+    for direction in directions.values():
+        direction.gradients_ih = direction.gradients_hh = observed(20, 4, seed=1).gradients.double()
+    directions["l0_reverse"].gradients_ih = directions["l0_reverse"].gradients_hh = 400 * directions["l0"].gradients_ih
     (layer,) = inventory_of_model(model)
     (plan,) = plan_model([layer], Goal(ratio=3), seen).layers
-    forth, back = (sum(m.choice.parameters for m in plan.slots[name].matrices) for name in ("l0", "l0_reverse"))
+    forth, back = (sum(m.choice.parameters for m in plan.directions[name].matrices) for name in ("l0", "l0_reverse"))
     assert back > 2 * forth

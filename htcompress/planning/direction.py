@@ -16,8 +16,8 @@ from htcompress.matrix.blocks import Block, Blocks
 from htcompress.matrix.inputs import Inputs, gather
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import WeightedMatrix
-from htcompress.model.statistics import SlotStatistics
-from htcompress.nn.dense import DenseSlot
+from htcompress.model.statistics import DirectionStatistics
+from htcompress.nn.dense import DenseDirection
 from htcompress.nn.gates import GateMatrices
 from htcompress.nn.order import order_words
 from htcompress.vocabulary import WIDEST, Format, LayoutKind, Scope
@@ -25,12 +25,12 @@ from htcompress.vocabulary import WIDEST, Format, LayoutKind, Scope
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One matrix of a slot that may be factored: `joint`, `ih`, `hh` or `hr`."""
+    """One matrix of a direction that may be factored: `joint`, `ih`, `hh` or `hr`."""
 
     name: str
     search: MatrixSearch
     weight: float
-    """What a squared error of this matrix counts beside those of other slots."""
+    """What a squared error of this matrix counts beside those of other directions."""
 
 
 Ladders = dict[Part, Ladder]
@@ -39,9 +39,9 @@ Ladders = dict[Part, Ladder]
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """A scope of a slot: the matrices that may be compressed, and the numbers that stay whatever happens.
+    """A scope of a direction: the matrices that may be compressed, and the numbers that stay whatever happens.
 
-    `words` are those of an order of units, which a slot needs as soon as one of its matrices is compressed.
+    `words` are those of an order of units, which a direction needs as soon as one of its matrices is compressed.
     """
 
     scope: Scope
@@ -62,7 +62,7 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Option:
-    """One point of a slot's frontier: a recipe with a choice for each of its parts."""
+    """One point of a direction's frontier: a recipe with a choice for each of its parts."""
 
     parameters: int
     error: float
@@ -71,14 +71,14 @@ class Option:
 
 
 @dataclass(frozen=True, eq=False)
-class SlotProblem:
-    """A slot to be compressed: its dense weights, what was seen of it, what it counts for.
+class DirectionProblem:
+    """A direction to be compressed: its dense weights, what was seen of it, what it counts for.
 
     `order`, where there is one, is that of the hidden units in its matrices; it takes `order_words` numbers.
     """
 
-    dense: DenseSlot
-    seen: SlotStatistics | None
+    dense: DenseDirection
+    seen: DirectionStatistics | None
     max_parameters: int
     scope: Scope
     layout: LayoutKind
@@ -87,12 +87,12 @@ class SlotProblem:
     bits: int = WIDEST
 
     @cached_property
-    def _arranged(self) -> DenseSlot:
+    def _arranged(self) -> DenseDirection:
         """The weights with their units in order."""
         return self.dense if self.order is None else self.dense.arranged(self.order)
 
     @cached_property
-    def _seen(self) -> SlotStatistics | None:
+    def _seen(self) -> DirectionStatistics | None:
         """What was seen, of units in order."""
         if self.seen is None or self.order is None:
             return self.seen
@@ -140,14 +140,14 @@ class SlotProblem:
 
     @cached_property
     def _blocks(self) -> dict[str, Block]:
-        """The slot's matrices and biases, each once for all recipes."""
+        """The direction's matrices and biases, each once for all recipes."""
         dense = self._arranged
         named = {"ih": dense.ih, "hh": dense.hh, "hr": dense.hr, "bias": dense.bias_columns()}
         return {name: Block(tensor) for name, tensor in named.items() if tensor is not None}
 
     @cached_property
     def _inputs(self) -> Inputs | None:
-        """What was seen to enter the slot: x, then h."""
+        """What was seen to enter the direction: x, then h."""
         if self._seen is None:
             return None
         size = self.dense.ih.shape[1]
@@ -186,7 +186,7 @@ class SlotProblem:
         return {part: part.search.ladder() for recipe in self.recipes for part in recipe.parts}
 
     def frontier(self, ladders: Ladders) -> list[Option]:
-        """The slot's options that no other beats in both numbers and error, by ascending numbers."""
+        """The direction's options that no other beats in both numbers and error, by ascending numbers."""
         options = []
         for recipe in self.recipes:
             partial: list[tuple[int, float, tuple[Choice, ...]]] = [(recipe.fixed + recipe.words, 0.0, ())]
