@@ -61,7 +61,7 @@ def _in_our_words(error: BaseException) -> str:
         return "it is nested too deeply"
     what, _, place = str(error).partition(" - at ")
     what = what.replace("`", "").replace("Object missing required field", "it lacks")
-    what = re.sub(r"^(Expected|Invalid)", lambda found: found[0].lower(), what)
+    what = re.sub(r"^[A-Z][a-z]", lambda found: found[0].lower(), what)
     at = re.sub(r"^\$\.?", "", place.strip("`"))
     return f"{at}: {what}" if at else what[:200]
 
