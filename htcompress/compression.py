@@ -31,6 +31,7 @@ from htcompress.model.proof import prove, without_bypassed
 from htcompress.model.replace import copied, stand_ins
 from htcompress.model.selection import assumed_settings, module_names, selected
 from htcompress.nn.recurrent import HTRecurrent
+from htcompress.numbers import bytes_of, whole
 from htcompress.observer import Observer
 from htcompress.opening import dense_model, device_named
 from htcompress.planning import Plan
@@ -53,7 +54,7 @@ from htcompress.stages import (
     tuned,
 )
 from htcompress.task import load_task
-from htcompress.vocabulary import WIDEST, Format, LayoutKind, Scope, UnitOrder, one_of
+from htcompress.vocabulary import Format, LayoutKind, Scope, UnitOrder, one_of
 
 Evaluate = Callable[[nn.Module], Mapping[str, float] | float]
 
@@ -83,14 +84,14 @@ class Compressed:
 def compress(
     model: nn.Module,
     *,
-    budget: int | None = None,
+    budget: int | str | None = None,
     error: float | None = None,
     ratio: float | None = None,
     scope: Scope | str = Scope.AUTO,
     layout: LayoutKind | str = LayoutKind.AUTO,
     format: Format | str = Format.HT,
     unit_order: UnitOrder | str = UnitOrder.AUTO,
-    bits: int = WIDEST,
+    bits: int | None = None,
     layers: str = "*",
     calibration: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     training: Callable[[], Iterable[Any]] | Iterable[Any] | None = None,
@@ -110,14 +111,15 @@ def compress(
 
     Args:
         model: the trained dense model; it is not changed, and neither is its mode.
-        budget: stored numbers of the recurrent layers, biases included, that are not exceeded.
+        budget: stored numbers of the recurrent layers, biases included, that are not exceeded; or bytes: `"20kB"`.
         error: instead, the relative error of each weight matrix that is not exceeded.
         ratio: instead, how many times fewer numbers than now.
         scope: `auto`, `integrated`, `separate` or `input`.
         layout: `auto`, `split`, `paired` or `svd`.
         format: `ht`, or for comparison `tt`, `tr`, `bt` or `svd`.
         unit_order: how hidden units are ordered to fold well: `auto`, `readers` or `keep` (see `UnitOrder`).
-        bits: in which each number is stored, at most: 32 (in the model's precision) or 16.
+        bits: in which each number is stored, at most: 32 (in the model's precision), 16, or 8 to 2 with scales. None:
+            32, or under a budget of bytes whatever is best for each matrix.
         layers: which recurrent modules, as a glob over their names; others stay dense.
         calibration: inputs of the model, batch by batch (a tuple is its positional arguments), or a function
             that yields them: the decomposition is weighed by them, and stand-ins for layers are tried on them.
@@ -139,7 +141,10 @@ def compress(
         UnreachableError: the budget is too small for any form; the message says what is enough.
     """
     forms = one_of(Scope, scope, "scope"), one_of(LayoutKind, layout, "layout"), one_of(Format, format, "format")
-    goal = Goal(budget, error, ratio, *forms, one_of(UnitOrder, unit_order, "unit_order"), bits)
+    stored = bytes_of(budget) if isinstance(budget, str) else None
+    numbers = whole(budget, "budget", "5000 or 20kB") if isinstance(budget, str) and stored is None else budget
+    own = None if isinstance(numbers, str) else numbers
+    goal = Goal(own, error, ratio, *forms, one_of(UnitOrder, unit_order, "unit_order"), bits, stored)
     request = Request(goal, layers, finetuning or FineTuning(seed=seed), seed)
     data = Data.of_arguments(calibration, training, loss, evaluate, higher_is_better)
     source = {"file": type(model).__name__, "sha256": None, "path": None}
@@ -314,8 +319,11 @@ def _report(
     moved: Mapping[str, Any] | None = None,
 ) -> Report:
     totals = totals_of(modules, counted)
-    if request.goal.budget is not None and totals.parameters_after > request.goal.budget:
-        raise RuntimeError(f"{totals.parameters_after} numbers exceed the budget of {request.goal.budget}.")
+    goal = request.goal
+    if goal.budget is not None and totals.parameters_after > goal.budget:
+        raise RuntimeError(f"{totals.parameters_after} numbers exceed the budget of {goal.budget}.")
+    if goal.bytes is not None and totals.bytes_after > goal.bytes:
+        raise RuntimeError(f"{totals.bytes_after} bytes exceed the budget of {goal.bytes}.")
     asked = request if data.training is not None else replace(request, finetuning=None)
     return Report(
         version=version("htcompress"),

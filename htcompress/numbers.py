@@ -24,6 +24,22 @@ def whole(text: str, option: str, examples: str) -> int:
     return int(value)
 
 
+def bytes_of(text: str) -> int | None:
+    """A number of bytes, with its unit: B, kB, MB, GB in thousands, KiB, MiB, GiB in steps of 1,024; None of others.
+
+    >>> [bytes_of(text) for text in ("20kB", "1.5 MB", "4 KiB", "20k")]
+    [20000, 1500000, 4096, None]
+    """
+    match = re.fullmatch(r"(.*\S)\s*b", text.strip().lower().replace("byte", "b").removesuffix("s"), re.DOTALL)
+    if match is None:
+        return None
+    binary = re.fullmatch(r"(.*?)\s*([kmg])i", match[1], re.DOTALL)
+    value = number(match[1] if binary is None else binary[1])
+    if value is not None and binary is not None:
+        value *= 1024 ** (1 + "kmg".index(binary[2]))
+    return None if value is None or value != int(value) else int(value)
+
+
 def real(text: str, option: str, examples: str) -> float:
     """A number, with the same units. Raises `RequestError`, naming the option, where it is none."""
     value = number(text)

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from htcompress.errors import RequestError
-from htcompress.numbers import real, whole
-from htcompress.vocabulary import BITS, HARMLESS, WIDEST, Format, LayoutKind, Scope, UnitOrder, one_of
+from htcompress.numbers import bytes_of, real, whole
+from htcompress.vocabulary import BITS, HARMLESS, INTEGER_BITS, WIDEST, Format, LayoutKind, Scope, UnitOrder, one_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class Goal:
         budget: stored numbers of the recurrent layers, biases included, that are not exceeded.
         error: relative Frobenius error of each weight matrix that is not exceeded.
         ratio: how many times fewer numbers than the checkpoint's; a budget in other words.
-        bits: in which each number is stored, at most; 32: in the precision of the model.
+        bits: in which each number is stored, at most; 32: in the precision of the model. None: that, or under a
+            budget of bytes whatever is best, matrix by matrix.
+        bytes: instead of a budget of numbers, the bytes that they take as they are stored, scales and all.
 
     `format` is Hierarchical Tucker unless another is to be compared with it; truncated SVD is HT of order two.
 
@@ -36,26 +38,34 @@ class Goal:
     layout: LayoutKind = LayoutKind.AUTO
     format: Format = Format.HT
     units: UnitOrder = UnitOrder.AUTO
-    bits: int = WIDEST
+    bits: int | None = None
+    bytes: int | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("budget", "error", "ratio") if getattr(self, name) is not None]
+        given = [name for name in ("budget", "error", "ratio", "bytes") if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "none of them"
             raise RequestError(
-                f"A compression needs exactly one goal: a budget (such as 5000), an error (such as 0.1) or a "
+                f"A compression needs exactly one goal: a budget (such as 5000, or 20kB), an error (such as 0.1) or a "
                 f"ratio (such as 100); found {found}."
             )
         if self.budget is not None and self.budget < 1:
             raise RequestError(f"The budget is a number of parameters, at least 1; found {self.budget}.")
+        if self.bytes is not None and self.bytes < 1:
+            raise RequestError(f"The budget is a number of bytes, at least 1; found {self.bytes}.")
         if self.error is not None and not 0 <= self.error < 1:
             raise RequestError(
                 f"The error is relative to the norm of a weight matrix: at least 0 and below 1 (such as 0.1); "
                 f"found {self.error}."
             )
-        if self.bits not in BITS:
+        if self.bits not in (None, *BITS):
             raise RequestError(f"Numbers are stored in {_either(BITS)} bits; found {self.bits}.")
-        if self.error is not None and self.bits < WIDEST and self.error < HARMLESS:
+        if self.error is not None and self.width in INTEGER_BITS:
+            raise RequestError(
+                f"An error is kept by matrices in 32 or 16 bits; ask for a budget (such as 20kB) to have numbers in "
+                f"fewer. Found --bits {self.bits}."
+            )
+        if self.error is not None and self.width < WIDEST and self.error < HARMLESS:
             raise RequestError(
                 f"Storing numbers in {self.bits} bits alone may change a matrix by {HARMLESS:g}; ask for an error of "
                 f"at least that, or for 32 bits. Found {self.error}."
@@ -71,6 +81,11 @@ class Goal:
     def folds(self) -> bool:
         """Whether matrices are folded into tensors; a truncated SVD takes them as they are."""
         return self.layout is not LayoutKind.SVD and self.format.folds
+
+    @property
+    def width(self) -> int:
+        """The most bits of a number."""
+        return WIDEST if self.bits is None else self.bits
 
     def budget_for(self, parameters: int) -> int | None:
         """The stored numbers allowed, of layers that store `parameters` now; None for an error goal."""
@@ -172,7 +187,7 @@ class Request:
         layout: str = LayoutKind.AUTO.value,
         format: str = Format.HT.value,
         unit_order: str = UnitOrder.AUTO.value,
-        bits: str = "32",
+        bits: str | None = None,
         **others: Any,
     ) -> Request:
         """A request in the words of the command line; `others` are those of `Request`.
@@ -182,15 +197,16 @@ class Request:
 
         Raises `RequestError`, naming the option, where a word makes no sense.
         """
+        stored = None if budget is None else bytes_of(budget)
         numbers = (
-            None if budget is None else whole(budget, "--budget", "5000, 5k or 1.5m"),
+            None if budget is None or stored is not None else whole(budget, "--budget", "5000, 5k, 1.5m or 20kB"),
             None if error is None else real(error, "--error", "0.1"),
             None if ratio is None else real(ratio, "--ratio", "100"),
         )
-        if all(number is None for number in numbers):
+        if all(number is None for number in (*numbers, stored)):
             raise RequestError(
-                "convert needs a goal: --budget N (numbers to store, such as 5000 or 5k), --error E (relative error "
-                "of the weights, such as 0.1) or --ratio R (times smaller, such as 100)."
+                "convert needs a goal: --budget N (numbers to store, such as 5000, or bytes, such as 20kB), --error E "
+                "(relative error of the weights, such as 0.1) or --ratio R (times smaller, such as 100)."
             )
         goal = Goal(
             *numbers,
@@ -198,7 +214,8 @@ class Request:
             layout=one_of(LayoutKind, layout, "--layout"),
             format=one_of(Format, format, "--format"),
             units=one_of(UnitOrder, unit_order, "--unit-order"),
-            bits=whole(bits, "--bits", "32 or 16"),
+            bits=None if bits in (None, "auto") else whole(bits, "--bits", "8"),
+            bytes=stored,
         )
         return cls(goal, **others)
 
@@ -213,7 +230,8 @@ class Request:
             "layout": goal.layout.value,
             "format": goal.format.value,
             "unit_order": goal.units.value,
-            "bits": goal.bits,
+            "bits": "auto" if goal.bits is None and goal.bytes is not None else goal.width,
+            "bytes": goal.bytes,
             "task": self.task,
             "layers": self.layers,
             "weights": self.weights,
@@ -242,7 +260,8 @@ class Request:
                 layout=one_of(LayoutKind, request.get("layout", LayoutKind.AUTO), "layout"),
                 format=one_of(Format, request.get("format", Format.HT), "format"),
                 units=one_of(UnitOrder, request.get("unit_order", UnitOrder.AUTO), "unit_order"),
-                bits=request.get("bits", WIDEST),
+                bits=None if request.get("bits") == "auto" else request.get("bits"),
+                bytes=request.get("bytes"),
             )
             return cls(
                 goal,
@@ -269,7 +288,7 @@ class Request:
         steps = tuning.steps if tunes and tuning is not None else None
         words: list[Any] = ["htcompress", "convert", checkpoint]
         options = (
-            ("--budget", goal.budget, None),
+            ("--budget", goal.budget if goal.bytes is None else f"{goal.bytes}B", None),
             ("--error", goal.error, None),
             ("--ratio", goal.ratio, None),
             ("--task", self.task, None),
@@ -278,7 +297,7 @@ class Request:
             ("--layout", goal.layout, LayoutKind.AUTO),
             ("--format", goal.format, Format.HT),
             ("--unit-order", goal.units, UnitOrder.AUTO),
-            ("--bits", goal.bits, WIDEST),
+            ("--bits", goal.bits, None if goal.bytes is not None else WIDEST),
             ("--layers", self.layers, "*"),
             ("--weights", self.weights, None),
             ("--device", self.device, "cpu"),

@@ -25,18 +25,19 @@ class Kind(StrEnum):
 
 
 class Format(StrEnum):
-    """How a matrix may be factored: Hierarchical Tucker, and what it is compared with."""
+    """How a matrix may be stored: in Hierarchical Tucker form, and what that is compared with; `dense` only rounds."""
 
     HT = "ht"
     TT = "tt"
     TR = "tr"
     BT = "bt"
     SVD = "svd"
+    DENSE = "dense"
 
     @property
     def folds(self) -> bool:
         """Whether matrices are folded into tensors; a truncated SVD takes them as they are."""
-        return self is not Format.SVD
+        return self not in (Format.SVD, Format.DENSE)
 
     @property
     def has_layouts(self) -> bool:
@@ -79,7 +80,10 @@ class UnitOrder(StrEnum):
 WIDEST = 32
 """Bits that stand for the precision of the model, whichever it is."""
 
-BITS = (WIDEST, 16)
+INTEGER_BITS = (8, 7, 6, 5, 4, 3, 2)
+"""Bits of whole numbers with scales."""
+
+BITS = (WIDEST, 16, *INTEGER_BITS)
 """In how many bits numbers may be stored."""
 
 HARMLESS = 1e-3

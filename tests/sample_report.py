@@ -125,6 +125,7 @@ def sample_report() -> Report:
             "format": "ht",
             "unit_order": "auto",
             "bits": 32,
+            "bytes": None,
             "task": "task.py",
             "layers": "*",
             "weights": None,

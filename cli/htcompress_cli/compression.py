@@ -52,7 +52,7 @@ def inspect(
 def convert(
     checkpoint: Checkpoint,
     budget: Annotated[
-        str | None, typer.Option(metavar="N", help="Numbers that the RNN may store: 5000, 5k, 1.5m.")
+        str | None, typer.Option(metavar="N", help="Numbers that the RNN may store (5000, 5k, 1.5m), or bytes (20kB).")
     ] = None,
     error: Annotated[
         str | None, typer.Option(metavar="E", help="Instead: relative error that each weight matrix keeps to: 0.1.")
@@ -70,12 +70,18 @@ def convert(
         str, typer.Option(metavar="LAYOUT", help="How matrices are folded: auto, split, paired, svd.")
     ] = "auto",
     form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="ht, or for comparison tt, tr, bt, svd.")
+        str,
+        typer.Option("--format", metavar="FORMAT", help="ht; for comparison tt, tr, bt, svd, dense (only rounds)."),
     ] = "ht",
     unit_order: UnitOrderOption = "auto",
     bits: Annotated[
-        str, typer.Option(metavar="BITS", help="Bits in which each number is stored; 32: as the model has them.")
-    ] = "32",
+        str | None,
+        typer.Option(
+            metavar="BITS",
+            help="Bits of each number: 32 (as the model has them), 16, or 8 to 2 with scales; auto: what is best.",
+            show_default="auto for bytes, 32 for numbers",
+        ),
+    ] = None,
     layers: Layers = "*",
     weights: Weights = None,
     finetune: Finetune = True,

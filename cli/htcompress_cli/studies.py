@@ -35,11 +35,15 @@ if TYPE_CHECKING:
 def sweep(
     checkpoint: Checkpoint,
     task: NeededTask,
-    budgets: Annotated[str | None, typer.Option(metavar="N,N,...", help="Sizes to look at: 1k,2k,5k.")] = None,
+    budgets: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Sizes to look at: 1k,2k,5k, or bytes: 4kB,20kB.")
+    ] = None,
     errors: Annotated[
         str | None, typer.Option(metavar="E,E,...", help="Or relative errors of the weights: 0.5,0.2.")
     ] = None,
-    formats: Annotated[str, typer.Option(metavar="FORMAT,...", help="Formats to look at: ht, tt, tr, bt, svd.")] = "ht",
+    formats: Annotated[
+        str, typer.Option(metavar="FORMAT,...", help="Formats to look at: ht, tt, tr, bt, svd, dense.")
+    ] = "ht",
     output: StudyOutput = None,
     scope: ScopeOption = "auto",
     layers: Layers = "*",
@@ -56,9 +60,12 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Size against accuracy: compress to several budgets, in parallel. Started again, it goes on where it was."""
-    from htcompress.numbers import listed, real, whole
+    from htcompress.numbers import bytes_of, listed, real, whole
 
-    sizes = [whole(text, "--budgets", "1k,2k,5k") for text in listed(budgets)]
+    sizes = [
+        text if bytes_of(text) is not None else whole(text, "--budgets", "1k,2k,5k or 4kB,20kB")
+        for text in listed(budgets)
+    ]
     limits = [real(text, "--errors", "0.5,0.2,0.1") for text in listed(errors)]
     tuning = finetuning_of(steps, time_limit, seed) if finetune else None
     place = _place(jobs, engine, scheduler)
@@ -82,11 +89,18 @@ def sweep(
 
 def compare(
     checkpoint: Checkpoint,
-    budget: Annotated[str, typer.Option(metavar="N", help="Numbers that the RNN may store: 5000, 5k, 1.5m.")],
+    budget: Annotated[
+        str, typer.Option(metavar="N", help="Numbers that the RNN may store (5000, 5k, 1.5m), or bytes (20kB).")
+    ],
     task: NeededTask,
     formats: Annotated[
-        str, typer.Option(metavar="FORMAT,...", help="Formats to look at: ht, tt, tr, bt, svd.")
-    ] = "ht,tt,tr,bt,svd",
+        str | None,
+        typer.Option(
+            metavar="FORMAT,...",
+            help="Formats to look at.",
+            show_default="ht,tt,tr,bt,svd for numbers; ht,svd,dense for bytes",
+        ),
+    ] = None,
     output: StudyOutput = None,
     scope: ScopeOption = "auto",
     layers: Layers = "*",
@@ -103,9 +117,9 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """HT beside tensor trains, tensor rings, block terms and truncated SVD at one budget, all treated alike."""
-    from htcompress.numbers import listed, whole
+    from htcompress.numbers import bytes_of, listed, whole
 
-    size = whole(budget, "--budget", "5000, 5k or 1.5m")
+    size = budget if bytes_of(budget) is not None else whole(budget, "--budget", "5000, 5k, 1.5m or 20kB")
     tuning = finetuning_of(steps, time_limit, seed) if finetune else None
     place = _place(jobs, engine, scheduler)
     from htcompress.study import compare
@@ -114,7 +128,7 @@ def compare(
     options = {"task": task, "layers": layers, "scope": scope, "finetuning": tuning, "seed": seed, "device": device}
     with open_screen(quiet) as screen:
         made = compare(
-            checkpoint, folder, budget=size, formats=listed(formats), place=place, observer=screen, **options
+            checkpoint, folder, budget=size, formats=listed(formats) or None, place=place, observer=screen, **options
         )
     _show_study(made, folder, as_json)
 

@@ -52,9 +52,10 @@ class MatrixConfig(msgspec.Struct, frozen=True):
 
 
 class CodecConfig(msgspec.Struct, frozen=True):
-    """How one tensor is stored. Further fields are the codec's own."""
+    """How one tensor is stored: the codec, and whether each of its rows has a scale of its own."""
 
     name: str
+    by_rows: bool = False
 
 
 class DirectionConfig(msgspec.Struct, frozen=True):

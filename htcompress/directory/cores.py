@@ -7,36 +7,48 @@ from typing import Any
 
 from torch import Tensor
 
+from htcompress.directory.structure import stored_shapes
 from htcompress.storage import Codec, codec_of
+from htcompress.storage.integer import kept
 
 
 def encoded(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
     """A state with its cores as they are stored; one that stands under two names is one tensor still."""
     known: dict[Any, dict[str, Tensor]] = {}
+    beside: set[str] = set()
     for name, codec in _coded(config):
         core = state.get(name)
+        beside.add(scales := _named(name, "scales"))
         if isinstance(core, Tensor) and _memory(core) not in known:
-            known[_memory(core)] = codec.encode(core)
+            known[_memory(core)] = codec.encode(core, state.get(scales))
     stored: dict[str, Any] = {}
     for name, value in state.items():
         parts = known.get(_memory(value)) if isinstance(value, Tensor) else None
-        stored |= {name: value} if parts is None else {_named(name, part): tensor for part, tensor in parts.items()}
+        if parts is not None:
+            stored |= {_named(name, part): tensor for part, tensor in parts.items()}
+        elif name not in beside:
+            stored[name] = value
     return stored
 
 
 def decoded(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A state with its cores as numbers; the inverse of `encoded`. Raises `KeyError` where a part is missing."""
-    known: dict[Any, Tensor | None] = {}
+    """A state with its cores as numbers, and the scales that are kept of them; the inverse of `encoded`.
+
+    Raises `KeyError` where a part is missing.
+    """
+    known: dict[Any, Tensor] = {}
+    state = dict(stored)
+    shapes = stored_shapes(config)
     for name, codec in _coded(config):
-        if name in stored:
-            parts = {part: stored[_named(name, part)] for part in codec.parts((1,))}
-            core = codec.decode(parts)
-            known |= {_memory(tensor): None if part else core for part, tensor in parts.items()}
-    state: dict[str, Any] = {}
-    for name, value in stored.items():
-        core_or_part = known.get(_memory(value), value) if isinstance(value, Tensor) else value
-        if core_or_part is not None:
-            state[name] = core_or_part
+        if name not in stored:
+            continue
+        key = _memory(stored[name])
+        parts = {part: stored[_named(name, part)] for part in codec.parts(shapes[name])}
+        if key not in known:
+            known[key] = codec.decode(parts, shapes[name])
+        state[name] = known[key]
+        if "scales" in parts:
+            state[_named(name, "scales")] = kept(parts["scales"])
     return state
 
 
@@ -46,7 +58,7 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _named(name: str, part: str) -> str:
-    return f"{name}.{part}" if part else name
+    return f"{name}_{part}" if part else name
 
 
 def _coded(config: Mapping[str, Any]) -> Iterator[tuple[str, Codec]]:
@@ -56,4 +68,4 @@ def _coded(config: Mapping[str, Any]) -> Iterator[tuple[str, Codec]]:
             for direction, weights in layer["weights"].items():
                 prefix = f"{name}.gates.{direction}" if name else f"gates.{direction}"
                 for tensor, coded in weights.get("codecs", {}).items():
-                    yield f"{prefix}.{tensor}", codec_of(coded["name"])
+                    yield f"{prefix}.{tensor}", codec_of(coded)

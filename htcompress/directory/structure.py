@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, TypeVar
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from htcompress.directory.config import (
@@ -28,7 +29,7 @@ from htcompress.forms.registry import form_named, stored_names
 from htcompress.matrix.layout import Layout
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.report.schema import converted, shown
-from htcompress.storage.registry import CODECS_BY_NAME
+from htcompress.storage import codec_of
 from htcompress.tensor import DimensionTree
 
 Made = TypeVar("Made")
@@ -80,6 +81,16 @@ def check_config(config: Any, source: str, tensors: Mapping[str, Tensor] | None 
         raise CheckpointError(f"{source}{':' + where if where else ''} {why}. Convert the model again.") from error
 
 
+def stored_shapes(config: Mapping[str, Any]) -> Shapes:
+    """The shapes of the cores and biases of all layers by their names in the state, before they were encoded."""
+    found: Shapes = {}
+    for first, layer in config["layers"].items():
+        shapes = _layer(layer, coded=False)
+        for name in [first, *layer.get("also", [])]:
+            found |= {f"{name}.{key}" if name else key: shape for key, shape in shapes.items()}
+    return found
+
+
 def _known(config: dict[str, Any], tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
     """The tensors by all of their names, once aliases and extra state are what they should be."""
     aliases = _typed(config.get("aliases", {}), dict[str, str], "aliases")
@@ -92,8 +103,8 @@ def _known(config: dict[str, Any], tensors: Mapping[str, Tensor] | None) -> dict
     return {**tensors, **{name: tensors[target] for name, target in aliases.items()}}
 
 
-def _layer(found: Any) -> Shapes:
-    """The tensors that a layer stores, by their names in it."""
+def _layer(found: Any, *, coded: bool = True) -> Shapes:
+    """The tensors that a layer stores, by their names in it; without `coded`, the numbers that they stand for."""
     weights = _typed(_typed(found, dict[str, Any], "").get("weights"), dict[str, Any], "weights")
     for name, direction in weights.items():
         _typed(direction, DirectionConfig, f"weights.{name[:80]}")
@@ -112,7 +123,8 @@ def _layer(found: Any) -> Shapes:
         )
     shapes: Shapes = {}
     for (number, _, _), name in zip(settings.directions(), names, strict=True):
-        stored = _direction(layer.weights[name], settings, number, name)
+        direction = layer.weights[name] if coded else structs.replace(layer.weights[name], codecs={})
+        stored = _direction(direction, settings, number, name)
         shapes |= {f"gates.{name}.{key}": shape for key, shape in stored.items()}
     return shapes
 
@@ -177,13 +189,14 @@ def _coded(shapes: Shapes, direction: DirectionConfig, name: str) -> Shapes:
     """The tensors that are stored where some cores are not stored as they are."""
     found = dict(shapes)
     for tensor, coded in direction.codecs.items():
-        codec = CODECS_BY_NAME.get(coded.name)
-        if tensor not in shapes or codec is None:
+        try:
+            codec = codec_of(structs.asdict(coded))
+            shape = found.pop(tensor)
+        except KeyError:
             raise _WrongError(
                 f"has the codec {shown(coded.name)} for {tensor[:80]!r} in {name}; expected one that is known"
-            )
-        shape = found.pop(tensor)
-        found |= {f"{tensor}.{part}" if part else tensor: own for part, own in codec.parts(shape).items()}
+            ) from None
+        found |= {f"{tensor}_{part}" if part else tensor: own for part, own in codec.parts(shape).items()}
     return found
 
 

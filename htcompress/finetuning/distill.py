@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from htcompress.errors import TaskError
+from htcompress.finetuning.numbers import TrainedNumbers
 from htcompress.finetuning.objective import Objective, TaskLoss
 from htcompress.isolation import seeded
 from htcompress.model.plain import without_packing
@@ -129,7 +130,7 @@ class _Run:
         began, backtracks, since = time.monotonic(), 0, 0
         stream = self._stream()
         self.answers = [self.objective.answer(arguments) for arguments, _ in self.held]
-        numbers = _Numbers(parameters)
+        numbers = TrainedNumbers(self.student, parameters)
         optimizer = _optimizer(numbers.trained, self._learning_rate())
         peaks = [group["lr"] for group in optimizer.param_groups]
         best = self._held_out_loss()
@@ -224,50 +225,6 @@ class _Run:
     def _report(self, progress: Progress) -> None:
         if self.on_progress is not None:
             self.on_progress(progress)
-
-
-_SCALE = 1024.0
-"""What a loss is multiplied by where gradients are in half precision, so that small ones do not vanish."""
-
-
-class _Numbers:
-    """The parameters as they are trained: in float32 where the model has them in half precision."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._own = list(parameters)
-        half = [p.dtype in (torch.float16, torch.bfloat16) for p in self._own]
-        self.trained = [
-            nn.Parameter(p.detach().float()) if coarse else p for p, coarse in zip(self._own, half, strict=True)
-        ]
-        self._scale = _SCALE if any(half) else 1.0
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of the loss at the numbers that are trained; those that are no numbers count as zero."""
-        for parameter in (*self._own, *self.trained):
-            parameter.grad = None
-        (loss * self._scale).backward()
-        for own, trained in zip(self._own, self.trained, strict=True):
-            if own.grad is None:
-                continue
-            # Embeddings may give sparse ones, which neither a norm nor an optimiser of all takes.
-            gradient = own.grad.to_dense() if own.grad.layout is not torch.strided else own.grad
-            if self._scale != 1.0:
-                gradient = torch.nan_to_num(gradient.float() / self._scale, 0.0, 0.0, 0.0).to(trained.dtype)
-            own.grad, trained.grad = None, gradient
-
-    def settle(self) -> None:
-        """Round what was trained to what the model has."""
-        with torch.no_grad():
-            for own, trained in zip(self._own, self.trained, strict=True):
-                if own is not trained:
-                    own.copy_(trained)
-
-    def take(self) -> None:
-        """Go on from what the model has now."""
-        with torch.no_grad():
-            for own, trained in zip(self._own, self.trained, strict=True):
-                if own is not trained:
-                    trained.copy_(own)
 
 
 def _optimizer(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:

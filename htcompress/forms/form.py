@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import Metric
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import WeightedMatrix
-from htcompress.storage import codec_within
+from htcompress.storage import Codec, codec_within
 from htcompress.vocabulary import WIDEST, LayoutKind
 
 
@@ -27,6 +27,17 @@ class Choice:
     error: float
     matrix: StoredMatrix | None
     """None: kept dense."""
+
+    bytes: int | None = None
+    """What it takes as it is stored, where that is what counts; None: its numbers are."""
+
+    codecs: Mapping[str, tuple[Codec, Tensor | None]] = field(default_factory=dict)
+    """How its cores are stored, by name, and the scales that are kept of each; the matrix is what will be decoded."""
+
+    @property
+    def size(self) -> int:
+        """What a goal counts."""
+        return self.parameters if self.bytes is None else self.bytes
 
     @property
     def is_dense(self) -> bool:
@@ -68,12 +79,15 @@ class Problem:
 
 
 class Ladder(ABC):
-    """The choices for one matrix from few numbers to all of them. Frozen: what refines one gives another ladder."""
+    """The choices for one matrix from the smallest to all of its numbers.
+
+    Frozen: what refines one gives another ladder.
+    """
 
     @property
     @abstractmethod
     def choices(self) -> Sequence[Choice]:
-        """A Pareto front by ascending numbers, the dense matrix at its end."""
+        """A Pareto front by ascending sizes, the dense matrix at its end."""
 
     @abstractmethod
     def improved(self, choice: Choice) -> Ladder | None:
@@ -84,15 +98,10 @@ class Ladder(ABC):
         """The choices next to one of them."""
 
 
-class MatrixSearch(ABC):
-    """The candidates for one matrix, decomposed once, and the best of them for any budget."""
+class Search(ABC):
+    """The candidates for one matrix, and the best of them for any size."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.target = WeightedMatrix.of(problem.matrix, problem.metric)
-        self.gates = problem.gates
-        self.columns = problem.columns or Columns(self.matrix.shape[1])
-        self.max_parameters = min(problem.max_parameters, self.matrix.numel())
-        self.bits = problem.bits
+    target: WeightedMatrix
 
     @property
     def matrix(self) -> Blocks:
@@ -110,9 +119,9 @@ class MatrixSearch(ABC):
         return self.target.total
 
     @property
+    @abstractmethod
     def dense(self) -> Choice:
         """The matrix as it is."""
-        return Choice(self.matrix.numel(), 0.0, None)
 
     @property
     @abstractmethod
@@ -122,7 +131,42 @@ class MatrixSearch(ABC):
     @property
     @abstractmethod
     def smallest(self) -> int:
-        """The fewest numbers that any candidate needs."""
+        """The least size that any candidate has."""
+
+    @abstractmethod
+    def ladder(self) -> Ladder:
+        """Choices for a rising series of sizes."""
+
+    @abstractmethod
+    def grown(self, choice: Choice, size: int) -> Choice | None:
+        """The best of a choice's kind that is no larger than this, refined to the end; None where there is none."""
+
+    def rounded(self, bits: int) -> Choice | None:
+        """The dense matrix in so many bits a number; None where that is no candidate."""
+        return None
+
+    @abstractmethod
+    def cheapest(self, rtol: float) -> Choice:
+        """The least size whose relative error (in the metric) is at most `rtol`, measured as it is stored."""
+
+    @abstractmethod
+    def exact(self, choice: Choice) -> Choice:
+        """The choice with its error as it is."""
+
+
+class MatrixSearch(Search):
+    """The candidates for one matrix in numbers, decomposed once."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.target = WeightedMatrix.of(problem.matrix, problem.metric)
+        self.gates = problem.gates
+        self.columns = problem.columns or Columns(self.matrix.shape[1])
+        self.max_parameters = min(problem.max_parameters, self.matrix.numel())
+        self.bits = problem.bits
+
+    @property
+    def dense(self) -> Choice:
+        return Choice(self.matrix.numel(), 0.0, None)
 
     @abstractmethod
     def best(self, max_parameters: int, *, polish: bool = False) -> Choice | None:
@@ -131,13 +175,8 @@ class MatrixSearch(ABC):
         `polish` measures more candidates, and refines the best.
         """
 
-    @abstractmethod
-    def ladder(self) -> Ladder:
-        """Choices for a rising series of budgets."""
-
-    @abstractmethod
-    def cheapest(self, rtol: float) -> Choice:
-        """The fewest numbers whose relative error (in the metric) is at most `rtol`, measured as they are stored."""
+    def grown(self, choice: Choice, size: int) -> Choice | None:
+        return self.best(size, polish=True)
 
     def stored_error(self, choice: Choice) -> float:
         """The squared error of a choice as it will be stored: balanced, in float32 or in fewer bits."""
@@ -158,9 +197,9 @@ class MatrixSearch(ABC):
 
 
 def front(choices: Iterable[Choice]) -> list[Choice]:
-    """The choices that no other beats in both numbers and error, by ascending numbers."""
+    """The choices that no other beats in both size and error, by ascending size."""
     kept: list[Choice] = []
-    for choice in sorted(choices, key=lambda c: (c.parameters, c.error)):
+    for choice in sorted(choices, key=lambda c: (c.size, c.error)):
         if not kept or choice.error < kept[-1].error:
             kept.append(choice)
     return kept

@@ -8,6 +8,7 @@ from typing import Any
 
 from htcompress.forms.block_term import BlockTerm
 from htcompress.forms.dense import DenseMatrix
+from htcompress.forms.dense_search import DenseSearch
 from htcompress.forms.form import Form, MatrixSearch, Problem
 from htcompress.forms.ht import HTMatrix, stored_shapes
 from htcompress.forms.ht_search import HTSearch
@@ -31,7 +32,7 @@ def _network_form(kind: type[Structure]) -> Form:
 
 
 FORMS: tuple[Form, ...] = (
-    Form("dense", zeros=DenseMatrix.zeros),
+    Form(Format.DENSE.value, search=DenseSearch, zeros=DenseMatrix.zeros),
     Form(Format.HT.value, search=HTSearch, zeros=HTMatrix.zeros, shapes=stored_shapes),
     Form(Format.SVD.value, search=low_rank_search),
     _network_form(TensorTrain),

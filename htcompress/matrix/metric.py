@@ -24,6 +24,9 @@ from htcompress.matrix.inputs import Inputs
 EXACT_LIMIT = 2048
 """The largest number of rows whose second moment is formed; beyond it, its diagonal."""
 
+SEEN = 1024
+"""Inputs that stand for all where a moment is needed of what comes of them on the way."""
+
 _FLOOR = 1e-6
 """The least ridge of a moment, as a part of its mean eigenvalue: keeps it invertible in float32's precision."""
 
@@ -121,6 +124,12 @@ class Metric:
         keep, ridge = self.shrinkage
         product = ridge * factor
         return product if self.inputs is None or keep == 0 else product + keep * self.inputs.through(factor)
+
+    @cached_property
+    def seen_inputs(self) -> Float[Tensor, "n cols"] | None:
+        """Y with Y^T Y = A but for its ridge, in float64: `SEEN` rows that stand for all; None: A is the identity."""
+        keep, _ = self.shrinkage
+        return None if self.inputs is None or keep == 0 else keep**0.5 * self.inputs.some(SEEN)
 
     def row_gram(self, factor: Float[Tensor, "rows r"]) -> Float[Tensor, "r r"]:
         """R^T G R, in the factor's precision."""

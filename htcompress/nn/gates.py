@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,9 @@ from htcompress.storage.registry import PLAIN
 
 _MANY = 16
 """Vectors from which on a CPU reduces them faster the other way round."""
+
+NARROWEST_BIAS = 16
+"""Bits of a bias, at least."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,9 @@ class GateMatrices:
 
     With an `order` (hidden) the matrices have their units in it: row k of a gate is that of unit order[k], and so are
     the columns that read units. Biases that stand apart are in the units' own order.
+
+    `codecs` says how cores and biases are stored, by their names among the parameters (`ih.U0`, `bias`), and the scales
+    that are kept of each; what is not named is stored as it is.
     """
 
     ih: StoredMatrix | None = None
@@ -104,6 +110,7 @@ class GateMatrices:
     hr: StoredMatrix | None = None
     shared: bool = False
     order: Tensor | None = None
+    codecs: Mapping[str, tuple[Codec, Tensor | None]] = field(default_factory=dict)
 
 
 class GateWeights(nn.Module):
@@ -133,6 +140,8 @@ class GateWeights(nn.Module):
             self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
         self.register_buffer("order", None if matrices.order is None else encoded(matrices.order))
         self.codecs: dict[str, Codec] = {}
+        for name, (codec, scales) in matrices.codecs.items():
+            self._store(name, codec, scales)
         self.frozen = False
         self._forget()
 
@@ -165,16 +174,31 @@ class GateWeights(nn.Module):
     def store_in(self, bits: int) -> None:
         """Let the parameters be stored in at most so many bits a number, where that does them no harm."""
         for name, parameter in self.named_parameters():
-            codec = codec_within(bits, parameter.dtype)
+            # Few numbers, and they are added as they are: biases are never narrower than half precision.
+            own = bits if "." in name else max(bits, NARROWEST_BIAS)
+            codec = codec_within(own, parameter.dtype)
             if codec is not PLAIN and codec.holds(parameter.detach()):
-                self.codecs[name] = codec
+                self._store(name, codec, codec.scales(parameter))
         self.round()
+
+    def _store(self, name: str, codec: Codec, scales: Tensor | None) -> None:
+        """Let a parameter be stored through a codec. Its scales are a buffer beside it."""
+        self.codecs[name] = codec
+        if scales is not None:
+            place, _, own = name.rpartition(".")
+            self.get_submodule(place).register_buffer(f"{own}_scales", scales)
+
+    def rounded(self, name: str, values: Tensor) -> Tensor:
+        """What will be decoded of a parameter with these values."""
+        codec = self.codecs.get(name, PLAIN)
+        place, _, own = name.rpartition(".")
+        return codec.rounded(values, getattr(self.get_submodule(place), f"{own}_scales", None))
 
     def round(self) -> None:
         """Take for the parameters what will be decoded of them, in place."""
         for name, parameter in self.named_parameters():
             if name in self.codecs:
-                parameter.data.copy_(self.codecs[name].rounded(parameter.data))
+                parameter.data.copy_(self.rounded(name, parameter.data))
 
     def resolve(self, vectors: Any = 1) -> KernelWeights:
         """The kernel's weights for the present parameters, and so many input vectors at a time."""
@@ -336,7 +360,10 @@ class GateWeights(nn.Module):
         sizes = {"bias": settings.rows, "bias_hn": settings.hidden_size}
         for name in config["biases"]:
             gates.register_parameter(name, nn.Parameter(torch.zeros(sizes[name], dtype=torch.float32, device="cpu")))
-        gates.codecs = {name: codec_of(codec["name"]) for name, codec in config.get("codecs", {}).items()}
+        named = dict(gates.named_parameters())
+        for name, codec in config.get("codecs", {}).items():
+            own = codec_of(codec)
+            gates._store(name, own, own.scales(named[name]))
         if "order" in config:
             gates.order = torch.zeros(order_words(settings.hidden_size), dtype=torch.int32, device="cpu")
         return gates

@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from htcompress.forms.form import Choice, Columns, Ladder, MatrixSearch, Problem
+from htcompress.forms.coded import CodedSearch
+from htcompress.forms.form import Choice, Columns, Ladder, MatrixSearch, Problem, Search
 from htcompress.forms.registry import searched
 from htcompress.matrix import Metric
 from htcompress.matrix.blocks import Block, Blocks
@@ -18,9 +19,45 @@ from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import WeightedMatrix
 from htcompress.model.statistics import DirectionStatistics
 from htcompress.nn.dense import DenseDirection
-from htcompress.nn.gates import GateMatrices
+from htcompress.nn.gates import NARROWEST_BIAS, GateMatrices
 from htcompress.nn.order import order_words
+from htcompress.storage import Codec, codec_within
+from htcompress.storage.registry import PLAIN
 from htcompress.vocabulary import WIDEST, Format, LayoutKind, Scope
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is counted.
+
+    Attributes:
+        bits: that numbers may be stored in. Where numbers count, these at most.
+        width: of the model's own numbers, in bytes; None: numbers count, and not bytes.
+    """
+
+    bits: tuple[int, ...] = (WIDEST,)
+    width: int | None = None
+
+    def of(self, numbers: int, bits: int = WIDEST) -> int:
+        """The size of so many numbers that are stored in so many bits, or as they are where they are no wider."""
+        if self.width is None:
+            return numbers
+        return numbers * (self.width if bits == WIDEST else min(self.width, bits // 8))
+
+    def of_words(self, words: int) -> int:
+        """The size of so many words of 32 bits."""
+        return words if self.width is None else 4 * words
+
+    def numbers(self, size: int) -> int:
+        """As many numbers as can be of a size."""
+        return size if self.width is None else size * 8 // min(self.bits)
+
+
+NUMBERS = Unit()
+"""Numbers count, stored as they are."""
+
+_MOST_OF_DENSE = 0.9
+"""The part of a matrix's numbers that a form of it has at most where bytes count: there rounding all pays sooner."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +65,7 @@ class Part:
     """One matrix of a direction that may be factored: `joint`, `ih`, `hh` or `hr`."""
 
     name: str
-    search: MatrixSearch
+    search: Search
     weight: float
     """What a squared error of this matrix counts beside those of other directions."""
 
@@ -39,9 +76,10 @@ Ladders = dict[Part, Ladder]
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """A scope of a direction: the matrices that may be compressed, and the numbers that stay whatever happens.
+    """A scope of a direction: the matrices that may be compressed, and the size of what stays whatever happens.
 
-    `words` are those of an order of units, which a direction needs as soon as one of its matrices is compressed.
+    Sizes are numbers, or bytes where those count. `words` is that of an order of units, which a direction needs as
+    soon as one of its matrices is folded.
     """
 
     scope: Scope
@@ -51,20 +89,20 @@ class Recipe:
 
     @property
     def smallest(self) -> int:
-        """The fewest numbers it can store."""
-        return self.fixed + self.words + sum(min(p.search.smallest, p.search.dense.parameters) for p in self.parts)
+        """The least size it can have."""
+        return self.fixed + self.words + sum(min(p.search.smallest, p.search.dense.size) for p in self.parts)
 
-    def parameters(self, choices: Sequence[Choice]) -> int:
-        """The numbers of a choice for each part, at most: an order that turns out to be needless is not stored."""
-        words = 0 if all(choice.is_dense for choice in choices) else self.words
-        return self.fixed + words + sum(choice.parameters for choice in choices)
+    def size(self, choices: Sequence[Choice]) -> int:
+        """The size of a choice for each part, at most: an order that turns out to be needless is not stored."""
+        words = 0 if all(choice.matrix is None or choice.matrix.is_dense for choice in choices) else self.words
+        return self.fixed + words + sum(choice.size for choice in choices)
 
 
 @dataclass(frozen=True, eq=False)
 class Option:
     """One point of a direction's frontier: a recipe with a choice for each of its parts."""
 
-    parameters: int
+    size: int
     error: float
     recipe: Recipe
     choices: tuple[Choice, ...]
@@ -79,12 +117,12 @@ class DirectionProblem:
 
     dense: DenseDirection
     seen: DirectionStatistics | None
-    max_parameters: int
+    max_size: int
     scope: Scope
     layout: LayoutKind
     format: Format = Format.HT
     order: Tensor | None = None
-    bits: int = WIDEST
+    unit: Unit = NUMBERS
 
     @cached_property
     def _arranged(self) -> DenseDirection:
@@ -111,20 +149,22 @@ class DirectionProblem:
     @cached_property
     def recipes(self) -> list[Recipe]:
         """The scopes that were asked for."""
-        dense, words = self.dense, 0 if self.order is None else order_words(len(self.order))
+        dense, words = self.dense, 0 if self.order is None else self.unit.of_words(order_words(len(self.order)))
+        biases = self.unit.of(dense.biases, NARROWEST_BIAS)
         hr = [self._part("hr")] if dense.hr is not None else []
         found = []
-        if self.scope in (Scope.AUTO, Scope.INTEGRATED):
+        whole = self.format is Format.DENSE and self.scope is not Scope.INPUT
+        if self.scope in (Scope.AUTO, Scope.INTEGRATED) and not whole:
             joint = self._part("joint")
             found.append(Recipe(Scope.INTEGRATED, (joint, *hr), 0, words))
             if dense.biases:
                 apart = self._part("joint", biases_apart=True, like=joint)
-                found.append(Recipe(Scope.INTEGRATED, (apart, *hr), dense.biases, words))
-        if self.scope in (Scope.AUTO, Scope.SEPARATE):
+                found.append(Recipe(Scope.INTEGRATED, (apart, *hr), biases, words))
+        if self.scope in (Scope.AUTO, Scope.SEPARATE) or whole:
             ih = self._part("ih", like=found[-1].parts[0] if found else None)
-            found.append(Recipe(Scope.SEPARATE, (ih, self._part("hh"), *hr), dense.biases, words))
+            found.append(Recipe(Scope.SEPARATE, (ih, self._part("hh"), *hr), biases, words))
         if self.scope is Scope.INPUT:
-            rest = dense.parameters - dense.ih.numel()
+            rest = self.unit.of(dense.parameters - dense.ih.numel() - dense.biases) + biases
             found.append(Recipe(Scope.INPUT, (self._part("ih"),), rest, words))
         return found
 
@@ -134,9 +174,21 @@ class DirectionProblem:
         columns = Columns(inputs, matrix.shape[1] - inputs) if name == "joint" else Columns(matrix.shape[1])
         gates = 1 if name == "hr" else settings.gates
         near = None if like is None else like.search
-        problem = Problem(matrix, metric, self.max_parameters, gates, columns, self.layout, near, self.bits)
-        search = searched(problem, self.format.value)
+        near = near.base if isinstance(near, CodedSearch) else near
+        most, bits = self.unit.numbers(self.max_size), max(self.unit.bits)
+        if self.unit.width is not None:
+            most = max(1, min(most, int(_MOST_OF_DENSE * matrix.numel())))
+        like_it = near if isinstance(near, MatrixSearch) else None
+        base = searched(Problem(matrix, metric, most, gates, columns, self.layout, like_it, bits), self.format.value)
+        search: Search = base
+        if self.unit.width is not None:
+            search = CodedSearch(base, self.unit.bits, width=self.unit.width, dense=name != "joint")
         return Part(name, search, self._weight(name, search))
+
+    @property
+    def dense_size(self) -> int:
+        """The size of the direction as it is."""
+        return self.unit.of(self.dense.parameters)
 
     @cached_property
     def _blocks(self) -> dict[str, Block]:
@@ -170,7 +222,7 @@ class DirectionProblem:
         gradients = self._seen.gradients_hh if name == "hh" else self._seen.gradients_ih
         return Metric(rows, cols, gradients, self._inputs.select(*kinds, constants=columns, centred=centred))
 
-    def _weight(self, name: str, search: MatrixSearch) -> float:
+    def _weight(self, name: str, search: Search) -> float:
         if self.seen is not None and name != "hr":
             return 1.0
         norms = [self.dense.ih, self.dense.hh] + ([] if self.dense.hr is None else [self.dense.hr])
@@ -186,20 +238,20 @@ class DirectionProblem:
         return {part: part.search.ladder() for recipe in self.recipes for part in recipe.parts}
 
     def frontier(self, ladders: Ladders) -> list[Option]:
-        """The direction's options that no other beats in both numbers and error, by ascending numbers."""
+        """The direction's options that no other beats in both size and error, by ascending size."""
         options = []
         for recipe in self.recipes:
             partial: list[tuple[int, float, tuple[Choice, ...]]] = [(recipe.fixed + recipe.words, 0.0, ())]
             for part in recipe.parts:
                 partial = _front(
                     [
-                        (p + c.parameters, e + part.weight * c.error, (*chosen, c))
+                        (p + c.size, e + part.weight * c.error, (*chosen, c))
                         for p, e, chosen in partial
                         for c in ladders[part].choices
                     ]
                 )
             options += [Option(p, e, recipe, chosen) for p, e, chosen in partial]
-        ordered = sorted(options, key=lambda o: (o.parameters, o.error))
+        ordered = sorted(options, key=lambda o: (o.size, o.error))
         kept: list[Option] = []
         for option in ordered:
             if not kept or option.error < kept[-1].error:
@@ -209,6 +261,19 @@ class DirectionProblem:
     def matrices(self, recipe: Recipe, choices: Sequence[Choice]) -> GateMatrices:
         """What will be stored: the chosen matrices, and the biases with the mean error moved into them."""
         made = self._gate_matrices(recipe, choices)
+        codecs = {
+            f"{part.name}.{name}": how
+            for part, choice in zip(recipe.parts, choices, strict=True)
+            for name, how in choice.codecs.items()
+        }
+        if self.unit.width is not None and any(not choice.is_dense for choice in choices):
+            for name in ("bias", "bias_hn"):
+                bias = getattr(made, name)
+                codec = codec_within(NARROWEST_BIAS, torch.float32 if self.unit.width > 2 else torch.float16)
+                # What it is added to is of order one: how exact a small bias is relative to itself does not matter.
+                if bias is not None and codec is not PLAIN and torch.isfinite(codec.rounded(bias)).all():
+                    codecs[name] = codec, None
+        made = replace(made, codecs=codecs)
         if self.order is None:
             return made
         rows_at, units_at = self._at(torch.argsort(self.order))
@@ -230,7 +295,14 @@ class DirectionProblem:
             # Biases may stand apart.
             return matrix.reordered(None if name == "hr" else rows_at, columns[name][: matrix.shape[1]])
 
-        return GateMatrices(own("ih"), own("hh"), own("joint"), bias, bias_hn, own("hr"))
+        def own_scales(name: str, codec: Codec, scales: Tensor | None) -> tuple[Codec, Tensor | None]:
+            matrix = named.get(name.partition(".")[0])
+            of_rows = matrix is not None and not name.startswith("hr.")
+            by_rows = scales is not None and matrix is not None and of_rows and len(scales) == matrix.shape[0]
+            return codec, scales[rows_at] if by_rows and scales is not None else scales
+
+        codecs = {name: own_scales(name, *how) for name, how in codecs.items()}
+        return GateMatrices(own("ih"), own("hh"), own("joint"), bias, bias_hn, own("hr"), codecs=codecs)
 
     def _gate_matrices(self, recipe: Recipe, choices: Sequence[Choice]) -> GateMatrices:
         dense = self._arranged
@@ -256,7 +328,7 @@ class DirectionProblem:
                 bias, bias_hn = _add(bias, change[0]), _add(bias_hn, change[1])
         return GateMatrices(ih=named["ih"], hh=named["hh"], bias=bias, bias_hn=bias_hn, hr=named["hr"])
 
-    def _correction(self, search: MatrixSearch, stand_in: StoredMatrix, inputs: int) -> tuple[Tensor, Tensor | None]:
+    def _correction(self, search: Search, stand_in: StoredMatrix, inputs: int) -> tuple[Tensor, Tensor | None]:
         """(W - W') mu, for the bias; for a GRU the candidate's hidden part apart."""
         mean = search.target.metric.mean
         if mean is None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from htcompress.errors import UnreachableError
-from htcompress.forms.form import Choice
+from htcompress.forms.coded import coded
+from htcompress.forms.form import Choice, Search
 from htcompress.matrix.weighted import relative
 from htcompress.model.statistics import DirectionStatistics
 from htcompress.nn.dense import DenseLayer
@@ -17,9 +18,9 @@ from htcompress.nn.gates import GateMatrices
 from htcompress.nn.order import order_words
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.planning.direction import DirectionProblem, Ladders, Option, Part, Recipe
+from htcompress.planning.direction import DirectionProblem, Ladders, Option, Part, Recipe, Unit
 from htcompress.request import Goal
-from htcompress.vocabulary import WIDEST, Scope
+from htcompress.vocabulary import BITS, INTEGER_BITS, WIDEST, Scope
 
 _MERGED = 4000
 """Points of a merged frontier up to which the allocation is exact; a few dozen points a matrix stay far below."""
@@ -59,6 +60,7 @@ class PlannedLayer:
     directions: dict[str, PlannedDirection]
     dtype: torch.dtype
     bits: int = WIDEST
+    """In which numbers are stored at most whose codecs the plan does not tell."""
 
     def build(self) -> HTRecurrent:
         """The module that the plan describes, in its layer's dtype, on the CPU."""
@@ -96,11 +98,13 @@ def plan_model(
         UnreachableError: the budget is smaller than what the most compact combination stores.
     """
     before = sum(layer.settings.dense_parameters for layer in layers)
-    budget = goal.budget_for(before)
+    width = max((layer.dtype.itemsize for layer in layers), default=4)
+    unit = Unit((goal.width,)) if goal.bytes is None else Unit(_bits_of(goal), width)
+    budget = goal.budget_for(before) if goal.bytes is None else goal.bytes
     cap = budget if budget is not None else before
     found = orders or {}
     words = sum(order_words(len(order)) for directions in found.values() for order in directions.values())
-    if budget is None or words > _ORDERS * budget:
+    if budget is None or unit.of_words(words) > _ORDERS * budget:
         found = {}
     targets = [
         DirectionProblem(
@@ -111,7 +115,7 @@ def plan_model(
             goal.layout,
             goal.format,
             found.get(layer.name, {}).get(name),
-            goal.bits,
+            unit,
         )
         for layer in layers
         for name, direction in layer.directions.items()
@@ -121,8 +125,9 @@ def plan_model(
         chosen = [_within_error(target, goal.error or 0.0) for target in targets]
     else:
         asked = f"budget of {budget}" if goal.ratio is None else f"ratio of {goal.ratio:g}, {budget}"
+        asked += " parameters" if goal.bytes is None else " bytes"
         chosen, ladders = _within_budget(targets, budget, asked)
-        frontier = _frontier(targets, ladders, budget)
+        frontier = _frontier(targets, ladders, budget) if ladders else ()
     plans, index = [], 0
     for layer in layers:
         directions = {}
@@ -130,7 +135,11 @@ def plan_model(
             recipe, choices = chosen[index]
             directions[name] = _direction_plan(targets[index], recipe, choices)
             index += 1
-        plans.append(PlannedLayer(layer.name, layer.settings, directions, layer.dtype, goal.bits))
+        plans.append(
+            PlannedLayer(
+                layer.name, layer.settings, directions, layer.dtype, WIDEST if goal.bytes is not None else goal.width
+            )
+        )
     return Plan(plans, frontier)
 
 
@@ -144,9 +153,9 @@ def _within_error(target: DirectionProblem, rtol: float) -> Chosen:
         choices = tuple(part.search.cheapest(rtol) for part in recipe.parts)
         if recipe.scope is Scope.INTEGRATED and choices[0].is_dense:
             continue  # a dense joint matrix is the dense layer: the separate recipe says so
-        found.append((recipe.parameters(choices), (recipe, choices)))
+        found.append((recipe.size(choices), (recipe, choices)))
     dense = _dense(target)
-    found.append((target.dense.parameters, dense))
+    found.append((target.dense_size, dense))
     return min(found, key=lambda item: item[0])[1]
 
 
@@ -160,11 +169,13 @@ def _within_budget(targets: Sequence[DirectionProblem], budget: int, asked: str)
     least = sum(min(recipe.smallest for recipe in target.recipes) for target in targets)
     if least > budget:
         raise UnreachableError(
-            f"The {asked} parameters cannot be reached: the most compact form of these "
+            f"The {asked} cannot be reached: the most compact form of these "
             f"{len(targets)} layer(s) and direction(s) stores {least}. Ask for a budget of at least {least}, or "
             f"widen --scope or --layout if you narrowed them.",
             least=least,
         )
+    if targets[0].unit.width is not None and sum(target.dense_size for target in targets) <= budget:
+        return [_dense(target) for target in targets], []
     ladders = [target.ladders() for target in targets]
     while True:
         options = allocate([_with_dense(*pair) for pair in zip(targets, ladders, strict=True)], budget)
@@ -181,7 +192,10 @@ def _within_budget(targets: Sequence[DirectionProblem], budget: int, asked: str)
         ):
             break
     chosen = _spend([(option.recipe, option.choices) for option in options], budget)
-    total = sum(_parameters(c) for c in chosen)
+    rounded = _rounded_alike(targets, budget)
+    if rounded is not None and _error(rounded) < _error(chosen):
+        chosen = rounded
+    total = sum(_size(c) for c in chosen)
     if total > budget:
         raise RuntimeError(f"The forms that were chosen store {total} numbers, more than the budget of {budget}.")
     return chosen, ladders
@@ -200,13 +214,45 @@ def _improved(asked: Iterable[tuple[Ladders, Part, Sequence[Choice]]]) -> bool:
 
 def _with_dense(target: DirectionProblem, ladders: Ladders) -> list[Option]:
     recipe, choices = _dense(target)
-    dense = Option(target.dense.parameters, 0.0, recipe, choices)
-    return [o for o in target.frontier(ladders) if o.parameters < dense.parameters] + [dense]
+    dense = Option(target.dense_size, 0.0, recipe, choices)
+    return [o for o in target.frontier(ladders) if o.size < dense.size] + [dense]
 
 
-def _parameters(chosen: Chosen) -> int:
+def _size(chosen: Chosen) -> int:
     recipe, choices = chosen
-    return recipe.parameters(choices)
+    return recipe.size(choices)
+
+
+def _error(chosen: Sequence[Chosen]) -> float:
+    return sum(
+        part.weight * choice.error
+        for recipe, choices in chosen
+        for part, choice in zip(recipe.parts, choices, strict=True)
+    )
+
+
+def _rounded_alike(targets: Sequence[DirectionProblem], budget: int) -> list[Chosen] | None:
+    """All dense matrices in equally many bits, as many as a budget of bytes allows; None where none do.
+
+    What is chosen by expected errors is held against it: nothing is worse than rounding all at equal bytes.
+    """
+    recipes = [target.recipes[-1] for target in targets]
+    for bits in targets[0].unit.bits:
+        alike = [(recipe, [part.search.rounded(bits) for part in recipe.parts]) for recipe in recipes]
+        whole = [(recipe, tuple(c for c in choices if c is not None)) for recipe, choices in alike]
+        if any(len(choices) < len(recipe.parts) for recipe, choices in whole):
+            return None
+        if sum(map(_size, whole)) <= budget:
+            return _exact(whole)
+    return None
+
+
+def _exact(chosen: Sequence[Chosen]) -> list[Chosen]:
+    """The same with errors as they come to."""
+    return [
+        (recipe, tuple(part.search.exact(choice) for part, choice in zip(recipe.parts, choices, strict=True)))
+        for recipe, choices in chosen
+    ]
 
 
 def _frontier(
@@ -235,10 +281,7 @@ def merge(frontiers: Sequence[Sequence[Option]], budget: int) -> list[tuple[int,
     merged: list[tuple[int, float, tuple[Option, ...]]] = [(0, 0.0, ())]
     for frontier in frontiers:
         points = [
-            (p + o.parameters, e + o.error, (*taken, o))
-            for p, e, taken in merged
-            for o in frontier
-            if p + o.parameters <= budget
+            (p + o.size, e + o.error, (*taken, o)) for p, e, taken in merged for o in frontier if p + o.size <= budget
         ]
         points.sort(key=lambda point: (point[0], point[1]))
         kept: list[tuple[int, float, tuple[Option, ...]]] = []
@@ -253,24 +296,21 @@ def merge(frontiers: Sequence[Sequence[Option]], budget: int) -> list[tuple[int,
 
 def _spend(chosen: list[Chosen], budget: int) -> list[Chosen]:
     """Give what the frontiers' coarse steps left over to the matrices, in the order of their errors."""
-    chosen = [
-        (recipe, tuple(part.search.exact(choice) for part, choice in zip(recipe.parts, choices, strict=True)))
-        for recipe, choices in chosen
-    ]
+    chosen = _exact(chosen)
     spread = [
         (index, k, part.weight * choices[k].error)
         for index, (recipe, choices) in enumerate(chosen)
         for k, part in enumerate(recipe.parts)
         if not choices[k].is_dense
     ]
-    shares = sum(chosen[i][1][k].parameters for i, k, _ in spread)
+    shares = sum(chosen[i][1][k].size for i, k, _ in spread)
     for last, (index, k, _) in enumerate(sorted(spread, key=lambda item: item[2])):
-        left = budget - sum(_parameters(c) for c in chosen)
+        left = budget - sum(_size(c) for c in chosen)
         recipe, choices = chosen[index]
-        own = choices[k].parameters
+        own = choices[k].size
         room = left if last == len(spread) - 1 else int(left * own / max(1, shares))
         shares -= own
-        better = recipe.parts[k].search.best(own + room, polish=True)
+        better = recipe.parts[k].search.grown(choices[k], own + room)
         if better is not None and better.error < choices[k].error and better.matrix is not None:
             chosen[index] = recipe, (*choices[:k], better, *choices[k + 1 :])
     return chosen
@@ -278,7 +318,9 @@ def _spend(chosen: list[Chosen], budget: int) -> list[Chosen]:
 
 def _direction_plan(target: DirectionProblem, recipe: Recipe, choices: tuple[Choice, ...]) -> PlannedDirection:
     matrices = []
-    choices = tuple(_balanced(choice) for choice in choices)
+    choices = tuple(
+        _ready(part.search, choice, target.unit) for part, choice in zip(recipe.parts, choices, strict=True)
+    )
     for part, choice in zip(recipe.parts, choices, strict=True):
         wanted, plain = part.search.target, part.search.target.metric.is_plain
         matrices.append(
@@ -288,7 +330,7 @@ def _direction_plan(target: DirectionProblem, recipe: Recipe, choices: tuple[Cho
                 wanted.matrix.shape,
                 0.0 if choice.matrix is None else wanted.weight_error_of(choice.matrix),
                 None if plain else relative(choice.error, wanted.total),
-                None if choice.matrix is None else _spectrum(part.search.spectrum),
+                None if choice.matrix is None or choice.matrix.is_dense else _spectrum(part.search.spectrum),
             )
         )
     scope = None if all(choice.is_dense for choice in choices) else recipe.scope
@@ -301,5 +343,13 @@ def _spectrum(values: Tensor | None) -> tuple[float, ...] | None:
     return tuple((values[:_SHOWN] / values[0]).tolist())
 
 
-def _balanced(choice: Choice) -> Choice:
-    return choice if choice.matrix is None else replace(choice, matrix=choice.matrix.balance())
+def _ready(search: Search, choice: Choice, unit: Unit) -> Choice:
+    """A choice as it will be stored and trained."""
+    if unit.width is None and unit.bits[0] in INTEGER_BITS:
+        return coded(choice, search, unit.bits[0])
+    return choice if choice.matrix is None or choice.codecs else replace(choice, matrix=choice.matrix.balance())
+
+
+def _bits_of(goal: Goal) -> tuple[int, ...]:
+    """What may be chosen from where bytes count."""
+    return BITS[1:] if goal.bits is None else (goal.bits,)

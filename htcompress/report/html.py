@@ -19,7 +19,7 @@ _DRAWN = 24  # matrices
 
 def to_html(report: Report) -> str:
     """The report as an HTML page that needs nothing else."""
-    factored = [m for layer in report.layers for m in layer.matrices if not m.kept_dense]
+    factored = [m for layer in report.layers for m in layer.matrices if m.ranks]
     shown = factored[:_DRAWN]
     spectra = [(m.name, plots.spectrum(m)) for m in shown]
     trees = [(m.name, plots.tree(m)) for m in shown]
@@ -71,8 +71,13 @@ def command(report: Report) -> str:
     request, file = Request.of_report(report.request, seed=report.seed), str(report.source["file"])
     if report.source.get("path") is not None:
         return request.command(file)
-    goal = next(name for name in ("budget", "error", "ratio") if getattr(request.goal, name) is not None)
-    return f"htcompress.compress({file}(...), {goal}={getattr(request.goal, goal)}, seed={report.seed})"
+    asked = {
+        "budget": request.goal.budget if request.goal.bytes is None else f"{request.goal.bytes}B",
+        "error": request.goal.error,
+        "ratio": request.goal.ratio,
+    }
+    goal = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
+    return f"htcompress.compress({file}(...), {goal}, seed={report.seed})"
 
 
 def _cards(report: Report) -> list[dict[str, str]]:

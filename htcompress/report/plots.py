@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from htcompress.report.study import Study
+    from htcompress.report.study import Point, Study
 
 _INK = "#010203"
 _ACCENT = "#0d7a5f"
@@ -94,22 +94,29 @@ def curve(study: Study) -> str | None:
     if not points:
         return None
     with _figure(6.4, 3.8) as (figure, ((axes,),)):
+        in_bytes = any(p.case.bytes is not None or p.case.bits is not None for p in points)
         formats = list(dict.fromkeys(p.case.format for p in points))
         for form, colour in zip(formats, _COLOURS, strict=False):
-            own = sorted((p for p in points if p.case.format == form), key=lambda p: p.parameters or 0)
-            sizes = [p.parameters for p in own]
+            own = sorted((p for p in points if p.case.format == form), key=lambda p: _size(p, in_bytes))
+            sizes = [_size(p, in_bytes) for p in own]
             axes.plot(sizes, [p.final for p in own], "o-", color=colour, linewidth=1.8, label=form.upper())
             if any(p.finetuned is not None for p in own):
                 axes.plot(sizes, [p.decomposed for p in own], "o:", color=colour, alpha=0.6, markersize=4)
         dense = study.dense
         if dense.metric is not None:
             axes.axhline(dense.metric, color=_INK, linewidth=0.8, linestyle="--")
-            axes.plot([dense.parameters], [dense.metric], "s", color=_INK, markersize=7, label="dense")
+            own_size = dense.bytes if in_bytes else dense.parameters
+            axes.plot([own_size], [dense.metric], "s", color=_INK, markersize=7, label="dense")
         _sizes(axes)
-        axes.set_xlabel("stored numbers")
+        axes.set_xlabel("stored bytes" if in_bytes else "stored numbers")
         axes.set_ylabel(study.metric, parse_math=False)
         axes.legend()
-        return _svg(figure, "Stored numbers against the metric")
+        return _svg(figure, f"Stored {'bytes' if in_bytes else 'numbers'} against the metric")
+
+
+def _size(point: Point, in_bytes: bool) -> int:
+    """What a point takes, on the axis of a curve."""
+    return (point.bytes if in_bytes else point.parameters) or 0
 
 
 def spectrum(matrix: MatrixReport) -> str | None:

@@ -210,13 +210,13 @@ def _sensible(report: Report) -> None:
     for key in ("file", "sha256"):
         _one_of(report.source[key], (str,) if key == "file" else (str, type(None)), key)
     _one_of(report.source.get("path"), (str, type(None)), "path")
-    goals = [report.request.get(goal) for goal in ("budget", "error", "ratio")]
+    goals = [report.request.get(goal) for goal in ("budget", "error", "ratio", "bytes")]
     for goal in (*goals, report.request.get("time_limit")):
         _one_of(goal, (int, float, type(None)), "a goal of the request")
         if isinstance(goal, int | float) and not abs(goal) <= MOST:
             raise ValueError(f"a goal of the request is {shown(goal)}, more than anything that is counted")
     if all(goal is None for goal in goals):
-        raise ValueError("its request has no goal: neither budget, error nor ratio")
+        raise ValueError("its request has no goal: neither budget, error nor ratio, nor bytes")
     Request.of_report(report.request, seed=report.seed)
     if latency is not None and min(latency.dense_ms, latency.compressed_ms) <= 0:
         raise ValueError("a latency is not above 0")
@@ -241,7 +241,7 @@ def _sensible_settings(settings: Mapping[str, Any]) -> None:
 def _sensible_matrix(matrix: MatrixReport) -> None:
     for key in ("weights", "outputs"):
         _one_of(matrix.error[key], (int, float, type(None)), f"the error of {key}")
-    if matrix.kept_dense:
+    if matrix.layout == "dense":
         return
     if not matrix.ranks:
         raise ValueError(f"{matrix.name} has no ranks")

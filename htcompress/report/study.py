@@ -10,28 +10,54 @@ from htcompress.errors import CheckpointError
 from htcompress.report.report import Report, RequestValue
 from htcompress.report.schema import decoded, shown
 from htcompress.request import Goal
-from htcompress.vocabulary import Format, Scope
+from htcompress.vocabulary import WIDEST, Format, Scope
 
 SCHEMA = "htcompress.study/1"
 KINDS = ("sweep", "compare")
 
+ROUNDED = (8, 4, 3, 2)
+"""Bits in which a comparison rounds the dense matrices."""
+
 
 @dataclass(frozen=True)
 class Case:
-    """One compression that a study asks for: a format, and a budget of numbers or a relative error of the weights."""
+    """One compression that a study asks for: a format, and how small or how exact.
+
+    Attributes:
+        budget: of numbers.
+        error: relative, of each weight matrix.
+        bytes: a budget of bytes.
+        bits: of each number; without a budget and an error, all numbers in so many.
+    """
 
     format: str
     budget: int | None = None
     error: float | None = None
+    bytes: int | None = None
+    bits: int | None = None
 
     def goal(self, scope: Scope) -> Goal:
         """What it asks of a compression. Raises `RequestError` where that makes no sense."""
-        return Goal(self.budget, self.error, scope=scope, format=Format(self.format))
+        alone = self.budget is None and self.error is None and self.bytes is None
+        return Goal(
+            self.budget,
+            self.error,
+            1.0 if alone else None,
+            scope=scope,
+            format=Format(self.format),
+            bits=self.bits,
+            bytes=self.bytes,
+        )
 
     @property
     def name(self) -> str:
-        """Of its output directory within the study's: `ht-5000`, `svd-error-0.1`."""
-        return f"{self.format}-{self.budget}" if self.budget is not None else f"{self.format}-error-{self.error:g}"
+        """Of its output directory within the study's: `ht-5000`, `svd-error-0.1`, `ht-20000B`, `dense-4bits`."""
+        words = [self.format]
+        words += [f"{self.budget}"] if self.budget is not None else []
+        words += [f"error-{self.error:g}"] if self.error is not None else []
+        words += [f"{self.bytes}B"] if self.bytes is not None else []
+        words += [f"{self.bits}bits"] if self.bits is not None else []
+        return "-".join(words)
 
 
 @dataclass(frozen=True)
@@ -153,13 +179,27 @@ def _wrong(study: Study) -> str | None:
         return "its source has no file"
     if any(point.parameters is None and point.least is None for point in study.points):
         return "a point has neither stored numbers nor the least that could be"
-    if any(point.case.budget is None and point.case.error is None for point in study.points):
+    if any(
+        {point.case.budget, point.case.error, point.case.bytes, point.case.bits} == {None} for point in study.points
+    ):
         return "a case has neither a budget nor an error"
     return None
 
 
-def cases(formats: Sequence[str], *, budgets: Sequence[int] = (), errors: Sequence[float] = ()) -> list[Case]:
-    """Every format at every budget and error, each once, in order."""
-    found = [Case(form, budget=b) for form in formats for b in budgets]
-    found += [Case(form, error=e) for form in formats for e in errors]
+def cases(
+    formats: Sequence[str], *, budgets: Sequence[int] = (), errors: Sequence[float] = (), bytes: Sequence[int] = ()
+) -> list[Case]:
+    """Every format at every budget and error, each once, in order.
+
+    Beside budgets of bytes HT has a row without rounding. Dense matrices that are rounded have no size to be chosen
+    but by their bits: they have a row for each of `ROUNDED`.
+    """
+    found: list[Case] = []
+    for form in formats:
+        rounds = form == Format.DENSE
+        found += [] if rounds else [Case(form, budget=b) for b in budgets]
+        found += [Case(form, bytes=b) for b in bytes]
+        found += [Case(form, bytes=b, bits=WIDEST) for b in bytes if form == Format.HT]
+        found += [Case(form, bits=bits) for bits in ROUNDED if rounds]
+    found += [Case(form, error=e) for form in formats if form != Format.DENSE for e in errors]
     return list(dict.fromkeys(found))

@@ -14,6 +14,7 @@ from rich.text import Text
 from htcompress.report import words
 from htcompress.report.study import Point, Study
 from htcompress.report.terminal import WIDTH
+from htcompress.vocabulary import Format
 
 TITLES = {"sweep": "Size against accuracy", "compare": "Formats side by side"}
 
@@ -30,7 +31,17 @@ class Row:
 def heads(study: Study) -> tuple[str, ...]:
     """The names of the columns."""
     metric = study.metric or "metric"
-    return ("format", "asked for", "numbers", "smaller", "output lost", "before tuning", f"{metric} after", "ms")
+    return (
+        "format",
+        "asked for",
+        "numbers",
+        "size",
+        "smaller",
+        "output lost",
+        "before tuning",
+        f"{metric} after",
+        "ms",
+    )
 
 
 def rows(study: Study) -> list[Row]:
@@ -41,6 +52,7 @@ def rows(study: Study) -> list[Row]:
         "dense",
         "",
         words.count(dense.parameters),
+        words.size(dense.bytes),
         "",
         "",
         "",
@@ -92,7 +104,7 @@ def study_to_markdown(study: Study) -> str:
         f"# {study.source['file']}: {TITLES[study.kind].lower()}",
         "",
         "| " + " | ".join(heads(study)) + " |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|" + "---:|" * (len(heads(study)) - 1),
     ]
     for row in rows(study):
         first, *others = row.cells
@@ -105,13 +117,19 @@ def study_to_markdown(study: Study) -> str:
 
 def _cells(point: Point) -> tuple[str, ...]:
     case = point.case
-    asked = f"{case.budget:,}" if case.budget is not None else f"error {case.error:g}"
+    asked = [f"{case.budget:,}"] if case.budget is not None else []
+    asked += [f"error {case.error:g}"] if case.error is not None else []
+    asked += [words.size(case.bytes)] if case.bytes is not None else []
+    asked += [f"{case.bits} bits"] if case.bits is not None else []
+    name = case.format if case.format == Format.DENSE else case.format.upper()
     if point.parameters is None:
-        return (case.format.upper(), asked, f"{point.least:,} at least", "", "", "", "", "")
+        least = f"{point.least:,}" if case.bytes is None else words.size(point.least or 0)
+        return (name, ", ".join(asked), f"{least} at least", "", "", "", "", "", "")
     return (
-        case.format.upper(),
-        asked,
+        name,
+        ", ".join(asked),
         words.count(point.parameters),
+        words.size(point.bytes or 0),
         f"{point.ratio:,.4g}x" if point.ratio and point.ratio < 1000 else f"{point.ratio or 0:,.0f}x",
         words.percent(point.output_error),
         words.metric(point.decomposed),

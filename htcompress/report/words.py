@@ -84,7 +84,7 @@ def layer(settings: Mapping[str, Any]) -> str:
 
 def form(matrix: MatrixReport) -> str:
     """The layout in a few characters: 4·8·8 | 60·60."""
-    if matrix.kept_dense:
+    if not matrix.ranks:
         return "dense"
     if matrix.layout in PAIRED:
         return " ".join(f"{m}×{n}" for m, n in zip(matrix.row_modes, matrix.col_modes, strict=True))
@@ -94,8 +94,8 @@ def form(matrix: MatrixReport) -> str:
 
 
 def rank(matrix: MatrixReport) -> str:
-    """The rank between rows and columns for a split layout; the largest rank for a paired one."""
-    if matrix.kept_dense:
+    """The rank between rows and columns for a split layout; the largest rank for a paired one; none of no factors."""
+    if not matrix.ranks:
         return ""
     ranks = list(matrix.ranks.values())
     # Post-order: the last is the root, the one before it is the root's right child.

@@ -17,11 +17,14 @@ class Half(Codec):
     name = "float16"
     bits = 16
 
-    def encode(self, core: Tensor) -> dict[str, Tensor]:
+    def encode(self, core: Tensor, scales: Tensor | None = None) -> dict[str, Tensor]:
         return {"": core.to(torch.float16)}
 
-    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+    def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         return parts[""].to(torch.float32)
+
+    def rounded(self, core: Tensor, scales: Tensor | None = None) -> Tensor:
+        return core.to(torch.float16).to(core.dtype)
 
     def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         return {"": shape}
@@ -31,6 +34,6 @@ class Half(Codec):
 
     def holds(self, core: Tensor) -> bool:
         """Whether rounding changes it by no more than half precision's own error."""
-        rounded = self.decode(self.encode(core)).to(torch.float64)
-        lost = torch.linalg.vector_norm(rounded - core.to(torch.float64))
-        return bool(lost <= HARMLESS * torch.linalg.vector_norm(core.to(torch.float64)))
+        wide = core.to(torch.float64)
+        lost = torch.linalg.vector_norm(self.rounded(wide) - wide)
+        return bool(lost <= HARMLESS * torch.linalg.vector_norm(wide))

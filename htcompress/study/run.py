@@ -22,6 +22,7 @@ from htcompress.directory.write import write_directory
 from htcompress.errors import CheckpointError, RequestError, UnreachableError
 from htcompress.files import write_whole
 from htcompress.model.latency import LATENCY_OF, latencies
+from htcompress.numbers import bytes_of, whole
 from htcompress.observer import Observer
 from htcompress.opening import dense_model
 from htcompress.report import Report, read_report
@@ -100,11 +101,16 @@ class Place:
             get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
+IN_NUMBERS = (Format.HT, Format.TT, Format.TR, Format.BT, Format.SVD)
+IN_BYTES = (Format.HT, Format.SVD, Format.DENSE)
+"""What is compared at a budget of numbers, and at one of bytes."""
+
+
 def sweep(
     checkpoint: str | Path,
     directory: str | Path,
     *,
-    budgets: Sequence[int] = (),
+    budgets: Sequence[int | str] = (),
     errors: Sequence[float] = (),
     formats: Sequence[Format | str] = (Format.HT,),
     **options: Any,
@@ -112,9 +118,9 @@ def sweep(
     """Compress a checkpoint to several sizes, in one format or several; what `htcompress sweep` does.
 
     Args:
-        budgets: numbers that the recurrent layers may store.
+        budgets: numbers that the recurrent layers may store, or bytes (`"20kB"`).
         errors: relative errors that every weight matrix keeps to.
-        formats: `ht`, `tt`, `tr`, `bt`, `svd`.
+        formats: `ht`, `tt`, `tr`, `bt`, `svd`, and `dense`, which only rounds.
         options: those of `study`; `task` is needed.
 
     Raises `RequestError` where nothing is asked for or a number makes no sense, and what `study` raises.
@@ -128,15 +134,20 @@ def compare(
     checkpoint: str | Path,
     directory: str | Path,
     *,
-    budget: int,
-    formats: Sequence[Format | str] = tuple(Format),
+    budget: int | str,
+    formats: Sequence[Format | str] | None = None,
     **options: Any,
 ) -> Study:
     """Compress a checkpoint to one size in several formats, all treated alike; what `htcompress compare` does.
 
+    By default a budget of numbers is given to all that factor, one of bytes to HT, to truncated SVD and to rounding.
+
     Every format is weighted by the same data, refined in the same metric, given one budget over all matrices and
     fine-tuned by the same steps. Arguments and errors are those of `sweep`.
     """
+    if formats is None:
+        stored = isinstance(budget, str) and bytes_of(budget) is not None
+        formats = IN_BYTES if stored else IN_NUMBERS
     return study(checkpoint, directory, _cases(formats, [budget], []), kind="compare", **options)
 
 
@@ -228,9 +239,17 @@ def check_free(folder: Path) -> None:
         )
 
 
-def _cases(formats: Sequence[Format | str], budgets: Sequence[int], errors: Sequence[float]) -> list[Case]:
+def _cases(formats: Sequence[Format | str], budgets: Sequence[int | str], errors: Sequence[float]) -> list[Case]:
     named = [one_of(Format, form, "--formats").value for form in formats]
-    for case in (found := cases(named, budgets=budgets, errors=errors)):
+    numbers: list[int] = []
+    stored: list[int] = []
+    for budget in budgets:
+        size = bytes_of(budget) if isinstance(budget, str) else None
+        if size is not None:
+            stored.append(size)
+        else:
+            numbers.append(whole(budget, "a budget", "5000, 5k or 20kB") if isinstance(budget, str) else budget)
+    for case in (found := cases(named, budgets=numbers, errors=errors, bytes=stored)):
         case.goal(Scope.AUTO)  # which says what is wrong with a number
     return found
 

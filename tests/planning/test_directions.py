@@ -217,9 +217,9 @@ def test_the_frontier_of_a_direction_is_one() -> None:
     (target,) = targets(Model("lstm"), Model("lstm").seen(), Scope.AUTO)
     frontier = target.frontier(target.ladders())
     for a, b in pairwise(frontier):
-        assert a.parameters < b.parameters
+        assert a.size < b.size
         assert a.error > b.error
-    assert frontier[0].parameters == min(recipe.smallest for recipe in target.recipes)
+    assert frontier[0].size == min(recipe.smallest for recipe in target.recipes)
     assert {option.recipe.scope for option in frontier} <= {Scope.INTEGRATED, Scope.SEPARATE}
 
 
@@ -279,12 +279,12 @@ def test_allocation_of_very_many_points_stays_within_the_budget() -> None:
     last = float("inf")
     for budget in (2000, 4000, 8000, 16000, 40000):
         found = allocate(frontiers, budget)
-        assert sum(o.parameters for o in found) <= budget
+        assert sum(o.size for o in found) <= budget
         error = sum(o.error for o in found)
         assert error <= last
         # Lagrange: no combination within the budget is better than this, for any price.
         prices = torch.logspace(-7, -1, 200).tolist()
-        bound = max(sum(min(o.error + p * o.parameters for o in f) for f in frontiers) - p * budget for p in prices)
+        bound = max(sum(min(o.error + p * o.size for o in f) for f in frontiers) - p * budget for p in prices)
         assert error >= bound - 1e-9
         assert error <= 1.1 * bound + 0.01
         last = error

@@ -157,13 +157,13 @@ def frontier(seed: int, points: int) -> list[Option]:
 @pytest.mark.parametrize("seed", range(4))
 def test_allocation_is_the_best_of_all(budget: int, seed: int) -> None:
     frontiers = [frontier(10 * seed + i, points) for i, points in enumerate((5, 7, 6))]
-    fitting = [c for c in itertools.product(*frontiers) if sum(o.parameters for o in c) <= budget]
+    fitting = [c for c in itertools.product(*frontiers) if sum(o.size for o in c) <= budget]
     found = allocate(frontiers, budget)
     if not fitting:
         assert found is None
         return
     assert found is not None
-    assert sum(o.parameters for o in found) <= budget
+    assert sum(o.size for o in found) <= budget
     assert sum(o.error for o in found) == pytest.approx(min(sum(o.error for o in c) for c in fitting))
 
 

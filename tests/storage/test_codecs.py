@@ -24,14 +24,18 @@ def test_what_is_decoded_is_encoded_again_without_loss(codec: Codec) -> None:
     for shape in ((7,), (3, 4), (2, 3, 4), (1, 1)):
         for scale in (1e-3, 1.0, 1e3):
             core = scale * torch.randn(shape)
-            parts = codec.encode(core)
+            scales = codec.scales(core)
+            parts = codec.encode(core, scales)
             assert {part: tuple(t.shape) for part, t in parts.items()} == codec.parts(shape)
             assert sum(t.numel() * t.element_size() for t in parts.values()) == codec.bytes(shape, core.dtype)
-            once = codec.rounded(core)
+            once = codec.rounded(core, scales)
             assert once.dtype == core.dtype
-            assert torch.equal(codec.rounded(once), once)
-            assert (once - core).norm() <= 2.0**-10 * core.norm()
-    assert codec_of(codec.name) is codec
+            assert torch.equal(codec.rounded(once, scales), once)
+            assert torch.equal(codec.decode(parts, shape), once)
+            # Half a step of the widest scale that cuts nothing off.
+            step = float(core.abs().max()) * (2.0**-10 if codec.bits in (0, 16) else 1 / (2**codec.bits - 1))
+            assert (once - core).norm() <= 1.01 * step * core.numel() ** 0.5
+    assert codec_of(codec.to_config()) == codec
 
 
 def test_every_number_of_bits_has_a_codec() -> None:
@@ -44,7 +48,7 @@ def test_every_number_of_bits_has_a_codec() -> None:
 
 
 def test_half_precision_leaves_out_what_it_cannot_hold() -> None:
-    half = codec_of("float16")
+    half = codec_of({"name": "float16"})
     assert half.holds(torch.randn(9))
     assert not half.holds(1e5 * torch.randn(9))
     assert not half.holds(1e-7 * torch.randn(9))
@@ -112,11 +116,13 @@ def test_from_the_command_line_to_the_export(tmp_path: Path, htc: Callable[..., 
 
 def test_other_numbers_of_bits_are_refused(tmp_path: Path, htc: Callable[..., Outcome]) -> None:
     save_tagger(tmp_path / "model.pt")
-    with pytest.raises(RequestError, match="32 or 16 bits; found 7"):
-        Goal(budget=400, bits=7)
-    ended = htc("convert", "model.pt", "--budget", "400", "--bits", "7")
+    with pytest.raises(RequestError, match="3 or 2 bits; found 9"):
+        Goal(budget=400, bits=9)
+    ended = htc("convert", "model.pt", "--budget", "400", "--bits", "9")
     assert ended.code == 2
-    assert "32 or 16 bits" in ended.err
+    assert "3 or 2 bits" in ended.err
+    with pytest.raises(RequestError, match="ask for a budget"):
+        Goal(error=0.1, bits=8)
 
 
 def test_an_error_is_that_of_what_is_stored() -> None:

@@ -223,7 +223,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({"budgets": []}, "needs budgets"),
     "a negative budget": ({"budgets": [-5]}, "at least 1; found -5"),
     "an error of one": ({"budgets": [], "errors": [1.0]}, "below 1"),
-    "a format": ({"formats": ["tucker"]}, "--formats is one of ht, tt, tr, bt, svd; found 'tucker'"),
+    "a format": ({"formats": ["tucker"]}, "--formats is one of ht, tt, tr, bt, svd, dense; found 'tucker'"),
     "a scope": ({"scope": "all"}, "--scope is one of"),
 }
 

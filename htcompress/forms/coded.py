@@ -1,0 +1,236 @@
+"""The choices for a matrix where bytes count: those of a search in numbers, and the dense matrix, each in fewer bits.
+
+What rounding will lose is expected from one trial a choice, in four bits and without feedback; choices that turn out to
+matter are rounded as they will be stored, and what that came to corrects what is expected of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import exp, log
+
+import torch
+from torch import Tensor
+
+from htcompress.forms.dense import DenseMatrix
+from htcompress.forms.form import Choice, Ladder, MatrixSearch, Search, front
+from htcompress.forms.rounding import Rounded, rounded_plainly, rounded_with_feedback, spread
+from htcompress.matrix.stored import StoredMatrix
+from htcompress.storage import Codec, codec_within
+from htcompress.storage.integer import Integer
+from htcompress.storage.registry import PLAIN
+from htcompress.vocabulary import INTEGER_BITS, WIDEST
+
+_LOST = {8: 1.04e-4, 7: 3.5e-4, 6: 1.04e-3, 5: 3.5e-3, 4: 1.15e-2, 3: 3.74e-2, 2: 0.119}
+"""The part of a normal variable's square that its best uniform grid of so many bits loses (Max 1960, table II)."""
+
+_FLOATS = {2: torch.float16, 4: torch.float32, 8: torch.float64}
+"""A type of numbers of so many bytes."""
+
+_TRIED = 4
+"""Bits of the trial."""
+
+_FEEDBACK = 0.3
+"""What feedback leaves of the loss, before anything was rounded with it."""
+
+
+@dataclass(frozen=True, eq=False)
+class CodedChoice(Choice):
+    """A choice in so many bits a number; `expected`: not rounded yet."""
+
+    bits: int = WIDEST
+    expected: bool = True
+
+
+def coded(choice: Choice, search: Search, bits: int) -> CodedChoice:
+    """A choice as it is stored in so many bits a number, its error what it comes to."""
+    if bits not in INTEGER_BITS:
+        raise ValueError(f"Numbers are whole in {INTEGER_BITS} bits, not in {bits}.")
+    if choice.matrix is None or isinstance(choice.matrix, DenseMatrix):
+        made = rounded_with_feedback(DenseMatrix(search.matrix.dense().double()), search.target, bits)
+    else:
+        made = rounded_with_feedback(spread(choice.matrix), search.target, bits)
+    return CodedChoice(choice.parameters, made.error, made.matrix, made.bytes, _named(made), bits, expected=False)
+
+
+def _named(made: Rounded) -> Mapping[str, tuple[Integer, Tensor | None]]:
+    every = zip(made.matrix.core_names, made.codecs, made.scales, strict=True)
+    return {name: (codec, scales) for name, codec, scales in every if codec is not None}
+
+
+class CodedSearch(Search):
+    """The candidates of a search in numbers, in each of some numbers of bits; sizes are bytes.
+
+    Args:
+        base: the search in numbers.
+        bits: that may be chosen from.
+        width: of the model's own numbers, in bytes.
+        dense: whether the dense matrix may be rounded, too.
+    """
+
+    def __init__(self, base: MatrixSearch, bits: Sequence[int], *, width: int, dense: bool) -> None:
+        self.base, self.bits, self.width, self.rounds_dense = base, tuple(bits), width, dense
+        self.target = base.target
+        self._lost: dict[int, float] = {}
+
+    @property
+    def dense(self) -> Choice:
+        return replace(self.base.dense, bytes=self.width * self.matrix.numel())
+
+    @property
+    def spectrum(self) -> Tensor | None:
+        return self.base.spectrum
+
+    @cached_property
+    def smallest(self) -> int:
+        every = [c for c in self._base_ladder.choices if c.matrix is not None or self.rounds_dense]
+        return min((self.bytes_of(c, bits) for c in every[:1] for bits in self.bits), default=self.dense.size)
+
+    @cached_property
+    def _base_ladder(self) -> Ladder:
+        return self.base.ladder()
+
+    def ladder(self) -> CodedLadder:
+        return CodedLadder(self, self._base_ladder)
+
+    def bytes_of(self, choice: Choice, bits: int) -> int:
+        """What a choice takes in so many bits a number."""
+        if bits not in INTEGER_BITS:
+            return choice.parameters * (self.width if bits == WIDEST else min(self.width, bits // 8))
+        if choice.matrix is None:
+            return Integer(bits, by_rows=True).bytes(self.matrix.shape, torch.float32)
+        cores = (core for core in choice.matrix.balance().cores if isinstance(core, Tensor))
+        return sum(Integer(bits).bytes(tuple(core.shape), core.dtype) for core in cores)
+
+    def rounded(self, bits: int) -> Choice | None:
+        if not self.rounds_dense:
+            return None
+        own = self.base.dense
+        return CodedChoice(own.parameters, own.error, None, self.bytes_of(own, bits), {}, bits)
+
+    def lost(self, choice: Choice) -> float:
+        """What the trial loses beyond the choice's own error."""
+        if choice.parameters not in self._lost:
+            matrix: StoredMatrix = (
+                DenseMatrix(self.matrix.dense().double()) if choice.matrix is None else spread(choice.matrix)
+            )
+            tried = rounded_plainly(matrix, self.target, _TRIED).error
+            own = 0.0 if choice.matrix is None else self.target.error_of(choice.matrix)
+            self._lost[choice.parameters] = max(tried - own, 1e-12 * self.total)
+        return self._lost[choice.parameters]
+
+    def stored(self, choice: Choice, bits: int) -> CodedChoice:
+        """A choice as it is stored in so many bits a number; in 16 or more its rounding is harmless."""
+        if bits in INTEGER_BITS:
+            return coded(choice, self, bits)
+        matrix = DenseMatrix(self.matrix.dense()) if choice.matrix is None else choice.matrix.balance()
+        codec, size, every = codec_within(bits, _FLOATS[self.width]), 0, []
+        codecs: dict[str, tuple[Codec, Tensor | None]] = {}
+        for name, core in zip(matrix.core_names, matrix.cores, strict=True):
+            every.append(core)
+            if not isinstance(core, Tensor):
+                continue
+            # What half precision does not hold stays as it is.
+            own = codec if codec.holds(core) else PLAIN
+            size += own.bytes(tuple(core.shape), _FLOATS[self.width])
+            if own is not PLAIN:
+                every[-1], codecs[name] = own.rounded(core), (own, None)
+        found = matrix.with_cores(every)
+        return CodedChoice(choice.parameters, choice.error, found, size, codecs, bits, expected=False)
+
+    def grown(self, choice: Choice, size: int) -> Choice | None:
+        if not isinstance(choice, CodedChoice) or isinstance(choice.matrix, DenseMatrix | None):
+            return None
+        # As many numbers as fit, less what scales and odd bits take.
+        numbers = int(choice.parameters * size / max(1, choice.size))
+        for _ in range(4):
+            found = self.base.best(numbers, polish=True)
+            if found is None or found.matrix is None:
+                return None
+            taken = self.bytes_of(found, choice.bits)
+            if taken <= size:
+                return self.stored(found, choice.bits)
+            numbers -= max(1, -(-(taken - size) * 8 // choice.bits))
+        return None
+
+    def cheapest(self, rtol: float) -> Choice:
+        """Errors are kept by a search in numbers."""
+        return self.base.cheapest(rtol)
+
+    def exact(self, choice: Choice) -> Choice:
+        if not isinstance(choice, CodedChoice):
+            return choice
+        if choice.expected:
+            return self.stored(choice, choice.bits)
+        return choice if choice.matrix is None else replace(choice, error=self.target.error_of(choice.matrix))
+
+
+@dataclass(frozen=True, eq=False)
+class CodedLadder(Ladder):
+    """The choices of a `CodedSearch`, some of them rounded as they will be stored.
+
+    Attributes:
+        base: the choices in numbers.
+        known: those that were rounded, by their numbers and bits.
+    """
+
+    search: CodedSearch
+    base: Ladder
+    known: Mapping[tuple[int, int], CodedChoice] = field(default_factory=dict)
+
+    @cached_property
+    def choices(self) -> Sequence[Choice]:
+        kept = [choice for choice in self.base.choices if choice.matrix is not None]
+        kept += [self.search.base.dense] if self.search.rounds_dense else []
+        return front([*(self._as(choice, bits) for choice in kept for bits in self.search.bits), self.search.dense])
+
+    def improved(self, choice: Choice) -> CodedLadder | None:
+        if not isinstance(choice, CodedChoice) or not choice.expected:
+            return None
+        base, own = self.base, self._own(self.base, choice)
+        if own.matrix is not None:
+            base = base.improved(own) or base
+            own = self._own(base, choice)
+        made = self.search.stored(own, choice.bits)
+        return replace(self, base=base, known={**self.known, (choice.parameters, choice.bits): made})
+
+    def neighbours(self, choice: Choice) -> Sequence[Choice]:
+        at = next((k for k, c in enumerate(self.choices) if self._key(c) == self._key(choice)), None)
+        return [] if at is None else [*self.choices[max(0, at - 1) : at], *self.choices[at + 1 : at + 2]]
+
+    def _own(self, base: Ladder, choice: CodedChoice) -> Choice:
+        """The choice in numbers that one stands for."""
+        same = (c for c in base.choices if c.parameters == choice.parameters and (c.matrix is None) == choice.is_dense)
+        return next(same, replace(self.search.base.dense, matrix=choice.matrix, error=choice.error))
+
+    @staticmethod
+    def _key(choice: Choice) -> tuple[int, int]:
+        return choice.parameters, choice.bits if isinstance(choice, CodedChoice) else WIDEST
+
+    def _as(self, choice: Choice, bits: int) -> CodedChoice:
+        """A choice in so many bits, rounded or expected."""
+        known = self.known.get((choice.parameters, bits))
+        if known is not None:
+            return known
+        error = choice.error
+        if bits in INTEGER_BITS:
+            error += self._feedback(bits) * self.search.lost(choice) * _LOST[bits] / _LOST[_TRIED]
+        return CodedChoice(choice.parameters, error, choice.matrix, self.search.bytes_of(choice, bits), {}, bits)
+
+    def _feedback(self, bits: int) -> float:
+        """What feedback leaves of the trial's loss, by those that were rounded: those of as many bits, if there are."""
+        return self._feedbacks.get(bits, self._feedbacks.get(0, _FEEDBACK))
+
+    @cached_property
+    def _feedbacks(self) -> dict[int, float]:
+        ratios: dict[int, list[float]] = {}
+        by_numbers = {c.parameters: c for c in self.base.choices}
+        for (numbers, bits), choice in self.known.items():
+            if bits in INTEGER_BITS and numbers in by_numbers:
+                own = by_numbers[numbers]
+                ratio = (choice.error - own.error) / (self.search.lost(own) * _LOST[bits] / _LOST[_TRIED])
+                for key in (bits, 0):
+                    ratios.setdefault(key, []).append(log(min(3.0, max(1e-2, ratio))))
+        return {bits: exp(sum(logs) / len(logs)) for bits, logs in ratios.items()}

@@ -1,0 +1,113 @@
+"""Numbers as whole multiples of a scale, in 2 to 8 bits each, packed.
+
+The 2^b levels lie symmetrically about zero and do not hold it: (code + 1/2 - 2^(b-1)) * scale. Of numbers that are
+spread like a normal distribution two bits of such levels lose 12 % of the square, where levels with zero among them
+lose 19 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from htcompress.storage.codec import Codec
+from htcompress.storage.packing import packed, packed_bytes, unpacked
+
+_CLIPS = 48
+"""Scales that are tried, from that which cuts nothing off down to a sixth of it: the best is flat to a few percent."""
+
+_LEAST_CLIP = 1 / 6
+
+_SCALE = torch.bfloat16
+"""Of scales: float32's range, and which grid is rounded to is known all the same. What is kept of them beside a core
+are their bits, as int16: no change of a model's precision touches those."""
+
+
+@dataclass(frozen=True)
+class Integer(Codec):
+    """Codes of `width` bits, 2 to 8, with a scale for the whole core, or `by_rows` one for each row: its first axis."""
+
+    width: int
+    by_rows: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"int{self.width}"
+
+    @property
+    def bits(self) -> int:
+        return self.width
+
+    def scales(self, core: Tensor) -> Tensor:
+        """Those that lose least of a core in the square, (1,) or (rows,)."""
+        return kept(best_scales(self.grouped(core.detach()).double(), self.width)).cpu()
+
+    def encode(self, core: Tensor, scales: Tensor | None = None) -> dict[str, Tensor]:
+        own = self.scales(core) if scales is None else scales
+        levels = nearest(self.grouped(core.detach()).double() / column(own, core), self.width)
+        codes = (levels + (1 << self.width - 1) - 0.5).to(torch.uint8)
+        return {"": packed(codes, self.width), "scales": own.cpu().view(_SCALE)}
+
+    def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+        if parts[""].dtype is not torch.uint8:
+            raise ValueError(f"codes of {self.width} bits are packed in bytes, not stored as {parts[''].dtype}")
+        codes = unpacked(parts[""], self.width, torch.Size(shape).numel()).reshape(shape)
+        levels = self.grouped(codes.double() - (1 << self.width - 1) + 0.5)
+        return (levels * column(kept(parts["scales"]), levels)).reshape(shape).to(torch.float32)
+
+    def rounded(self, core: Tensor, scales: Tensor | None = None) -> Tensor:
+        steps = column(self.scales(core) if scales is None else scales, core)
+        return (nearest(self.grouped(core).double() / steps, self.width) * steps).reshape(core.shape).to(core.dtype)
+
+    def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        return {"": (packed_bytes(torch.Size(shape).numel(), self.width),), "scales": (self._count(shape),)}
+
+    def bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        return packed_bytes(torch.Size(shape).numel(), self.width) + _SCALE.itemsize * self._count(shape)
+
+    def to_config(self) -> dict[str, Any]:
+        return {**super().to_config(), "by_rows": self.by_rows}
+
+    def of_config(self, config: Mapping[str, Any]) -> Integer:
+        return replace(self, by_rows=config.get("by_rows") is True)
+
+    def grouped(self, core: Tensor) -> Tensor:
+        """A core as a matrix each of whose rows has a scale."""
+        return core.reshape(core.shape[0], core[:1].numel()) if self.by_rows else core.reshape(1, core.numel())
+
+    def _count(self, shape: tuple[int, ...]) -> int:
+        return shape[0] if self.by_rows else 1
+
+
+def kept(scales: Tensor) -> Tensor:
+    """Scales as they are kept beside a core."""
+    return scales.to(_SCALE).view(torch.int16)
+
+
+def column(scales: Tensor, like: Tensor) -> Tensor:
+    """Kept scales as numbers, in float64, one under the other."""
+    return scales.to(like.device).view(_SCALE).double()[:, None]
+
+
+def nearest(ratios: Tensor, bits: int) -> Tensor:
+    """The nearest of the 2^bits levels ..., -1/2, 1/2, 3/2, ...; what is no number (by a scale of zero) becomes 1/2."""
+    half = float(1 << bits - 1)
+    return torch.nan_to_num(ratios, nan=0.0).floor().clamp(-half, half - 1) + 0.5
+
+
+def best_scales(rows: Tensor, bits: int) -> Tensor:
+    """For each row the scale of least squared error, of those that reach its largest number or cut some off."""
+    if rows.shape[1] == 0:
+        return rows.new_zeros(len(rows))
+    # The outermost level stands half a step within the edge of its cell.
+    widest = rows.abs().amax(1, keepdim=True) / ((1 << bits - 1) - 0.5)
+    best, lost = widest, torch.full_like(widest, torch.inf)
+    for clip in torch.linspace(_LEAST_CLIP, 1.0, _CLIPS, dtype=rows.dtype):
+        scales = (clip * widest).to(_SCALE).to(rows.dtype)
+        error = (nearest(rows / scales, bits) * scales - rows).square().sum(1, keepdim=True)
+        best, lost = torch.where(error < lost, scales, best), torch.minimum(error, lost)
+    return best[:, 0]

@@ -1,0 +1,123 @@
+"""Matrices on the grid: the quadratic of a core is the error's, and feedback is never worse than rounding plainly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from searching import search_of
+from torch import Tensor
+
+from htcompress.forms.coded import CodedSearch
+from htcompress.forms.core_problem import core_problem
+from htcompress.forms.dense import DenseMatrix
+from htcompress.forms.ht import HTMatrix
+from htcompress.forms.rounding import rounded_plainly, rounded_with_feedback, spread
+from htcompress.matrix.inputs import gather
+from htcompress.matrix.layout import Layout
+from htcompress.matrix.metric import Metric
+from htcompress.matrix.weighted import WeightedMatrix
+from htcompress.vocabulary import INTEGER_BITS, Format
+
+ROWS, COLS = 24, 30
+LAYOUTS = [Layout.split((24,), (30,)), Layout.split((4, 6), (5, 6)), Layout.split((2, 3, 4), (31,), cols=30)]
+
+
+def metric(samples: int = 400, *, centred: bool = False, gradients: str = "matrix") -> Metric:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(samples, COLS, generator=generator) * torch.logspace(0, -1, COLS) + 0.2
+    root = torch.randn(ROWS, ROWS, generator=generator, dtype=torch.float64) * torch.logspace(0, -1, ROWS)
+    moment = {"matrix": root @ root.T, "diagonal": (root @ root.T).diagonal(), "none": None}[gradients]
+    return Metric(ROWS, COLS, moment, gather([inputs]).select(0, centred=centred))
+
+
+def matrix() -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    left, right = (torch.randn(n, 12, generator=generator, dtype=torch.float64) for n in (ROWS, COLS))
+    return left @ torch.diag(torch.logspace(0, -1, 12, dtype=torch.float64)) @ right.T
+
+
+def rounded_ht(target: WeightedMatrix, layout: Layout) -> HTMatrix:
+    found = spread(HTMatrix.from_dense(target.matrix.dense().double(), layout, max_rank=5))
+    assert isinstance(found, HTMatrix)
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.row_modes}x{layout.col_modes}")
+@pytest.mark.parametrize("gradients", ["matrix", "diagonal", "none"])
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_problem_of_a_core_is_the_error(layout: Layout, gradients: str, centred: bool) -> None:
+    target = WeightedMatrix.of(matrix(), metric(centred=centred, gradients=gradients))
+    found = rounded_ht(target, layout)
+    for t, core in enumerate(found.cores):
+        if not isinstance(core, Tensor):
+            continue
+        problem = core_problem(found, target, t)
+
+        def error(values: Tensor, t: int = t, core: Tensor = core) -> Tensor:
+            cores = [values.reshape(core.shape) if k == t else c for k, c in enumerate(found.cores)]
+            lost = target.matrix.dense().double() - found.with_cores(cores).dense()
+            weighed = target.metric.row_root.apply(lost)
+            return (weighed.T * target.metric.through(weighed.T)).sum()
+
+        best = problem.best.reshape(-1).requires_grad_()
+        (gradient,) = torch.autograd.grad(error(best), best)
+        (before,) = torch.autograd.grad(error(start := core.reshape(-1).clone().requires_grad_()), start)
+        assert gradient.norm() <= 1e-5 * before.norm() + 1e-8 * target.total
+        # Numbers that stand for padding alone are held where they are, which the error does not ask for.
+        padded = 31 in found.layout.col_modes
+        if problem.cols is None and problem.rows is not None and not padded:
+            curvature = torch.autograd.functional.hessian(error, best.detach()) / 2
+            off = problem.rows - torch.diag(problem.rows.diagonal())
+            assert torch.allclose(off, curvature - torch.diag(curvature.diagonal()), atol=1e-6 * curvature.abs().max())
+
+
+@pytest.mark.parametrize("bits", INTEGER_BITS)
+@pytest.mark.parametrize("samples", [12, 400])
+def test_feedback_is_never_worse(bits: int, samples: int) -> None:
+    target = WeightedMatrix.of(matrix(), metric(samples))
+    dense = DenseMatrix(target.matrix.dense().double())
+    for start in (dense, *(rounded_ht(target, layout) for layout in LAYOUTS)):
+        plain, found = rounded_plainly(start, target, bits), rounded_with_feedback(start, target, bits)
+        assert found.error <= plain.error
+        assert found.error == pytest.approx(target.error_of(found.matrix))
+        # What is stored stands for what was measured.
+        for core, codec, scales in zip(found.matrix.cores, found.codecs, found.scales, strict=True):
+            if codec is not None and isinstance(core, Tensor):
+                stored = codec.encode(core, scales)
+                assert torch.equal(codec.decode(stored, tuple(core.shape)), core.float())
+
+
+def test_spread_changes_nothing_but_the_cores() -> None:
+    for layout in LAYOUTS:
+        plain = HTMatrix.from_dense(matrix(), layout, max_rank=5)
+        turned = spread(plain)
+        assert torch.allclose(turned.dense(), plain.dense(), atol=1e-9)
+        assert turned.parameters == plain.balance().parameters
+        assert [isinstance(c, Tensor) for c in turned.cores] == [isinstance(c, Tensor) for c in plain.balance().cores]
+
+
+@pytest.mark.parametrize("form", [Format.HT, Format.TT, Format.TR, Format.BT, Format.SVD])
+def test_choices_in_bytes(form: Format) -> None:
+    base = search_of(matrix().float(), metric(), form=form.value, max_parameters=500, gates=4)
+    search = CodedSearch(base, INTEGER_BITS, width=4, dense=True)
+    ladder = search.ladder()
+    sizes = [choice.size for choice in ladder.choices]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == search.smallest
+    assert ladder.choices[-1].matrix is None
+    for choice in list(ladder.choices)[:: max(1, len(sizes) // 6)]:
+        made = search.exact(choice)
+        assert made.size == choice.size
+        if made.matrix is not None:
+            assert made.size == stored_bytes(made.matrix.cores, made.codecs.values())
+        better = search.grown(made, made.size + 40)
+        assert better is None or better.size <= made.size + 40
+
+
+def stored_bytes(cores: Sequence[object], codecs) -> int:  # type: ignore[no-untyped-def]
+    every = zip((c for c in cores if isinstance(c, Tensor)), codecs, strict=True)
+    return sum(
+        sum(part.numel() * part.element_size() for part in codec.encode(core, s).values()) for core, (codec, s) in every
+    )
