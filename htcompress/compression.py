@@ -31,7 +31,7 @@ from htcompress.model.proof import prove, without_bypassed
 from htcompress.model.replace import copied, stand_ins
 from htcompress.model.selection import assumed_settings, module_names, selected
 from htcompress.nn.recurrent import HTRecurrent
-from htcompress.numbers import bytes_of, whole
+from htcompress.numbers import budget_of
 from htcompress.observer import Observer
 from htcompress.opening import dense_model, device_named
 from htcompress.planning import Plan
@@ -141,10 +141,8 @@ def compress(
         UnreachableError: the budget is too small for any form; the message says what is enough.
     """
     forms = one_of(Scope, scope, "scope"), one_of(LayoutKind, layout, "layout"), one_of(Format, format, "format")
-    stored = bytes_of(budget) if isinstance(budget, str) else None
-    numbers = whole(budget, "budget", "5000 or 20kB") if isinstance(budget, str) and stored is None else budget
-    own = None if isinstance(numbers, str) else numbers
-    goal = Goal(own, error, ratio, *forms, one_of(UnitOrder, unit_order, "unit_order"), bits, stored)
+    numbers, stored = budget_of(budget, "budget")
+    goal = Goal(numbers, error, ratio, *forms, one_of(UnitOrder, unit_order, "unit_order"), bits, stored)
     request = Request(goal, layers, finetuning or FineTuning(seed=seed), seed)
     data = Data.of_arguments(calibration, training, loss, evaluate, higher_is_better)
     source = {"file": type(model).__name__, "sha256": None, "path": None}

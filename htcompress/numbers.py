@@ -40,6 +40,20 @@ def bytes_of(text: str) -> int | None:
     return None if value is None or value != int(value) else int(value)
 
 
+def budget_of(value: int | str | None, option: str) -> tuple[int | None, int | None]:
+    """A budget as a number of numbers, and as one of bytes; the one that it is not is None.
+
+    >>> [budget_of(value, "--budget") for value in (5000, "5k", "20kB")]
+    [(5000, None), (5000, None), (None, 20000)]
+
+    Raises `RequestError`, naming the option, where it is neither.
+    """
+    if not isinstance(value, str):
+        return value, None
+    stored = bytes_of(value)
+    return (whole(value, option, "5000, 5k, 1.5m or 20kB"), None) if stored is None else (None, stored)
+
+
 def real(text: str, option: str, examples: str) -> float:
     """A number, with the same units. Raises `RequestError`, naming the option, where it is none."""
     value = number(text)

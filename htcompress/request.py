@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from htcompress.errors import RequestError
-from htcompress.numbers import bytes_of, real, whole
+from htcompress.numbers import budget_of, real, whole
 from htcompress.vocabulary import BITS, HARMLESS, INTEGER_BITS, WIDEST, Format, LayoutKind, Scope, UnitOrder, one_of
 
 
@@ -197,9 +197,9 @@ class Request:
 
         Raises `RequestError`, naming the option, where a word makes no sense.
         """
-        stored = None if budget is None else bytes_of(budget)
+        count, stored = budget_of(budget, "--budget")
         numbers = (
-            None if budget is None or stored is not None else whole(budget, "--budget", "5000, 5k, 1.5m or 20kB"),
+            count,
             None if error is None else real(error, "--error", "0.1"),
             None if ratio is None else real(ratio, "--ratio", "100"),
         )

@@ -60,12 +60,10 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Size against accuracy: compress to several budgets, in parallel. Started again, it goes on where it was."""
-    from htcompress.numbers import bytes_of, listed, real, whole
+    from htcompress.numbers import budget_of, listed, real
 
-    sizes = [
-        text if bytes_of(text) is not None else whole(text, "--budgets", "1k,2k,5k or 4kB,20kB")
-        for text in listed(budgets)
-    ]
+    for text in listed(budgets):
+        budget_of(text, "--budgets")
     limits = [real(text, "--errors", "0.5,0.2,0.1") for text in listed(errors)]
     tuning = finetuning_of(steps, time_limit, seed) if finetune else None
     place = _place(jobs, engine, scheduler)
@@ -77,7 +75,7 @@ def sweep(
         made = sweep(
             checkpoint,
             folder,
-            budgets=sizes,
+            budgets=listed(budgets),
             errors=limits,
             formats=listed(formats),
             place=place,
@@ -117,9 +115,9 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """HT beside tensor trains, tensor rings, block terms and truncated SVD at one budget, all treated alike."""
-    from htcompress.numbers import bytes_of, listed, whole
+    from htcompress.numbers import budget_of, listed
 
-    size = budget if bytes_of(budget) is not None else whole(budget, "--budget", "5000, 5k, 1.5m or 20kB")
+    budget_of(budget, "--budget")
     tuning = finetuning_of(steps, time_limit, seed) if finetune else None
     place = _place(jobs, engine, scheduler)
     from htcompress.study import compare
@@ -128,7 +126,7 @@ def compare(
     options = {"task": task, "layers": layers, "scope": scope, "finetuning": tuning, "seed": seed, "device": device}
     with open_screen(quiet) as screen:
         made = compare(
-            checkpoint, folder, budget=size, formats=listed(formats) or None, place=place, observer=screen, **options
+            checkpoint, folder, budget=budget, formats=listed(formats) or None, place=place, observer=screen, **options
         )
     _show_study(made, folder, as_json)
 

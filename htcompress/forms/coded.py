@@ -48,7 +48,7 @@ def coded(choice: Choice, search: Search, bits: int) -> CodedChoice:
     """A choice as it is stored in so many bits a number, its error what it comes to."""
     if bits not in INTEGER_BITS:
         raise ValueError(f"Numbers are whole in {INTEGER_BITS} bits, not in {bits}.")
-    if choice.matrix is None or isinstance(choice.matrix, DenseMatrix):
+    if choice.matrix is None or choice.matrix.is_dense:
         made = rounded_with_feedback(DenseMatrix(search.matrix.dense().double()), search.target, bits)
     else:
         made = rounded_with_feedback(spread(choice.matrix), search.target, bits)
@@ -76,6 +76,10 @@ class CodedSearch(Search):
         self._lost: dict[int, float] = {}
 
     @property
+    def in_numbers(self) -> MatrixSearch:
+        return self.base
+
+    @property
     def dense(self) -> Choice:
         return replace(self.base.dense, bytes=self.width * self.matrix.numel())
 
@@ -101,7 +105,7 @@ class CodedSearch(Search):
             return choice.parameters * (self.width if bits == WIDEST else min(self.width, bits // 8))
         if choice.matrix is None:
             return Integer(bits, by_rows=True).bytes(self.matrix.shape, torch.float32)
-        cores = (core for core in choice.matrix.balance().cores if isinstance(core, Tensor))
+        cores = (core for core in choice.matrix.cores if isinstance(core, Tensor))
         return sum(Integer(bits).bytes(tuple(core.shape), core.dtype) for core in cores)
 
     def rounded(self, bits: int) -> Choice | None:
@@ -141,7 +145,7 @@ class CodedSearch(Search):
         return CodedChoice(choice.parameters, choice.error, found, size, codecs, bits, expected=False)
 
     def grown(self, choice: Choice, size: int) -> Choice | None:
-        if not isinstance(choice, CodedChoice) or isinstance(choice.matrix, DenseMatrix | None):
+        if not isinstance(choice, CodedChoice) or choice.matrix is None or choice.matrix.is_dense:
             return None
         # As many numbers as fit, less what scales and odd bits take.
         numbers = int(choice.parameters * size / max(1, choice.size))
@@ -203,7 +207,8 @@ class CodedLadder(Ladder):
     def _own(self, base: Ladder, choice: CodedChoice) -> Choice:
         """The choice in numbers that one stands for."""
         same = (c for c in base.choices if c.parameters == choice.parameters and (c.matrix is None) == choice.is_dense)
-        return next(same, replace(self.search.base.dense, matrix=choice.matrix, error=choice.error))
+        # One that refinement of another has left behind stands for itself.
+        return next(same, Choice(choice.parameters, choice.error, choice.matrix))
 
     @staticmethod
     def _key(choice: Choice) -> tuple[int, int]:

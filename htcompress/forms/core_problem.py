@@ -57,7 +57,7 @@ def col_moment(target: WeightedMatrix) -> Tensor | None:
     metric = target.metric
     if metric.inputs is None or metric.cols > _WIDEST_MOMENT:
         return None
-    return damped(metric.through(torch.eye(metric.cols, dtype=torch.float64)), COLS_DAMPED)
+    return damped(metric.input_moment, COLS_DAMPED)
 
 
 def damped(moment: Tensor, part: float) -> Tensor:

@@ -120,6 +120,11 @@ class Search(ABC):
 
     @property
     @abstractmethod
+    def in_numbers(self) -> MatrixSearch:
+        """The search whose sizes are numbers: this one, or what it stands on."""
+
+    @property
+    @abstractmethod
     def dense(self) -> Choice:
         """The matrix as it is."""
 
@@ -163,6 +168,10 @@ class MatrixSearch(Search):
         self.columns = problem.columns or Columns(self.matrix.shape[1])
         self.max_parameters = min(problem.max_parameters, self.matrix.numel())
         self.bits = problem.bits
+
+    @property
+    def in_numbers(self) -> MatrixSearch:
+        return self
 
     @property
     def dense(self) -> Choice:

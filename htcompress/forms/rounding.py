@@ -7,7 +7,7 @@ The bases of an HT tensor are balanced and turned first, so that all numbers of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,7 @@ class Rounded:
     def bytes(self) -> int:
         """What it takes, scales included."""
         pairs = zip(self.codecs, self.matrix.cores, strict=True)
-        return sum(codec.bytes(tuple(core.shape), torch.float32) for codec, core in pairs if codec and core.shape)
+        return sum(codec.bytes(tuple(core.shape), torch.float32) for codec, core in pairs if codec is not None)
 
 
 def spread(matrix: StoredMatrix) -> StoredMatrix:
@@ -56,11 +56,14 @@ def spread(matrix: StoredMatrix) -> StoredMatrix:
 def rounded_plainly(matrix: StoredMatrix, target: WeightedMatrix, bits: int) -> Rounded:
     """Every number of a matrix rounded to the nearest; its cores as they stand."""
     codecs = _codecs(matrix, bits)
-    scales = [
-        codec.scales(core) if codec is not None and isinstance(core, Tensor) else None
-        for codec, core in zip(codecs, matrix.cores, strict=True)
-    ]
-    return _made(matrix, matrix.cores, codecs, scales, target)
+    scales: list[Tensor | None] = [None] * len(codecs)
+    cores = list(matrix.cores)
+    for t, (codec, core) in enumerate(zip(codecs, matrix.cores, strict=True)):
+        if codec is not None and isinstance(core, Tensor):
+            scales[t] = codec.scales(core)
+            cores[t] = codec.rounded(core.double(), scales[t])
+    stored = matrix.with_cores(cores)
+    return Rounded(stored, codecs, tuple(scales), target.error_of(stored))
 
 
 def rounded_with_feedback(matrix: StoredMatrix, target: WeightedMatrix, bits: int) -> Rounded:
@@ -84,21 +87,6 @@ def rounded_with_feedback(matrix: StoredMatrix, target: WeightedMatrix, bits: in
 def _codecs(matrix: StoredMatrix, bits: int) -> tuple[Integer | None, ...]:
     by_rows = isinstance(matrix, DenseMatrix)
     return tuple(Integer(bits, by_rows) if isinstance(core, Tensor) else None for core in matrix.cores)
-
-
-def _made(
-    matrix: StoredMatrix,
-    cores: Sequence[object],
-    codecs: Sequence[Integer | None],
-    scales: Sequence[Tensor | None],
-    target: WeightedMatrix,
-) -> Rounded:
-    made = [
-        codec.rounded(core.double(), own) if codec is not None and isinstance(core, Tensor) else core
-        for core, codec, own in zip(cores, codecs, scales, strict=True)
-    ]
-    stored = matrix.with_cores(made)  # type: ignore[arg-type]
-    return Rounded(stored, tuple(codecs), tuple(scales), target.error_of(stored))
 
 
 def _grid(codec: Integer, scales: Tensor, like: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -79,6 +79,11 @@ class Inputs(ABC):
     def squared(self, chunks: Iterator[tuple[slice, Tensor]]) -> float:
         """||D X^T||^2 for a matrix D given as columns in float64 and which they are."""
 
+    @property
+    @abstractmethod
+    def whole(self) -> Float[Tensor, "cols cols"]:
+        """X^T X, in float64; for columns that are not too many."""
+
     @abstractmethod
     def some(self, most: int) -> Float[Tensor, "n cols"]:
         """At most so many rows Y, in float64, with Y^T Y = X^T X, or on the average so where there are more."""
@@ -174,6 +179,11 @@ class SampledInputs(Inputs):
                 start = end
         return float(self._centre(seen.T).square().sum())
 
+    @property
+    def whole(self) -> Float[Tensor, "cols cols"]:
+        seen = self._centre(torch.cat([kind.tensor.double() for kind in self.kinds]).T)
+        return seen.T @ seen
+
     def some(self, most: int) -> Float[Tensor, "n cols"]:
         chosen = torch.randperm(self.count, generator=torch.Generator("cpu").manual_seed(0), device="cpu")[:most]
         seen = torch.cat([kind.tensor[:, chosen.to(kind.tensor.device)].double() for kind in self.kinds]).T
@@ -259,13 +269,15 @@ class MomentInputs(Inputs):
         weights = matrix.dense().to(self.moment.dtype)
         return (weights @ self.through(weights.T)).double()
 
+    @property
+    def whole(self) -> Float[Tensor, "cols cols"]:
+        moment = self.moment.to(torch.float64, copy=True)
+        return moment if self.centred else moment + torch.outer(self.sums, self.mean)
+
     @cached_property
     def _root(self) -> Float[Tensor, "cols n"]:
         """L with L L^T = X^T X, up to rounding, whatever the rank."""
-        moment = self.moment.double()
-        if not self.centred:
-            moment = moment + torch.outer(self.sums, self.mean)
-        values, vectors = torch.linalg.eigh(moment)
+        values, vectors = torch.linalg.eigh(self.whole)
         return vectors * values.clamp_min(0).sqrt()
 
     def outputs(self, matrix: Blocks) -> Float[Tensor, "rows n"]:
@@ -282,7 +294,7 @@ class MomentInputs(Inputs):
     @cached_property
     def _cholesky(self) -> Float[Tensor, "cols cols"]:
         """L as `_root`, found faster, and exact to a millionth of the mean eigenvalue."""
-        moment = self.through(torch.eye(self.cols, dtype=torch.float64, device=self.moment.device))
+        moment = self.whole
         moment += 1e-6 * moment.diagonal().mean() * torch.eye(self.cols, dtype=torch.float64, device=moment.device)
         factor, _ = torch.linalg.cholesky_ex(moment)
         return factor

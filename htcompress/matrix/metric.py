@@ -126,6 +126,13 @@ class Metric:
         return product if self.inputs is None or keep == 0 else product + keep * self.inputs.through(factor)
 
     @cached_property
+    def input_moment(self) -> Float[Tensor, "cols cols"]:
+        """A, in float64; for columns that are not too many."""
+        keep, ridge = self.shrinkage
+        identity = torch.eye(self.cols, dtype=torch.float64)
+        return ridge * identity if self.inputs is None or keep == 0 else keep * self.inputs.whole + ridge * identity
+
+    @cached_property
     def seen_inputs(self) -> Float[Tensor, "n cols"] | None:
         """Y with Y^T Y = A but for its ridge, in float64: `SEEN` rows that stand for all; None: A is the identity."""
         keep, _ = self.shrinkage

@@ -363,7 +363,9 @@ class GateWeights(nn.Module):
         named = dict(gates.named_parameters())
         for name, codec in config.get("codecs", {}).items():
             own = codec_of(codec)
-            gates._store(name, own, own.scales(named[name]))
+            count = own.parts(tuple(named[name].shape)).get("scales")
+            scales = None if count is None else torch.zeros(count, dtype=torch.int16, device="cpu")
+            gates._store(name, own, scales)
         if "order" in config:
             gates.order = torch.zeros(order_words(settings.hidden_size), dtype=torch.int32, device="cpu")
         return gates

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from htcompress.forms.coded import CodedSearch
-from htcompress.forms.form import Choice, Columns, Ladder, MatrixSearch, Problem, Search
+from htcompress.forms.form import Choice, Columns, Ladder, Problem, Search
 from htcompress.forms.registry import searched
 from htcompress.matrix import Metric
 from htcompress.matrix.blocks import Block, Blocks
@@ -173,13 +173,11 @@ class DirectionProblem:
         settings, inputs = self.dense.settings, self.dense.ih.shape[1]
         columns = Columns(inputs, matrix.shape[1] - inputs) if name == "joint" else Columns(matrix.shape[1])
         gates = 1 if name == "hr" else settings.gates
-        near = None if like is None else like.search
-        near = near.base if isinstance(near, CodedSearch) else near
+        near = None if like is None else like.search.in_numbers
         most, bits = self.unit.numbers(self.max_size), max(self.unit.bits)
         if self.unit.width is not None:
             most = max(1, min(most, int(_MOST_OF_DENSE * matrix.numel())))
-        like_it = near if isinstance(near, MatrixSearch) else None
-        base = searched(Problem(matrix, metric, most, gates, columns, self.layout, like_it, bits), self.format.value)
+        base = searched(Problem(matrix, metric, most, gates, columns, self.layout, near, bits), self.format.value)
         search: Search = base
         if self.unit.width is not None:
             search = CodedSearch(base, self.unit.bits, width=self.unit.width, dense=name != "joint")
@@ -296,10 +294,11 @@ class DirectionProblem:
             return matrix.reordered(None if name == "hr" else rows_at, columns[name][: matrix.shape[1]])
 
         def own_scales(name: str, codec: Codec, scales: Tensor | None) -> tuple[Codec, Tensor | None]:
-            matrix = named.get(name.partition(".")[0])
-            of_rows = matrix is not None and not name.startswith("hr.")
-            by_rows = scales is not None and matrix is not None and of_rows and len(scales) == matrix.shape[0]
-            return codec, scales[rows_at] if by_rows and scales is not None else scales
+            # A dense matrix has a scale for each row, and the rows of a projection are no units.
+            place = name.partition(".")[0]
+            matrix = named.get(place)
+            moves = scales is not None and matrix is not None and matrix.is_dense and place != "hr"
+            return codec, scales[rows_at] if moves and scales is not None else scales
 
         codecs = {name: own_scales(name, *how) for name, how in codecs.items()}
         return GateMatrices(own("ih"), own("hh"), own("joint"), bias, bias_hn, own("hr"), codecs=codecs)

@@ -68,24 +68,30 @@ def _svg(figure: Figure, label: str) -> str:
 
 
 def trade_off(report: Report) -> str | None:
-    """Numbers against the output's expected error, with the dense model and the chosen point; None without a curve."""
+    """Size against the output's expected error, with the dense model and the chosen point; None without a curve.
+
+    Sizes are bytes where bytes were asked for, and numbers else.
+    """
     if len(report.frontier) < 2:
         return None
     t = report.totals
+    in_bytes = report.request.get("bytes") is not None
+    before, after = (t.bytes_before, t.bytes_after) if in_bytes else (t.parameters_before, t.parameters_after)
+    said = words.size if in_bytes else words.count
     with _figure(6.4, 3.2) as (figure, ((axes,),)):
-        sizes = [numbers for numbers, _ in report.frontier]
+        sizes = [size for size, _ in report.frontier]
         errors = [100 * error for _, error in report.frontier]
         axes.plot(sizes, errors, "-", color=_ACCENT, linewidth=1.8, label="expected by the plan")
-        axes.plot([t.parameters_after], [errors[-1]], "o", color=_ACCENT, markersize=8, label="chosen")
-        axes.plot([t.parameters_before], [0], "s", color=_INK, markersize=7, label="dense")
+        axes.plot([after], [errors[-1]], "o", color=_ACCENT, markersize=8, label="chosen")
+        axes.plot([before], [0], "s", color=_INK, markersize=7, label="dense")
         _sizes(axes)
         axes.set_ylim(bottom=min(-3, -0.05 * max(errors)))
-        axes.set_xlabel("stored numbers")
+        axes.set_xlabel("stored bytes" if in_bytes else "stored numbers")
         axes.set_ylabel("output lost, %")
         axes.legend()
-        _annotate(axes, t.parameters_after, errors[-1], words.count(t.parameters_after))
-        _annotate(axes, t.parameters_before, 0, words.count(t.parameters_before))
-        return _svg(figure, "Stored numbers against the error of the output")
+        _annotate(axes, after, errors[-1], said(after))
+        _annotate(axes, before, 0, said(before))
+        return _svg(figure, f"Stored {'bytes' if in_bytes else 'numbers'} against the error of the output")
 
 
 def curve(study: Study) -> str | None:

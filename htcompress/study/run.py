@@ -22,7 +22,7 @@ from htcompress.directory.write import write_directory
 from htcompress.errors import CheckpointError, RequestError, UnreachableError
 from htcompress.files import write_whole
 from htcompress.model.latency import LATENCY_OF, latencies
-from htcompress.numbers import bytes_of, whole
+from htcompress.numbers import budget_of
 from htcompress.observer import Observer
 from htcompress.opening import dense_model
 from htcompress.report import Report, read_report
@@ -146,8 +146,7 @@ def compare(
     fine-tuned by the same steps. Arguments and errors are those of `sweep`.
     """
     if formats is None:
-        stored = isinstance(budget, str) and bytes_of(budget) is not None
-        formats = IN_BYTES if stored else IN_NUMBERS
+        formats = IN_NUMBERS if budget_of(budget, "budget")[1] is None else IN_BYTES
     return study(checkpoint, directory, _cases(formats, [budget], []), kind="compare", **options)
 
 
@@ -241,14 +240,9 @@ def check_free(folder: Path) -> None:
 
 def _cases(formats: Sequence[Format | str], budgets: Sequence[int | str], errors: Sequence[float]) -> list[Case]:
     named = [one_of(Format, form, "--formats").value for form in formats]
-    numbers: list[int] = []
-    stored: list[int] = []
-    for budget in budgets:
-        size = bytes_of(budget) if isinstance(budget, str) else None
-        if size is not None:
-            stored.append(size)
-        else:
-            numbers.append(whole(budget, "a budget", "5000, 5k or 20kB") if isinstance(budget, str) else budget)
+    sizes = [budget_of(budget, "a budget") for budget in budgets]
+    numbers = [count for count, _ in sizes if count is not None]
+    stored = [size for _, size in sizes if size is not None]
     for case in (found := cases(named, budgets=numbers, errors=errors, bytes=stored)):
         case.goal(Scope.AUTO)  # which says what is wrong with a number
     return found

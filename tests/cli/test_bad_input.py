@@ -151,7 +151,7 @@ OPTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("--ratio", "0"): ("at least 1 (such as 100); found 0.0",),
     ("--budget", "400", "--scope", "all"): ("--scope is one of auto, integrated, separate, input; found 'all'",),
     ("--budget", "400", "--layout", "tt"): ("--layout is one of auto, split, paired, svd; found 'tt'",),
-    ("--budget", "400", "--format", "cp"): ("--format is one of ht, tt, tr, bt, svd; found 'cp'",),
+    ("--budget", "400", "--format", "cp"): ("--format is one of ht, tt, tr, bt, svd, dense; found 'cp'",),
     ("--budget", "400", "--layers", "lstm*"): ("--layers 'lstm*' matches none of the recurrent layers: 'rnn'",),
     ("--budget", "400", "--layers", ""): ("--layers '' matches none of the recurrent layers",),
     ("--budget", "400", "--steps", "many"): ("--steps is a whole number such as 400 or 1k; found 'many'",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from htcompress.forms.coded import CodedSearch
 from htcompress.forms.core_problem import core_problem
 from htcompress.forms.dense import DenseMatrix
+from htcompress.forms.dense_search import DenseLadder
 from htcompress.forms.ht import HTMatrix
 from htcompress.forms.rounding import rounded_plainly, rounded_with_feedback, spread
 from htcompress.matrix.inputs import gather
@@ -112,6 +114,7 @@ def test_choices_in_bytes(form: Format) -> None:
         assert made.size == choice.size
         if made.matrix is not None:
             assert made.size == stored_bytes(made.matrix.cores, made.codecs.values())
+            assert made.parameters == sum(core.numel() for core in made.matrix.cores if isinstance(core, Tensor))
         better = search.grown(made, made.size + 40)
         assert better is None or better.size <= made.size + 40
 
@@ -121,3 +124,23 @@ def stored_bytes(cores: Sequence[object], codecs) -> int:  # type: ignore[no-unt
     return sum(
         sum(part.numel() * part.element_size() for part in codec.encode(core, s).values()) for core, (codec, s) in every
     )
+
+
+def test_what_refinement_leaves_behind_keeps_its_numbers() -> None:
+    """A choice that another one beats once that was refined is still rounded as what it is."""
+    base = search_of(matrix().float(), metric(), max_parameters=500, gates=4)
+    ladder = CodedSearch(base, (4,), width=4, dense=False).ladder()
+    choice = next(choice for choice in ladder.choices if choice.matrix is not None)
+    left = replace(ladder, base=DenseLadder(base.dense)).improved(choice)
+    assert left is not None
+    (made,) = left.known.values()
+    assert made.matrix is not None
+    assert made.parameters == choice.parameters == made.matrix.parameters
+
+
+@pytest.mark.parametrize("samples", [12, 400])
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_moment_of_the_inputs(samples: int, centred: bool) -> None:
+    own = metric(samples, centred=centred)
+    identity = torch.eye(COLS, dtype=torch.float64)
+    assert torch.allclose(own.input_moment, own.through(identity), rtol=1e-5, atol=1e-8)

@@ -20,7 +20,6 @@ from htcompress.forms.rounding import rounded_plainly
 from htcompress.matrix.weighted import WeightedMatrix
 from htcompress.model.inventory import inventory_of_model
 from htcompress.model.statistics import collect
-from htcompress.nn.order import order_words
 from htcompress.observer import Observer
 from htcompress.planning.direction import DirectionProblem
 from htcompress.planning.plan import plan_model
@@ -120,8 +119,9 @@ def test_numbers_in_few_bits(bits: int) -> None:
     assert narrow.report.totals.parameters_after == wide.report.totals.parameters_after
     assert narrow.report.totals.bytes_after < wide.report.totals.bytes_after / (24 / bits)
     errors = [[m.error["outputs"] or 0.0 for layer in r.report.layers for m in layer.matrices] for r in (wide, narrow)]
+    # No more is lost than of a normal variable (Max 1960).
     for before, after in zip(*errors, strict=True):
-        assert after <= before + 2.0 ** (2 - bits)
+        assert before < after <= (before**2 + {8: 1.04e-4, 4: 0.0115}[bits]) ** 0.5
 
 
 def test_fine_tuning_ends_on_the_grid(tmp_path: Path, htc: Callable[..., Outcome]) -> None:
@@ -163,7 +163,3 @@ def test_fine_tuning_knows_the_rounding() -> None:
     )
     assert min(losses) < 0.8 * losses[0]
     assert result.report.totals.bytes_after <= 400
-
-
-def test_an_order_is_counted_in_bytes() -> None:
-    assert 4 * order_words(64) == 40
