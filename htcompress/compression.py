@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from htcompress.data import Data, Peeked, training_stream
+from htcompress.data import Data, Peeked
 from htcompress.directory.read import config_of
 from htcompress.directory.write import write_directory
 from htcompress.errors import CheckpointError
@@ -48,8 +48,8 @@ from htcompress.stages import (
     observed,
     planned,
     read_back,
-    reading_of_training,
     snapshot,
+    training_batches,
     tried,
     tuned,
 )
@@ -95,6 +95,7 @@ def compress(
     layers: str = "*",
     calibration: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     training: Callable[[], Iterable[Any]] | Iterable[Any] | None = None,
+    unlabelled: Callable[[], Iterable[Any]] | Iterable[Any] | None = None,
     loss: TaskLoss | None = None,
     evaluate: Evaluate | None = None,
     higher_is_better: bool | None = None,
@@ -124,6 +125,7 @@ def compress(
         calibration: inputs of the model, batch by batch (a tuple is its positional arguments), or a function
             that yields them: the decomposition is weighed by them, and stand-ins for layers are tried on them.
         training: `(inputs, target)` batches, or a function that yields a pass of them: fine-tunes.
+        unlabelled: further inputs to fine-tune on, one batch for each of `training`.
         loss: of output and target, in addition to distillation.
         evaluate: of a model, a metric or a dict of metrics whose first is the headline. It is given a copy.
         higher_is_better: what the metric means; needed where its name speaks of an error.
@@ -144,7 +146,7 @@ def compress(
     numbers, stored = budget_of(budget, "budget")
     goal = Goal(numbers, error, ratio, *forms, one_of(UnitOrder, unit_order, "unit_order"), bits, stored)
     request = Request(goal, layers, finetuning or FineTuning(seed=seed), seed)
-    data = Data.of_arguments(calibration, training, loss, evaluate, higher_is_better)
+    data = Data.of_arguments(calibration, training, unlabelled, loss, evaluate, higher_is_better)
     source = {"file": type(model).__name__, "sha256": None, "path": None}
     with restored():
         private = copied(model, sharing=model.parameters()).eval()
@@ -229,7 +231,7 @@ def _of_model(opened_model: Opened, request: Request, data: Data, observer: Obse
     with clock("evaluate"):
         quality = measured(Quality(), "dense", model, data, seed, observer)
     calibration = None if data.calibration is None else Peeked(data.calibration)
-    trains = data.training is not None and tuning is not None and tuning.steps > 0
+    trains = data.training is not None and tuning is not None and tuning.trains
     training = Peeked(data.training) if trains and data.training is not None else None
     with clock("statistics"), seeded(seed):
         observer.stage("trying stand-ins")
@@ -245,17 +247,17 @@ def _of_model(opened_model: Opened, request: Request, data: Data, observer: Obse
         if not proof.names:
             reasons = " ".join(words.left(proof.left))
             raise CheckpointError(f"None of the recurrent layers can be compressed. {reasons}")
-        reading = None if training is None else reading_of_training(model, data, training, batch)
+        batches = None if training is None else training_batches(model, data, training, batch)
     dense = arranged(model, proof, statistics, batch, goal)
     with clock("decompose"):
         plan = planned(dense.layers, goal, dense.statistics, dense.orders, observer)
     compact, modules = compact_model(dense.model, plan, proof.tied)
     stage = "decomposed"
-    if training is not None and reading is not None and tuning is not None:
+    if batches is not None and tuning is not None:
         with clock("evaluate"):
             quality = measured(quality, "decomposed", compact, data, seed, observer)
         with clock("finetune"):
-            tuned(compact, dense.model, training_stream(reading, training), data, tuning, observer)
+            tuned(compact, dense.model, batches, data, tuning, observer)
         stage = "finetuned"
     moved = dense.moved or {}
     config = config_of({name: modules[name] for name in proof.names}, tied=proof.tied, orders=moved)

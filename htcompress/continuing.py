@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from htcompress.compression import Compressed
-from htcompress.data import Data, Peeked, training_reading, training_stream
+from htcompress.data import Data, Peeked
 from htcompress.directory.read import read_config, read_state
 from htcompress.errors import TaskError
 from htcompress.isolation import restored, seeded
@@ -17,7 +17,7 @@ from htcompress.opening import dense_model, device_named, opened, places_of, tea
 from htcompress.report import read_report
 from htcompress.request import FineTuning
 from htcompress.sources.read import read_checkpoint
-from htcompress.stages import Clock, measured, read_back, snapshot, tuned
+from htcompress.stages import Clock, measured, read_back, snapshot, training_batches, tried, tuned
 from htcompress.task import load_task
 
 __all__ = ["evaluate", "finetune"]
@@ -65,13 +65,14 @@ def finetune(
             quality = measured(quality, "decomposed", model, data, seed, observer)
         with seeded(seed):
             training = Peeked(data.training)
-            if training.empty:
-                raise TaskError(f"training() in {loaded.source} yields nothing; it must yield batches.")
-            reading = training_reading(model, training.first, loss=data.loss)
-        arguments, _ = reading(training.first)
+            if dense is None:
+                data = replace(data, unlabelled=None)  # nobody says what to answer
+            batches = training_batches(model, data, training)
+            batch = tried(model, data, None, training)
+        arguments = None if batch is None else batch.arguments
         clock = Clock()
         with clock("finetune"):
-            tuned(model, dense, training_stream(reading, training), data, options, observer, places_of(config))
+            tuned(model, dense, batches, data, options, observer, places_of(config))
         # Tensors that the model does not know stay in the directory.
         state = read_state(place) | snapshot(model)
         result = read_back(config, state, loaded.model().to(where), model, arguments)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from htcompress.errors import HTCompressError, TaskError
-from htcompress.finetuning.distill import Batches
 from htcompress.finetuning.objective import TaskLoss
+from htcompress.finetuning.stream import Batches
 from htcompress.isolation import user_code
 from htcompress.model.proof import Answer, answer
 from htcompress.task import Task, metrics_of, output_of
@@ -36,12 +36,13 @@ TrainingReading = Callable[[Any], tuple[Arguments, Any]]
 class Data:
     """The user's data and metric, from a task or from arguments of `compress`; None where not given.
 
-    `calibration` and `training` start a pass over items as the user has them; `higher_is_better` is None where the
-    user does not say.
+    `calibration`, `training` and `unlabelled` start a pass over items as the user has them; `higher_is_better` is
+    None where the user does not say.
     """
 
     calibration: Items | None = None
     training: Items | None = None
+    unlabelled: Items | None = None
     loss: TaskLoss | None = None
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     higher_is_better: bool | None = None
@@ -52,6 +53,7 @@ class Data:
         return cls(
             task.calibration if task.has("calibration") else None,
             task.training if task.can_train else None,
+            task.unlabelled if task.has("unlabelled") else None,
             task.loss,
             task.evaluate if task.has("evaluate") else None,
             task.higher_is_better,
@@ -62,6 +64,7 @@ class Data:
         cls,
         calibration: Iterable[Any] | Callable[[], Iterable[Any]] | None,
         training: Iterable[Any] | Callable[[], Iterable[Any]] | None,
+        unlabelled: Iterable[Any] | Callable[[], Iterable[Any]] | None,
         loss: TaskLoss | None,
         evaluate: Callable[[nn.Module], Any] | None,
         higher_is_better: bool | None,
@@ -77,6 +80,7 @@ class Data:
         return cls(
             None if calibration is None else lambda: _guarded(calibration),
             None if training is None else lambda: _guarded(training),
+            None if unlabelled is None else lambda: _guarded(unlabelled),
             loss,
             None if evaluate is None else measured,
             higher_is_better,
@@ -88,7 +92,12 @@ class Data:
         def moved(items: Items | None) -> Items | None:
             return None if items is None else lambda: (to_device(item, device) for item in items())
 
-        return replace(self, calibration=moved(self.calibration), training=moved(self.training))
+        return replace(
+            self,
+            calibration=moved(self.calibration),
+            training=moved(self.training),
+            unlabelled=moved(self.unlabelled),
+        )
 
 
 def _guarded(items: Iterable[Any] | Callable[[], Iterable[Any]]) -> Iterator[Any]:
@@ -176,7 +185,7 @@ def _readings(item: Any) -> list[Reading]:
     return [_whole]
 
 
-def calibration_reading(model: nn.Module, item: Any) -> tuple[Reading, Answer]:
+def calibration_reading(model: nn.Module, item: Any, *, source: str = "calibration()") -> tuple[Reading, Answer]:
     """The first reading of an item that the model takes, and what it answers.
 
     Raises `TaskError`, with what the model says of the documented reading, where it takes none.
@@ -189,8 +198,8 @@ def calibration_reading(model: nn.Module, item: Any) -> tuple[Reading, Answer]:
             raise
         except Exception:
             continue
-    output_of(model, readings[0](item), source="calibration()")
-    raise TaskError("The model takes a batch of calibration() only now and then; let it answer alike each time.")
+    output_of(model, readings[0](item), source=source)
+    raise TaskError(f"The model takes a batch of {source} only now and then; let it answer alike each time.")
 
 
 def training_reading(
@@ -287,3 +296,22 @@ def stream(reading: Reading, items: Iterable[Any]) -> Iterator[Arguments]:
 def training_stream(reading: TrainingReading, items: Items) -> Batches:
     """Passes over items of `training()` as arguments and targets."""
     return lambda: (reading(item) for item in items())
+
+
+def alternating(labelled: Batches, unlabelled: Batches) -> Batches:
+    """Passes over labelled batches with one unlabelled after each; these go on where the last pass left them."""
+    ended = object()
+    going: Iterator[tuple[Sequence[Any], Any]] = iter(())
+
+    def passes() -> Iterator[tuple[Sequence[Any], Any]]:
+        nonlocal going
+        for item in labelled():
+            yield item
+            further: Any = next(going, ended)
+            if further is ended:
+                going = unlabelled()
+                further = next(going, ended)
+            if further is not ended:
+                yield further
+
+    return passes

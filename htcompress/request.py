@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from htcompress.errors import RequestError
@@ -104,7 +104,9 @@ class FineTuning:
     """How to fine-tune.
 
     Args:
-        steps: optimiser steps, at most.
+        steps: optimiser steps, at most. None: as `epochs` says, or as many as the data asks for: 400, and where that
+            is less than two passes over it, up to two further stages, each of twice as many, while they help.
+        epochs: instead, passes over the training data, which is counted first.
         time_limit: seconds after which it ends; the schedule shortens with it.
         learning_rate: the peak of a schedule that warms up and then falls along a cosine; the length of a
             step as a part of the root mean square of each parameter tensor. None: 0.02 times the relative
@@ -115,26 +117,28 @@ class FineTuning:
         check_every: steps between two looks at the held-out batches.
         patience: looks without a new best, after which it goes back to the best state with shorter steps, and
             in the end stops.
-        held_out: batches kept apart to choose the best state by.
+        held_out: batches kept apart to choose the best state by. None: a quarter of the first 48, at most 12.
         seed: of torch's generator during fine-tuning; the caller's is restored afterwards.
 
     Raises:
         RequestError: a value makes no sense.
     """
 
-    steps: int = 400
+    steps: int | None = None
+    epochs: float | None = None
     time_limit: float | None = None
     learning_rate: float | None = None
     hidden: float = 0.5
     clip: float = 1.0
     check_every: int = 25
     patience: int = 10
-    held_out: int = 4
+    held_out: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         bounds: dict[str, tuple[float, bool]] = {
             "steps": (0, True),
+            "epochs": (0, False),
             "time_limit": (0, False),
             "learning_rate": (0, True),
             "hidden": (0, True),
@@ -152,6 +156,13 @@ class FineTuning:
             if not fits or not (value >= least if included else value > least):
                 limit = f"at least {least}" if included else f"more than {least}"
                 raise RequestError(f"Fine-tuning takes {name.replace('_', ' ')} of {limit}; found {value!r}.")
+        if self.steps is not None and self.epochs is not None:
+            raise RequestError("Fine-tuning takes steps or epochs, not both; leave out one of them.")
+
+    @property
+    def trains(self) -> bool:
+        """Whether any step is taken."""
+        return self.steps is None or self.steps > 0
 
 
 @dataclass(frozen=True)
@@ -237,6 +248,7 @@ class Request:
             "weights": self.weights,
             "device": self.device,
             "steps": 0 if tuning is None else tuning.steps,
+            "epochs": None if tuning is None else tuning.epochs,
             "time_limit": None if tuning is None else tuning.time_limit,
             "finetuning": None if tuning is None else asdict(tuning),
         }
@@ -248,7 +260,8 @@ class Request:
         Raises `RequestError` where it is none.
         """
         try:
-            tuning = request.get("finetuning")
+            # What a later version knows beside is passed over.
+            known, tuning = {field.name for field in fields(FineTuning)}, request.get("finetuning")
             steps = request.get("steps", 0)
             if tuning is None and steps:
                 tuning = {"steps": steps, "time_limit": request.get("time_limit"), "seed": seed}
@@ -266,7 +279,7 @@ class Request:
             return cls(
                 goal,
                 request.get("layers", "*"),
-                None if tuning is None else FineTuning(**tuning),
+                None if tuning is None else FineTuning(**{k: v for k, v in tuning.items() if k in known}),
                 seed,
                 request.get("task"),
                 request.get("weights"),
@@ -276,16 +289,15 @@ class Request:
             raise RequestError(f"This is no request of a compression: {error}.") from error
 
     def command(self, checkpoint: str, output: str | None = None) -> str:
-        """The command line that asks for the same, whatever the defaults of another version are for steps and seed.
+        """The command line that asks for the same, whatever the default of another version is for the seed.
 
         >>> Request(Goal(budget=5000, scope=Scope.INTEGRATED), task="task.py").command("model.pt")
-        'htcompress convert model.pt --budget 5000 --task task.py --scope integrated --steps 400 --seed 0'
+        'htcompress convert model.pt --budget 5000 --task task.py --scope integrated --seed 0'
 
         What only the library can ask for (`FineTuning` beyond steps and time limit) is not in it.
         """
         goal, tuning = self.goal, self.finetuning
-        tunes = self.task is not None and tuning is not None and tuning.steps > 0
-        steps = tuning.steps if tunes and tuning is not None else None
+        tunes = self.task is not None and tuning is not None and tuning.trains
         words: list[Any] = ["htcompress", "convert", checkpoint]
         options = (
             ("--budget", goal.budget if goal.bytes is None else f"{goal.bytes}B", None),
@@ -301,7 +313,8 @@ class Request:
             ("--layers", self.layers, "*"),
             ("--weights", self.weights, None),
             ("--device", self.device, "cpu"),
-            ("--steps", steps, None),
+            ("--steps", tuning.steps if tunes and tuning is not None else None, None),
+            ("--epochs", None if tuning is None else tuning.epochs, None),
             ("--time-limit", None if tuning is None else tuning.time_limit, None),
         )
         for option, value, default in options:

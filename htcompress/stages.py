@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,18 @@ from htcompress.data import (
     Data,
     Peeked,
     Reading,
-    TrainingReading,
+    alternating,
     calibration_reading,
     direction_of,
     finite,
     to_device,
     training_reading,
+    training_stream,
 )
 from htcompress.directory.read import assembled
 from htcompress.errors import TaskError
 from htcompress.finetuning.distill import Progress, distill
+from htcompress.finetuning.stream import Batches
 from htcompress.isolation import on_the_cpu, seeded
 from htcompress.model.inventory import inventory_of_model
 from htcompress.model.latency import LATENCY_OF, latencies
@@ -80,15 +82,26 @@ def tried(model: nn.Module, data: Data, calibration: Peeked | None, training: Pe
     return Tried(training.first, lambda item: pairs(item)[0], given, answer(model, given))
 
 
-def reading_of_training(model: nn.Module, data: Data, training: Peeked, known: Tried | None) -> TrainingReading:
-    """How items of the training data go into the model. Raises `TaskError` where there are none."""
+def training_batches(model: nn.Module, data: Data, training: Peeked, known: Tried | None = None) -> Batches:
+    """Passes over the training data, as the model takes it, and what is unlabelled between.
+
+    Raises `TaskError` where there is none, or no reading of it fits the model.
+    """
     if training.empty:
         raise TaskError(
             "Fine-tuning needs at least two batches, one of them held out; training() yields 0. Yield smaller "
             "batches, or convert with --no-finetune."
         )
     like = None if known is None else (known.item, known.reading)
-    return training_reading(model, training.first, loss=data.loss, like=like)
+    reading = training_reading(model, training.first, loss=data.loss, like=like)
+    labelled = training_stream(reading, training)
+    if data.unlabelled is None:
+        return labelled
+    further = Peeked(data.unlabelled)
+    if further.empty:
+        raise TaskError("unlabelled() yields nothing; it must yield batches of the model's input, or be left out.")
+    plain, _ = calibration_reading(model, further.first, source="unlabelled()")
+    return alternating(labelled, lambda: ((plain(item), None) for item in further()))
 
 
 def observed(
@@ -191,16 +204,20 @@ def measured(quality: Quality, stage: str, model: nn.Module, data: Data, seed: i
 def tuned(
     compact: nn.Module,
     teacher: nn.Module | None,
-    batches: Callable[[], Iterator[Any]],
+    batches: Batches,
     data: Data,
     options: FineTuning,
     observer: Observer,
     places: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Fine-tune in place, and end on the numbers that will be stored; see `distill`."""
-    observer.stage("fine-tuning", options.steps)
+    total = None
 
     def show(progress: Progress) -> None:
+        nonlocal total
+        if progress.steps != total:
+            total = progress.steps
+            observer.stage("fine-tuning further" if progress.step else "fine-tuning", total)
         observer.advance(progress.step, f"loss {progress.loss:.3g}, best {progress.best:.3g}")
 
     distill(

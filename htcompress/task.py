@@ -53,6 +53,10 @@ class Task:
         """Pairs of inputs and target, or inputs alone; those of `calibration()` where there is no `training()`."""
         return self._iterate("training" if self.has("training") else "calibration")
 
+    def unlabelled(self) -> Iterator[Any]:
+        """Further inputs to fine-tune on, batch by batch, without targets."""
+        return self._iterate("unlabelled")
+
     @property
     def can_train(self) -> bool:
         """Whether there is anything to fine-tune on."""

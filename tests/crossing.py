@@ -14,8 +14,8 @@ FULL = os.environ.get("HTCOMPRESS_FULL_TESTS") == "1"
 """Whether this is a full run; `conftest.py` sets it."""
 
 
-def crossed(cases: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Cases for `parametrize`, of which a small run takes enough that every pair of options meets.
+def crossed(cases: Sequence[tuple[Any, ...]], together: int = 2) -> list[Any]:
+    """Cases for `parametrize`, of which a small run takes enough that every pair (or so many) of options meets.
 
     Dicts are options by their names. What is taken does not depend on the order of the cases.
     """
@@ -24,11 +24,16 @@ def crossed(cases: Sequence[tuple[Any, ...]]) -> list[Any]:
     seen: set[Any] = set()
     kept = []
     for case in shuffled:
-        pairs = set(combinations(sorted(_options(case)), 2))
+        pairs = set(combinations(sorted(_options(case)), together))
         if pairs - seen:
             seen |= pairs
             kept.append(case)
     return [case if case in kept else pytest.param(*case, marks=pytest.mark.full) for case in cases]
+
+
+def some(values: Iterable[Any], *kept: Any) -> list[Any]:
+    """Values for `parametrize`, of which a small run takes those that are kept."""
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.full) for value in values]
 
 
 def examples(full: int) -> int:

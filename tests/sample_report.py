@@ -132,6 +132,7 @@ def sample_report() -> Report:
             "device": "cpu",
             "steps": 400,
             "time_limit": None,
+            "epochs": None,
             "finetuning": asdict(FineTuning()),
         },
         totals=totals,

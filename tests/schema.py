@@ -54,7 +54,8 @@ REPORT: dict[str, Any] = {
         "weights": (str, NoneType),
         "device": str,
         "finetuning": (dict, NoneType),
-        "steps": int,
+        "steps": (int, NoneType),
+        "epochs": MAYBE,
         "time_limit": MAYBE,
     },
     "totals": {

@@ -10,12 +10,14 @@ import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import jaxtyping
 import pytest
 import torch
+from crossing import crossed
 from small import Listener, Outcome, Tagger, clips, save_tagger, tagger, write_task
 from torch import Tensor, nn
 from torch.distributions import Categorical
@@ -345,9 +347,19 @@ def by_fused_adam(model: nn.Module) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("layout", ["svd", "split", "paired"])
-@pytest.mark.parametrize("scope", ["integrated", "separate"])
-@pytest.mark.parametrize("change", [by_data, by_set, by_averaging, by_numpy, by_loading, by_fused_adam])
+@pytest.mark.parametrize(
+    ("change", "layout", "scope"),
+    crossed(
+        list(
+            product(
+                [by_data, by_set, by_averaging, by_numpy, by_loading, by_fused_adam],
+                ["svd", "split", "paired"],
+                ["integrated", "separate"],
+            )
+        ),
+        1,
+    ),
+)
 def test_3_outputs_are_those_of_the_present_parameters(
     change: Callable[[nn.Module], None], layout: str, scope: str
 ) -> None:
@@ -640,8 +652,10 @@ def test_13_inputs_of_low_rank() -> None:
     assert result.report.totals.parameters_after <= 300_000
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    crossed(list(product([nn.LSTM, nn.GRU, nn.RNN], [torch.float16, torch.bfloat16, torch.float32, torch.float64])), 1),
+)
 def test_14_every_precision(dtype: torch.dtype, kind: type[nn.Module], tmp_path: Path) -> None:
     model = Around(kind(24, 8, batch_first=True)).to(dtype).eval()
     x = clips().to(dtype)

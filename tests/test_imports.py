@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from modules import MODULES
 
 PROGRAM = """
@@ -16,6 +17,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.full
 def test_every_module_can_be_the_first_to_be_imported() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, *MODULES], capture_output=True, text=True, check=False, timeout=300

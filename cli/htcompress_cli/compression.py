@@ -14,6 +14,7 @@ from htcompress_cli.options import (
     Checkpoint,
     Debug,
     Device,
+    Epochs,
     Finetune,
     Json,
     Layers,
@@ -86,6 +87,7 @@ def convert(
     weights: Weights = None,
     finetune: Finetune = True,
     steps: Steps = None,
+    epochs: Epochs = None,
     time_limit: TimeLimit = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -106,7 +108,7 @@ def convert(
         unit_order=unit_order,
         bits=bits,
         layers=layers,
-        finetuning=finetuning_of(steps, time_limit, seed) if finetune else None,
+        finetuning=finetuning_of(steps, epochs, time_limit, seed) if finetune else None,
         seed=seed,
         task=None if task is None else str(task),
         weights=weights,
@@ -133,6 +135,7 @@ def finetune(
         typer.Option(metavar="CKPT", help="The dense checkpoint; by default the one the directory was made from."),
     ] = None,
     steps: Steps = None,
+    epochs: Epochs = None,
     time_limit: TimeLimit = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -141,7 +144,7 @@ def finetune(
     debug: Debug = False,
 ) -> None:
     """Continue fine-tuning of an output directory; it is replaced when all is done."""
-    options = finetuning_of(steps, time_limit, seed)
+    options = finetuning_of(steps, epochs, time_limit, seed)
     from htcompress import compression, continuing
     from htcompress.directory.read import read_config
     from htcompress.directory.write import check_writable

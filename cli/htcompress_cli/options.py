@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +32,10 @@ UnitOrderOption = Annotated[
     str, typer.Option("--unit-order", metavar="HOW", help="How hidden units are ordered to fold: auto, readers, keep.")
 ]
 Finetune = Annotated[bool, typer.Option("--finetune/--no-finetune", help="Distil from the dense model.")]
-Steps = Annotated[str | None, typer.Option(metavar="N", help="Steps of fine-tuning.", show_default="400")]
+Steps = Annotated[
+    str | None, typer.Option(metavar="N", help="Steps of fine-tuning.", show_default="400, and more where data is much")
+]
+Epochs = Annotated[str | None, typer.Option(metavar="N", help="Instead, passes over the training data.")]
 TimeLimit = Annotated[
     str | None, typer.Option(metavar="SECONDS", help="Of fine-tuning; its schedule shortens with it.")
 ]
@@ -57,17 +59,21 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no note
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def finetuning_of(steps: str | None, time_limit: str | None, seed: int) -> FineTuning:
+def finetuning_of(steps: str | None, epochs: str | None, time_limit: str | None, seed: int) -> FineTuning:
     """The settings of fine-tuning that options ask for. Raises `RequestError` where they make no sense."""
     from htcompress.numbers import real, whole
 
     count = None if steps is None else whole(steps, "--steps", "400 or 1k")
     if count is not None and count < 0:
         raise RequestError(f"--steps is a number of steps, at least 0; found {steps}.")
+    passes = None if epochs is None else real(epochs, "--epochs", "3")
+    if passes is not None and passes <= 0:
+        raise RequestError(f"--epochs is a number of passes over the training data, above 0; found {epochs}.")
+    if passes is not None and count is not None:
+        raise RequestError("--steps and --epochs both say how long to fine-tune; leave out one of them.")
     seconds = None if time_limit is None else real(time_limit, "--time-limit", "60")
     if seconds is not None and seconds <= 0:
         raise RequestError(f"--time-limit is a number of seconds, above 0; found {time_limit}.")
     from htcompress.request import FineTuning
 
-    options = FineTuning(seed=seed, time_limit=seconds)
-    return options if count is None else replace(options, steps=count)
+    return FineTuning(count, passes, seconds, seed=seed)

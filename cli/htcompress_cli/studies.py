@@ -13,6 +13,7 @@ from htcompress_cli.options import (
     Debug,
     Device,
     EngineOption,
+    Epochs,
     Finetune,
     Jobs,
     Json,
@@ -49,6 +50,7 @@ def sweep(
     layers: Layers = "*",
     finetune: Finetune = True,
     steps: Steps = None,
+    epochs: Epochs = None,
     time_limit: TimeLimit = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -65,7 +67,7 @@ def sweep(
     for text in listed(budgets):
         budget_of(text, "--budgets")
     limits = [real(text, "--errors", "0.5,0.2,0.1") for text in listed(errors)]
-    tuning = finetuning_of(steps, time_limit, seed) if finetune else None
+    tuning = finetuning_of(steps, epochs, time_limit, seed) if finetune else None
     place = _place(jobs, engine, scheduler)
     from htcompress.study import sweep
 
@@ -104,6 +106,7 @@ def compare(
     layers: Layers = "*",
     finetune: Finetune = True,
     steps: Steps = None,
+    epochs: Epochs = None,
     time_limit: TimeLimit = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -118,7 +121,7 @@ def compare(
     from htcompress.numbers import budget_of, listed
 
     budget_of(budget, "--budget")
-    tuning = finetuning_of(steps, time_limit, seed) if finetune else None
+    tuning = finetuning_of(steps, epochs, time_limit, seed) if finetune else None
     place = _place(jobs, engine, scheduler)
     from htcompress.study import compare
 

@@ -124,7 +124,7 @@ class Study:
 
     Attributes:
         kind: `sweep` or `compare`.
-        request: what was asked for beside the cases: task, layers, scope, seed, steps of fine-tuning.
+        request: what was asked for beside the cases: task, layers, scope, seed, steps or epochs of fine-tuning.
         metric: the name of the headline metric; None without one.
         latency: what the latencies are of: batch and threads.
     """
@@ -173,7 +173,7 @@ def _wrong(study: Study) -> str | None:
     """What views cannot show of a study whose values are of the right types; None where there is nothing."""
     if study.kind not in KINDS:
         return f"its kind is {shown(study.kind)}; expected one of {', '.join(KINDS)}"
-    if any(type(study.request.get(key)) is not int for key in ("steps", "seed")):
+    if type(study.request.get("seed")) is not int or type(study.request.get("steps", "")) not in (int, type(None)):
         return "its request has no whole number of steps, or no seed"
     if not study.source.get("file"):
         return "its source has no file"

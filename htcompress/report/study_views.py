@@ -76,8 +76,10 @@ def notes(study: Study) -> list[str]:
 
 def made_by(study: Study) -> str:
     """How the study was made, in a line."""
-    steps = study.request["steps"]
-    tuned = f"{steps} steps of fine-tuning" if steps else "no fine-tuning"
+    steps, epochs = study.request["steps"], study.request.get("epochs")
+    tuned = "no fine-tuning" if steps == 0 else f"{steps} steps of fine-tuning"
+    if steps is None:
+        tuned = "fine-tuned while it helped" if epochs is None else f"{epochs} epochs of fine-tuning"
     latency = "" if study.latency is None else f" ms: {study.latency}."
     return f"htcompress {study.version}, seed {study.request['seed']}, {tuned}.{latency}"
 

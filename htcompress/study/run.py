@@ -208,6 +208,7 @@ def study(
         "layers": layers,
         "scope": scope.value,
         "steps": 0 if finetuning is None else finetuning.steps,
+        "epochs": None if finetuning is None else finetuning.epochs,
         "seed": seed,
     }
     made = Study(

@@ -157,6 +157,9 @@ OPTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("--budget", "400", "--steps", "many"): ("--steps is a whole number such as 400 or 1k; found 'many'",),
     ("--budget", "400", "--time-limit", "soon"): ("--time-limit is a number such as 60; found 'soon'",),
     ("--budget", "400", "--time-limit", "0"): ("--time-limit is a number of seconds, above 0; found 0",),
+    ("--budget", "400", "--epochs", "0"): ("--epochs is a number of passes over the training data, above 0; found 0",),
+    ("--budget", "400", "--epochs", "ten"): ("--epochs is a number such as 3; found 'ten'",),
+    ("--budget", "400", "--epochs", "2", "--steps", "9"): ("--steps and --epochs both say how long", "leave out one"),
     ("--budget", "400", "--steps", "-1"): ("--steps is a number of steps, at least 0; found -1",),
     ("--budget", "400", "--seed", "x"): ("Invalid value for '--seed'", "See htcompress convert --help"),
     ("--budget", "400", "--device", "gpu0"): ("The device 'gpu0' is not there", "Try cpu"),
@@ -271,8 +274,13 @@ TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("training() in task.py raised ValueError: x (line ",),
     ),
     "training runs out": (
-        "ONCE = batches(1, 6)\ndef training(): return ONCE",
+        "ONCE = batches(1, 5)\ndef training(): return ONCE",
         ("Fine-tuning ran out of data", "training() yields 0 batches", "start a new pass"),
+    ),
+    "unlabelled is empty": ("def unlabelled(): return []", ("unlabelled() yields nothing",)),
+    "unlabelled does not fit": (
+        "def unlabelled(): yield torch.zeros(2, 3)",
+        ("The model cannot take a batch of unlabelled() ((2, 3))",),
     ),
     "loss raises": (
         "def loss(output, target): raise KeyError('y')",

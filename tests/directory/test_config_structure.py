@@ -8,12 +8,14 @@ import random
 import time
 import tracemalloc
 from collections.abc import Callable
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from crossing import crossed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import tagger
@@ -49,8 +51,11 @@ def made(model: nn.Module, budget: int, **how: Any) -> Made:
     return json.loads(json.dumps(config_of(modules))), dict(compact.state_dict())
 
 
-@pytest.mark.parametrize("scope", ["auto", "integrated", "separate", "input"])
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: repr(m).replace(" ", ""))
+@pytest.mark.parametrize(
+    ("module", "scope"),
+    crossed(list(product(MODULES, ["auto", "integrated", "separate", "input"])), 1),
+    ids=lambda m: repr(m).replace(" ", ""),
+)
 def test_what_is_written_is_right(module: nn.Module, scope: str) -> None:
     for share in (0.2, 0.6):
         budget = int(share * sum(p.numel() for p in module.parameters()))

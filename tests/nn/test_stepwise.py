@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from crossing import crossed
 from oracles import distance
 from torch import Tensor, nn
 
@@ -45,9 +47,18 @@ def run(
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-@pytest.mark.parametrize("scope", ["integrated", "separate"])
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=["one", "stack"])
-@pytest.mark.parametrize(("kind", "more"), CASES, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize(
+    ("kind", "more", "options", "scope"),
+    crossed(
+        [
+            (*case, options, scope)
+            for case, options, scope in product(
+                CASES, [{}, {"num_layers": 2, "bidirectional": True}], ["integrated", "separate"]
+            )
+        ]
+    ),
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_the_same_outputs_states_and_gradients(
     kind: type[nn.Module], more: dict[str, Any], options: dict[str, Any], scope: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,7 +144,7 @@ def test_a_report_with_less_in_it(report: Report) -> None:
 
 
 def test_the_command_that_makes_it_again(report: Report) -> None:
-    assert command(report) == "htcompress convert model.pt --budget 15100 --task task.py --steps 400 --seed 0"
+    assert command(report) == "htcompress convert model.pt --budget 15100 --task task.py --seed 0"
     asked = {
         **report.request,
         "budget": None,

@@ -83,6 +83,7 @@ def test_a_sweep_is_what_convert_makes(folder: Path) -> None:
     assert "| HT | 200 |" in (folder / "out" / "study.md").read_text()
 
 
+@pytest.mark.full
 def test_processes_give_the_same_numbers(folder: Path) -> None:
     assert numbers(swept(folder, "a")) == numbers(swept(folder, "b", Place(jobs=2)))
 
