@@ -1,9 +1,10 @@
-"""Accuracy at a number of parameters: HT beside truncated SVD and HT from random cores, in one run.
+"""Accuracy at a number of parameters, or of bytes: HT beside truncated SVD and HT from random cores, in one run.
 
 Every row of a case stores at most the same numbers and is fine-tuned alike, from the same dense model.
 
     python benchmarks/accuracy.py                                     # the samples
     python benchmarks/accuracy.py --case moving_digits:5000 --seed 1
+    python benchmarks/accuracy.py --case moving_digits:4kB --rows ht svd
     python benchmarks/real/g2p/fetch.py; python benchmarks/accuracy.py --case g2p:25% --steps 1200
     python benchmarks/paper_scale/train.py video; python benchmarks/accuracy.py --case video:8808 --steps 800
 """
@@ -19,18 +20,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from htcompress.data import Data, Peeked, training_stream
+from htcompress.data import Data, Peeked
 from htcompress.errors import UnreachableError
 from htcompress.model.inventory import inventory_of_model
 from htcompress.model.proof import prove
 from htcompress.model.replace import recurrent_modules
 from htcompress.nn import HTRecurrent, Weight
+from htcompress.numbers import budget_of
 from htcompress.observer import Observer
 from htcompress.opening import dense_model
 from htcompress.planning import Plan
 from htcompress.request import FineTuning, Goal
 from htcompress.sources.read import read_checkpoint
-from htcompress.stages import arranged, compact_model, observed, planned, reading_of_training, tried, tuned
+from htcompress.stages import arranged, compact_model, observed, planned, training_batches, tried, tuned
 from htcompress.task import Task, load_task
 from htcompress.vocabulary import LayoutKind
 
@@ -39,7 +41,7 @@ SAMPLES, CACHE = HERE.parent / "sample_models", HERE / ".cache"
 MODELS = {
     "moving_digits": (SAMPLES / "moving_digits" / "task.py", SAMPLES / "moving_digits" / "model.pt"),
     "japanese_vowels": (SAMPLES / "japanese_vowels" / "task.py", SAMPLES / "japanese_vowels" / "model.pt"),
-    "g2p": (HERE / "real" / "g2p" / "task.py", CACHE / "g2p" / "model.pt"),
+    **{name: (HERE / "real" / name / "task.py", CACHE / name / "model.pt") for name in ("g2p", "languages", "arabic")},
     "video": (HERE / "paper_scale" / "video.py", CACHE / "paper_scale" / "video.pt"),
     "gray": (HERE / "paper_scale" / "gray.py", CACHE / "paper_scale" / "gray.pt"),
 }
@@ -83,11 +85,13 @@ def run_case(name: str, size: str, rows: list[str], seed: int, steps: int) -> No
     task = load_task(place)
     dense = dense_model(task, read_checkpoint(checkpoint), Observer())
     before = sum(layer.settings.dense_parameters for layer in inventory_of_model(dense))
-    budget = int(float(size.removesuffix("%")) / 100 * before) if size.endswith("%") else int(size)
+    numbers, stored = budget_of(size, "--case") if not size.endswith("%") else (None, None)
+    if size.endswith("%"):
+        numbers = int(float(size.removesuffix("%")) / 100 * before)
+    limit = numbers if stored is None else stored
     (metric, reference), *_ = task.evaluate(dense).items()
-    print(
-        f"\n{name}: {before:,} RNN parameters, {metric} {reference:.4f}; at most {budget:,}, seed {seed}, {steps} steps"
-    )
+    asked = f"{limit:,}{'' if stored is None else ' bytes'}"
+    print(f"\n{name}: {before:,} RNN parameters, {metric} {reference:.4f}; at most {asked}, seed {seed}, {steps} steps")
     print(f"{'':34} {'numbers':>8} {'decomposed':>10} {'fine-tuned':>10} {'of dense':>9} {'s':>6} {'s':>6}")
     began = time.perf_counter()
     data, observer = Data.of_task(task), Observer()
@@ -103,7 +107,7 @@ def run_case(name: str, size: str, rows: list[str], seed: int, steps: int) -> No
         key = row.layout, row.weighted
         if key not in known:
             began = time.perf_counter()
-            goal = Goal(budget=budget, layout=row.layout)
+            goal = Goal(budget=numbers, bytes=stored, layout=row.layout)
             ready = arranged(dense, proof, statistics if row.weighted else None, batch, goal)
             try:
                 plan = planned(ready.layers, goal, ready.statistics, ready.orders, observer)
@@ -113,20 +117,21 @@ def run_case(name: str, size: str, rows: list[str], seed: int, steps: int) -> No
             known[key] = plan, time.perf_counter() - began
         plan, spent = known[key]
         model = row.change(compact_model(dense, plan, proof.tied)[0], seed)
-        numbers = sum(m.parameter_count for m in model.modules() if isinstance(m, HTRecurrent))
-        if numbers > budget:
-            raise RuntimeError(f"{row.label} stores {numbers} numbers, more than {budget}.")
+        layers = [m for m in model.modules() if isinstance(m, HTRecurrent)]
+        kept = sum(m.parameter_count for m in layers)
+        if (kept if stored is None else sum(gates.bytes for m in layers for gates in m.directions().values())) > limit:
+            raise RuntimeError(f"{row.label} stores more than {limit}.")
         decomposed = headline(task, model)
         began = time.perf_counter()
         # A fresh task: every row trains on the same data.
         data = Data.of_task(load_task(place))
         training = Peeked(load_task(place).training)
-        reading = reading_of_training(dense, data, training, batch)
-        tuned(model, dense, training_stream(reading, training), data, FineTuning(steps=steps, seed=seed), observer)
+        batches = training_batches(dense, data, training, batch)
+        tuned(model, dense, batches, data, FineTuning(steps=steps, seed=seed), observer)
         seconds = time.perf_counter() - began
         after = headline(task, model)
         print(
-            f"{row.label:34} {numbers:8,} {decomposed:10.4f} {after:10.4f} {after / reference:9.3f} "
+            f"{row.label:34} {kept:8,} {decomposed:10.4f} {after:10.4f} {after / reference:9.3f} "
             f"{spent:6.1f} {seconds:6.1f}",
             flush=True,
         )
@@ -140,10 +145,10 @@ def headline(task: Task, model: nn.Module) -> float:
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", action="append", metavar="MODEL:NUMBERS", help=f"default: {', '.join(CASES)}")
+    parser.add_argument("--case", action="append", metavar="MODEL:SIZE", help=f"default: {', '.join(CASES)}")
     parser.add_argument("--rows", nargs="+", choices=sorted(ROWS), default=list(ROWS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=FineTuning().steps)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -17,7 +17,7 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
-from crossing import crossed
+from crossing import crossed, some
 from small import Listener, Outcome, Tagger, clips, save_tagger, tagger, write_task
 from torch import Tensor, nn
 from torch.distributions import Categorical
@@ -239,7 +239,7 @@ class Helped(Around):
     ],
     ids=["forward", "lengths", "hooks", "questions", "helper", "cell"],
 )
-@pytest.mark.parametrize("budget", [BEYOND, 700])
+@pytest.mark.parametrize("budget", some([BEYOND, 700], BEYOND))
 def test_2_whatever_is_added_to_a_layer_stays(make: Callable[[], nn.Module], budget: int, tmp_path: Path) -> None:
     model = make().eval()
     result = htcompress.compress(model, budget=budget, calibration=[clips()])

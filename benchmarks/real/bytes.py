@@ -41,7 +41,7 @@ CASES = (
 )
 
 
-def run_case(case: str, formats: Sequence[str], seed: int, steps: int) -> Study:
+def run_case(case: str, formats: Sequence[str], seed: int, steps: int | None) -> Study:
     """Compare the formats on one case."""
     name, _, ratio = case.partition(":")
     task, checkpoint = MODELS[name]
@@ -54,7 +54,7 @@ def run_case(case: str, formats: Sequence[str], seed: int, steps: int) -> Study:
             budget=f"{int(stored / float(ratio))}B",
             formats=formats,
             task=task,
-            finetuning=FineTuning(steps=steps, seed=seed) if steps else None,
+            finetuning=None if steps == 0 else FineTuning(steps=steps, seed=seed),
             seed=seed,
             place=Place(jobs=1),
         )
@@ -84,9 +84,10 @@ def main() -> None:
     parser.add_argument("--case", action="append", metavar="MODEL:TIMES", help=f"default: {', '.join(CASES)}")
     parser.add_argument("--formats", nargs="+", default=["ht", "svd", "dense"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=FineTuning().steps)
+    parser.add_argument("--steps", type=int, help="of fine-tuning; 0: none; default: as the data asks for")
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, seed {options.seed}, {options.steps} steps, one process of one thread")
+    steps = "as many steps as the data asks for" if options.steps is None else f"{options.steps} steps"
+    print(f"torch {torch.__version__}, seed {options.seed}, {steps} of fine-tuning, one process of one thread")
     for case in options.case or CASES:
         show(case, run_case(case, options.formats, options.seed, options.steps))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from crossing import FULL
+from crossing import FULL, some
 from small import Outcome, listing, save_tagger, tagger, write_task
 
 import htcompress
@@ -103,7 +103,7 @@ def test_at_many_moments_of_a_conversion(tmp_path: Path) -> None:
     write_task(tmp_path / "task.py")
     command = json.dumps([*CONVERT, "--steps", "60"])
     ran = subprocess.run(
-        [sys.executable, "-c", MOMENTS, command, str(40 if FULL else 6)],
+        [sys.executable, "-c", MOMENTS, command, str(40 if FULL else 4)],
         cwd=tmp_path,
         env=ENVIRONMENT,
         capture_output=True,
@@ -252,7 +252,7 @@ def test_an_interrupt_that_a_task_swallows_is_not_lost(htc: Command, tmp_path: P
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", some([signal.SIGINT, signal.SIGTERM], signal.SIGINT))
 def test_an_interrupt_in_a_finaliser_is_not_lost(htc: Command, tmp_path: Path, number: signal.Signals) -> None:
     """Python drops what is raised there, and would go on."""
     save_tagger(tmp_path / "model.pt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from crossing import some
 from small import save_tagger, write_task
 
 import htcompress
@@ -20,7 +21,7 @@ def calibration():
 """
 
 
-@pytest.mark.parametrize("file", ["task.py", "neighbour.py", "data.txt", None])
+@pytest.mark.parametrize("file", some(["task.py", "neighbour.py", "data.txt", None], "neighbour.py", "data.txt"))
 def test_a_changed_file_of_the_task_makes_a_new_point(tmp_path: Path, file: str | None) -> None:
     task = write_task(tmp_path / "task.py", SPLIT)
     (tmp_path / "neighbour.py").write_text("SCALE = 1.0\n")
