@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
@@ -14,15 +15,25 @@ OPSET = 18  # that of torch's exporter, whose graphs hold the layers
 IR_VERSION = 10
 """Both are old enough for the runtimes of the last years."""
 
+BFLOAT16 = 13
+"""The opset from which on numbers of this type are cast."""
+
 
 class Graph:
-    """Nodes in the order they were added. Values are named by their operator and a number, behind a prefix."""
+    """Nodes in the order they were added. Values are named by their operator and a number, behind a prefix.
 
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
+    Attributes:
+        opset: whose operators the nodes are; 7 or later.
+        decoded: the values that stand for stored numbers, by the names of these.
+    """
+
+    def __init__(self, prefix: str, opset: int = OPSET) -> None:
+        self.prefix, self.opset = prefix, opset
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.decoded: dict[str, str] = {}
         self._stored: set[str] = set()
+        self._shared: dict[tuple[str, str], str] = {}
         self._count = 0
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
@@ -43,6 +54,38 @@ class Graph:
             return f"{self.prefix}{name}"
         return self._initializer(tensor.detach().cpu().float().contiguous().numpy(), f"{self.prefix}{name}")
 
+    def raw(self, tensor: Tensor, name: str) -> str:
+        """An initializer with the bytes of a tensor, in its own dtype."""
+        dense = tensor.detach().cpu().contiguous()
+        full = f"{self.prefix}{name}"
+        if dense.dtype is torch.bfloat16:
+            bits = dense.view(torch.int16).numpy().tobytes()
+            made = onnx.TensorProto(data_type=onnx.TensorProto.BFLOAT16, dims=dense.shape, raw_data=bits, name=full)
+            if self.opset < BFLOAT16:
+                return self._initializer(dense.float().numpy(), full)
+            self._stored.add(full)
+            self.initializers.append(made)
+            return full
+        return self._initializer(dense.numpy(), full)
+
+    def shared(self, what: str, values: list[list[int]]) -> str:
+        """Whole numbers as a matrix, which is stored once."""
+        key = what, repr(values)
+        if key not in self._shared:
+            self._shared[key] = self._initializer(np.asarray(values, dtype=np.int64), self._name(what))
+        return self._shared[key]
+
+    def constant(self, value: float) -> str:
+        """One number, stored once."""
+        key = "number", repr(value)
+        if key not in self._shared:
+            self._shared[key] = self._initializer(np.asarray(value, dtype=np.float32), self._name("number"))
+        return self._shared[key]
+
+    def cast(self, value: str, to: str) -> str:
+        """The value in another type of ONNX."""
+        return self.add("Cast", value, to=getattr(onnx.TensorProto, to))
+
     def whole(self, *values: int) -> str:
         """An initializer with whole numbers: a shape, axes, indices."""
         return self._initializer(np.asarray(values, dtype=np.int64), self._name("shape"))
@@ -53,14 +96,20 @@ class Graph:
 
     def zeros(self, *shape: int) -> str:
         """Zeros, which are not stored."""
+        if self.opset < 9:
+            return self._initializer(np.zeros(shape, dtype=np.float32), self._name("zeros"))
         return self.add("ConstantOfShape", self.whole(*shape))
 
     def eye(self, size: int) -> str:
         """An identity, which is not stored."""
+        if self.opset < 9:
+            return self._initializer(np.eye(size, dtype=np.float32), self._name("eye"))
         return self.add("EyeLike", self.zeros(size, size), dtype=onnx.TensorProto.FLOAT)
 
     def cut(self, value: str, start: int, stop: int, axis: int = 0) -> str:
         """A slice along one axis."""
+        if self.opset < 10:
+            return self.add("Slice", value, starts=[start], ends=[stop], axes=[axis])
         return self.add("Slice", value, self.whole(start), self.whole(stop), self.whole(axis))
 
     def turned(self, value: str, axes: Sequence[str], wanted: Sequence[str]) -> str:
@@ -69,10 +118,20 @@ class Graph:
             return value
         return self.add("Transpose", value, perm=[list(axes).index(axis) for axis in wanted])
 
+    def total(self, value: str, axis: int) -> str:
+        """The sum over an axis, which stays with size 1."""
+        if self.opset < 13:
+            return self.add("ReduceSum", value, axes=[axis], keepdims=1)
+        return self.add("ReduceSum", value, self.whole(axis), keepdims=1)
+
     def squeeze(self, value: str, axis: int) -> str:
+        if self.opset < 13:
+            return self.add("Squeeze", value, axes=[axis])
         return self.add("Squeeze", value, self.whole(axis))
 
     def unsqueeze(self, value: str, axis: int) -> str:
+        if self.opset < 13:
+            return self.add("Unsqueeze", value, axes=[axis])
         return self.add("Unsqueeze", value, self.whole(axis))
 
     def concat(self, values: Sequence[str], axis: int) -> str:

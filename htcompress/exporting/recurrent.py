@@ -14,13 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from htcompress.errors import RequestError
+from htcompress.exporting.codecs import stored
 from htcompress.exporting.graph import Graph
 from htcompress.matrix.network import Network, equation
-from htcompress.matrix.stored import StoredMatrix
 from htcompress.nn.gates import GateWeights
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.nn.weights import Weight
 
 
 def check_expressible(settings: RecurrentSettings, name: str) -> None:
@@ -130,13 +129,13 @@ def _direction(graph: Graph, gates: GateWeights, name: str) -> _Direction:
         end = n + s.state_size
         columns = gates.joint.shape[1] - end
         if gates.joint.projects:
-            left, right = _factors(graph, gates.joint, f"{name}.joint")
+            left, right = _factors(graph, gates, "joint", name)
             left = rows(left)
             reduce, features = graph.cut(right, 0, n), gates.joint.rank or 0
             w, r = left, _times_transposed(graph, left, states(graph.cut(right, n, end), 0))
             beyond = _times_transposed(graph, left, graph.cut(right, end, end + columns)) if columns else None
         else:
-            whole = rows(_matrix(graph, gates.joint, f"{name}.joint"))
+            whole = rows(_matrix(graph, gates, "joint", name))
             reduce, features = None, n
             w, r = graph.cut(whole, 0, n, 1), states(graph.cut(whole, n, end, 1), 1)
             beyond = graph.cut(whole, end, end + columns, 1) if columns else None
@@ -144,12 +143,12 @@ def _direction(graph: Graph, gates: GateWeights, name: str) -> _Direction:
         return _Direction(reduce, features, w, r, b)
     if gates.ih is None or gates.hh is None:
         raise RuntimeError("A layer's weights are one joint matrix, or those of the input and of the state.")
-    r = states(rows(_matrix(graph, gates.hh, f"{name}.hh")), 1)
+    r = states(rows(_matrix(graph, gates, "hh", name)), 1)
     b = _bias(graph, gates, name)
     if gates.ih.projects:
-        left, right = _factors(graph, gates.ih, f"{name}.ih")
+        left, right = _factors(graph, gates, "ih", name)
         return _Direction(right, gates.ih.rank or 0, rows(left), r, b)
-    return _Direction(None, n, rows(_matrix(graph, gates.ih, f"{name}.ih")), r, b)
+    return _Direction(None, n, rows(_matrix(graph, gates, "ih", name)), r, b)
 
 
 def _taken(graph: Graph, gates: GateWeights, value: str, *, units: bool, axis: int = 0) -> str:
@@ -174,11 +173,11 @@ def _bias(graph: Graph, gates: GateWeights, name: str) -> str | None:
     s = gates.settings
     if gates.bias is None:
         return None
-    merged = _reordered(graph, s, graph.numbers(gates.bias, f"{name}.bias"), columns=False)
+    merged = _reordered(graph, s, _numbers(graph, gates, "bias", name), columns=False)
     if gates.bias_hn is None:
         return graph.concat([merged, graph.zeros(s.rows)], 0)
     # ONNX has the candidate last, too.
-    return graph.concat([merged, graph.zeros(2 * s.hidden_size), graph.numbers(gates.bias_hn, f"{name}.bias_hn")], 0)
+    return graph.concat([merged, graph.zeros(2 * s.hidden_size), _numbers(graph, gates, "bias_hn", name)], 0)
 
 
 def _bias_columns(graph: Graph, s: RecurrentSettings, columns: str, count: int) -> str:
@@ -192,36 +191,41 @@ def _times_transposed(graph: Graph, left: str, right: str) -> str:
     return graph.add("MatMul", left, graph.add("Transpose", right, perm=[1, 0]))
 
 
-def _matrix(graph: Graph, weight: Weight, name: str) -> str:
-    """The matrix of a weight, computed from its cores."""
-    matrix = weight.matrix()
+def _matrix(graph: Graph, gates: GateWeights, which: str, name: str) -> str:
+    """A matrix, computed from its cores."""
+    matrix = gates.weights()[which].matrix()
     if matrix.factor_networks is not None:
-        left, right = _factors(graph, weight, name)
+        left, right = _factors(graph, gates, which, name)
         return _times_transposed(graph, left, right)
-    if matrix.network is not None:
-        return _contracted(graph, matrix.network, _cores(graph, matrix, name))
-    return graph.numbers(matrix.dense(), name)
+    cores = _cores(graph, gates, which, name)
+    return cores[0] if matrix.network is None else _contracted(graph, matrix.network, cores)
 
 
-def _factors(graph: Graph, weight: Weight, name: str) -> tuple[str, str]:
+def _factors(graph: Graph, gates: GateWeights, which: str, name: str) -> tuple[str, str]:
     """R (rows, r) and C (cols, r), padding cut off."""
-    matrix = weight.matrix()
-    parts = matrix.factor_networks
+    parts = gates.weights()[which].matrix().factor_networks
     if parts is None:
         raise ValueError("Only a split layout has row and column factors.")
-    cores = _cores(graph, matrix, name)
+    cores = _cores(graph, gates, which, name)
     left, right = (_contracted(graph, part.network, [cores[k] for k in part.cores]) for part in parts)
     return left, right
 
 
-def _cores(graph: Graph, matrix: StoredMatrix, name: str) -> list[str]:
+def _cores(graph: Graph, gates: GateWeights, which: str, name: str) -> list[str]:
     """The cores of a matrix; identities are not stored."""
+    matrix = gates.weights()[which].matrix()
     return [
-        graph.numbers(core, f"{name}.{index}")
+        _numbers(graph, gates, f"{which}.{own}", name)
         if isinstance(core, Tensor)
         else graph.reshape(graph.eye(isqrt(prod(core.shape))), *core.shape)
-        for index, core in enumerate(matrix.cores)
+        for own, core in zip(matrix.core_names, matrix.cores, strict=True)
     ]
+
+
+def _numbers(graph: Graph, gates: GateWeights, parameter: str, name: str) -> str:
+    """A parameter, stored as its codec stores it."""
+    values, codec, scales = gates.stored(parameter)
+    return stored(graph, values, f"{name}.{parameter}", codec, scales)
 
 
 def _contracted(graph: Graph, network: Network, cores: Sequence[str]) -> str:

@@ -190,9 +190,14 @@ class GateWeights(nn.Module):
 
     def rounded(self, name: str, values: Tensor) -> Tensor:
         """What will be decoded of a parameter with these values."""
-        codec = self.codecs.get(name, PLAIN)
+        _, codec, scales = self.stored(name)
+        return codec.rounded(values, scales)
+
+    def stored(self, name: str) -> tuple[Tensor, Codec, Tensor | None]:
+        """A parameter, the codec that it is stored through, and the scales that are kept of it."""
         place, _, own = name.rpartition(".")
-        return codec.rounded(values, getattr(self.get_submodule(place), f"{own}_scales", None))
+        module = self.get_submodule(place)
+        return getattr(module, own), self.codecs.get(name, PLAIN), getattr(module, f"{own}_scales", None)
 
     def round(self) -> None:
         """Take for the parameters what will be decoded of them, in place."""

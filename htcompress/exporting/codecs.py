@@ -1,0 +1,61 @@
+"""The numbers of a core in an ONNX graph, stored as its codec stores them and decoded by nodes.
+
+What is computed of initializers alone, a runtime computes once, when it loads the model: so the file is small, and the
+model runs as before.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from htcompress.exporting.graph import Graph
+from htcompress.storage import Codec
+from htcompress.storage.half import Half
+from htcompress.storage.integer import Integer
+
+_GROUP = 8
+"""Codes that are unpacked together: so many of b bits fill b bytes."""
+
+
+def stored(graph: Graph, core: Tensor, name: str, codec: Codec, scales: Tensor | None) -> str:
+    """The name of a value with the numbers of a core in float32, whatever they are stored in."""
+    if isinstance(codec, Half | Integer):
+        known = graph.decoded.get(name)
+        if known is None:
+            parts = codec.encode(core.detach(), scales)
+            shape = tuple(core.shape)
+            known = (
+                _half(graph, parts[""], name) if isinstance(codec, Half) else _integer(graph, codec, parts, shape, name)
+            )
+            graph.decoded[name] = known
+        return known
+    return graph.numbers(core, name)
+
+
+def _half(graph: Graph, numbers: Tensor, name: str) -> str:
+    return graph.cast(graph.raw(numbers, name), "FLOAT")
+
+
+def _integer(graph: Graph, codec: Integer, parts: dict[str, Tensor], shape: tuple[int, ...], name: str) -> str:
+    """(code + 1/2 - 2^(b-1)) * scale; codes lie in bytes one after the other, the lowest bit first."""
+    count, width = torch.Size(shape).numel(), codec.width
+    codes = parts[""]
+    if width < 8:
+        filled = -(-count // _GROUP) * width
+        codes = torch.cat([codes, codes.new_zeros(filled - len(codes))])
+        packed = graph.reshape(graph.cast(graph.raw(codes, name), "INT64"), -1, width)
+        # One whole number of a group, then its digits: n div 2^(bj) - 2^b (n div 2^(b(j+1))).
+        whole = graph.total(graph.add("Mul", packed, graph.shared("bytes", [[256**k for k in range(width)]])), 1)
+        digits = [1 << width * k for k in range(_GROUP)]
+        above = graph.add("Div", whole, graph.shared("above", [digits]))
+        beyond = graph.add("Div", above, graph.shared("base", [[1 << width]]))
+        value = graph.add("Sub", above, graph.add("Mul", beyond, graph.shared("base", [[1 << width]])))
+        value = graph.cut(graph.reshape(value, -1), 0, count)
+    else:
+        value = graph.raw(codes, name)
+    rows = shape[0] if codec.by_rows else 1
+    value = graph.reshape(graph.cast(value, "FLOAT"), rows, -1)
+    value = graph.add("Add", value, graph.constant(0.5 - (1 << width - 1)))
+    scales = graph.reshape(graph.cast(graph.raw(parts["scales"], f"{name}_scales"), "FLOAT"), rows, 1)
+    return graph.reshape(graph.add("Mul", value, scales), *shape)
