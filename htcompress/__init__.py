@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from htcompress.checks import Verdict, check
-    from htcompress.compression import Compressed, compress, convert, save
+    from htcompress.compression import Compressed, compress, save
     from htcompress.continuing import evaluate, finetune
+    from htcompress.conversion import convert
     from htcompress.directory.read import load
     from htcompress.errors import HTCompressError
     from htcompress.exporting import Exported, export
@@ -35,7 +36,7 @@ _HOMES = {
     "Verdict": "htcompress.checks",
     "check": "htcompress.checks",
     "compress": "htcompress.compression",
-    "convert": "htcompress.compression",
+    "convert": "htcompress.conversion",
     "evaluate": "htcompress.continuing",
     "export": "htcompress.exporting",
     "finetune": "htcompress.continuing",

@@ -58,7 +58,7 @@ from htcompress.vocabulary import Format, LayoutKind, Scope, UnitOrder, one_of
 
 Evaluate = Callable[[nn.Module], Mapping[str, float] | float]
 
-__all__ = ["Compressed", "compress", "convert", "converted", "save"]
+__all__ = ["Compressed", "Opened", "compress", "compressed_model", "converted", "save"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,7 @@ class Compressed:
             weights; modules' extra state is in it too.
         report: what was asked, what came of it.
         config: what `config.json` holds.
+        files: further files of an output directory, by name.
     """
 
     model: nn.Module | None
@@ -79,6 +80,7 @@ class Compressed:
     tensors: dict[str, Any]
     report: Report
     config: dict[str, Any] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def compress(
@@ -151,36 +153,7 @@ def compress(
     with restored():
         private = copied(model, sharing=model.parameters()).eval()
         opened_model = Opened(private, lambda: copied(model), model.state_dict(), source)
-        return _of_model(opened_model, request, data, observer or Observer())
-
-
-def convert(
-    checkpoint: str | Path,
-    *,
-    goal: Goal,
-    task: str | Path | None = None,
-    layers: str = "*",
-    weights: str | None = None,
-    finetuning: FineTuning | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    observer: Observer | None = None,
-) -> Compressed:
-    """Compress the recurrent layers of a checkpoint file; what `htcompress convert` does.
-
-    Args:
-        checkpoint: a state_dict in `.pt`, `.pth`, `.ckpt` or `.safetensors`.
-        goal: the budget, the error or the ratio; the scope and the layout.
-        task: a task file or module; without one the weights alone are worked from.
-        weights: the state_dict to take of a file that holds several, such as `state_dict_ema`.
-        finetuning: how to fine-tune; None: not at all.
-        device: where calibration, fine-tuning and evaluation run.
-
-    Raises:
-        HTCompressError: as `compress`, and `CheckpointError`, `TaskError` for the files.
-    """
-    asked = None if task is None else str(task)
-    return converted(checkpoint, Request(goal, layers, finetuning, seed, asked, weights, device), observer=observer)
+        return compressed_model(opened_model, request, data, observer or Observer())
 
 
 def converted(checkpoint: str | Path, request: Request, *, observer: Observer | None = None) -> Compressed:
@@ -202,7 +175,7 @@ def converted(checkpoint: str | Path, request: Request, *, observer: Observer | 
         stored = renamed({**read.tensors, **read.extra}, list(own))
         before = {name: stored.get(name, own[name]) for name in own}
         opened_model = Opened(model, lambda: task.model().to(device), before, source)
-        return _of_model(opened_model, request, Data.of_task(task).on(device), observer)
+        return compressed_model(opened_model, request, Data.of_task(task).on(device), observer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +195,7 @@ class Opened:
     source: dict[str, Any]
 
 
-def _of_model(opened_model: Opened, request: Request, data: Data, observer: Observer) -> Compressed:
+def compressed_model(opened_model: Opened, request: Request, data: Data, observer: Observer) -> Compressed:
     """Prove, observe, plan, build, fine-tune, read back, evaluate, report."""
     model, goal, seed = opened_model.model, request.goal, request.seed
     tuning = request.finetuning
@@ -258,6 +231,9 @@ def _of_model(opened_model: Opened, request: Request, data: Data, observer: Obse
             quality = measured(quality, "decomposed", compact, data, seed, observer)
         with clock("finetune"):
             tuned(compact, dense.model, batches, data, tuning, observer)
+            if data.following is not None:
+                further = Peeked(data.following(compact))
+                tuned(compact, dense.model, training_batches(model, data, further, batch), data, tuning, observer)
         stage = "finetuned"
     moved = dense.moved or {}
     config = config_of({name: modules[name] for name in proof.names}, tied=proof.tied, orders=moved)
@@ -351,7 +327,7 @@ def save(compressed: Compressed, directory: str | Path) -> None:
     path = compressed.report.source.get("path")
     relative = None if path is None else os.path.relpath(path, place)
     report = replace(compressed.report, source={**compressed.report.source, "path": relative})
-    write_directory(place, compressed.tensors, compressed.config, report)
+    write_directory(place, compressed.tensors, compressed.config, report, files=compressed.files)
 
 
 def _tell(left: Mapping[str, str], observer: Observer) -> None:

@@ -37,7 +37,8 @@ class Data:
     """The user's data and metric, from a task or from arguments of `compress`; None where not given.
 
     `calibration`, `training` and `unlabelled` start a pass over items as the user has them; `higher_is_better` is
-    None where the user does not say.
+    None where the user does not say. Where layers are taught apart, `following` gives what enters them in the
+    compressed model, for a second round of fine-tuning.
     """
 
     calibration: Items | None = None
@@ -46,6 +47,7 @@ class Data:
     loss: TaskLoss | None = None
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     higher_is_better: bool | None = None
+    following: Callable[[nn.Module], Items] | None = None
 
     @classmethod
     def of_task(cls, task: Task) -> Data:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from htcompress.graphs.file import OnnxFile, is_onnx
 from htcompress.matrix.blocks import chunked_gram, working
 from htcompress.model.inventory import inventory, names_of
 from htcompress.model.selection import selected
@@ -83,8 +84,13 @@ class Inspection:
 
 def inspect_checkpoint(path: str | Path, *, layers: str = "*", weights: str | None = None) -> Inspection:
     """Look at a checkpoint without changing anything. Raises as `read_checkpoint` and `inventory` do."""
-    read = read_checkpoint(path, weights=weights)
     left: dict[str, str] = {}
+    if is_onnx(path):
+        file = OnnxFile.read(Path(path))
+        read = file.checkpoint()
+        left |= file.left
+    else:
+        read = read_checkpoint(path, weights=weights)
     every = inventory(read.tensors, source=str(path), on_left=left.__setitem__)
     names = selected({layer.name: names_of(layer, read.tensors) for layer in every}, layers)
     found = [layer for layer in every if layer.name in names]

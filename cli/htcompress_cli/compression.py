@@ -60,6 +60,17 @@ def convert(
     ] = None,
     ratio: Annotated[str | None, typer.Option(metavar="R", help="Instead: how many times smaller: 100.")] = None,
     task: TaskOption = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="X.npz", help="For an ONNX file: an array for each input, first axis the samples."),
+    ] = None,
+    targets: Annotated[
+        str | None, typer.Option(metavar="NAME", help="An array of that file to measure the first output against.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What is measured: accuracy, mse, mae.", show_default="accuracy"),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="The output directory.", show_default="<name>-ht"),
@@ -118,10 +129,12 @@ def convert(
     from htcompress.directory.write import check_writable
 
     check_writable(place)
-    from htcompress import compression
+    from htcompress import compression, conversion
+    from htcompress.graphs.calibration import Calibration
 
+    given = Calibration(calibration, targets, metric)
     with open_screen(quiet) as screen:
-        result = compression.converted(checkpoint, request, observer=screen)
+        result = conversion.converted(checkpoint, request, given, observer=screen)
         screen.stage("writing")
         compression.save(result, place)
     _show(result, place, as_json)

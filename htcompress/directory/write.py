@@ -40,7 +40,13 @@ def check_writable(directory: Path) -> None:
         raise RequestError(f"The folder {parent} cannot be written to; give another output directory with -o.")
 
 
-def write_directory(directory: Path, tensors: Mapping[str, Any], config: Mapping[str, Any], report: Report) -> None:
+def write_directory(
+    directory: Path,
+    tensors: Mapping[str, Any],
+    config: Mapping[str, Any],
+    report: Report,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
     """Write an output directory: beside its place first, then exchanged with what is there.
 
     An older one of ours is replaced; what its owner has put beside our files stays. What was written is read back
@@ -49,6 +55,7 @@ def write_directory(directory: Path, tensors: Mapping[str, Any], config: Mapping
     Args:
         tensors: the model's state by name; a tensor that stands under two names is stored once.
         config: the contents of `config.json`, see `config_of`.
+        files: further ones, by name.
 
     Raises:
         RequestError: the place cannot be written, or holds something else.
@@ -57,10 +64,16 @@ def write_directory(directory: Path, tensors: Mapping[str, Any], config: Mapping
     check_writable(directory)
     directory = directory.resolve()
     with _signals_deferred():
-        _write(directory, tensors, config, report)
+        _write(directory, tensors, config, report, files or {})
 
 
-def _write(directory: Path, tensors: Mapping[str, Any], config: Mapping[str, Any], report: Report) -> None:
+def _write(
+    directory: Path,
+    tensors: Mapping[str, Any],
+    config: Mapping[str, Any],
+    report: Report,
+    files: Mapping[str, bytes],
+) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -78,6 +91,8 @@ def _write(directory: Path, tensors: Mapping[str, Any], config: Mapping[str, Any
         (partial / "report.json").write_text(report.to_json(), encoding="utf-8")
         (partial / "report.html").write_text(to_html(report), encoding="utf-8")
         (partial / "report.md").write_text(to_markdown(report), encoding="utf-8")
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
         (partial / "README.md").write_text(model_card(report), encoding="utf-8")
         _read_back(partial, stored)
         if directory.exists():

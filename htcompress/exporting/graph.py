@@ -15,20 +15,22 @@ OPSET = 18  # that of torch's exporter, whose graphs hold the layers
 IR_VERSION = 10
 """Both are old enough for the runtimes of the last years."""
 
-BFLOAT16 = 13
-"""The opset from which on numbers of this type are cast."""
+BFLOAT16, EINSUM = 13, 12
+"""The opsets from which on numbers of this type are cast, and products are written as equations."""
 
 
 class Graph:
-    """Nodes in the order they were added. Values are named by their operator and a number, behind a prefix.
+    """Nodes in the order they were added. Stored numbers have names behind a prefix, computed values short ones.
 
     Attributes:
         opset: whose operators the nodes are; 7 or later.
         decoded: the values that stand for stored numbers, by the names of these.
     """
 
-    def __init__(self, prefix: str, opset: int = OPSET) -> None:
+    def __init__(self, prefix: str, opset: int = OPSET, *, values: str | None = None) -> None:
+        """Begin with nothing; `values` stands before the names of computed values, by default the prefix."""
         self.prefix, self.opset = prefix, opset
+        self._values = prefix if values is None else values
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.decoded: dict[str, str] = {}
@@ -43,9 +45,9 @@ class Graph:
 
     def add_many(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
         """A node with several outputs."""
-        name = self._name(op)
+        name = self._name()
         made = [name] if outputs == 1 else [f"{name}.{k}" for k in range(outputs)]
-        self.nodes.append(helper.make_node(op, list(inputs), made, name=name, **attributes))
+        self.nodes.append(helper.make_node(op, list(inputs), made, **attributes))
         return made
 
     def numbers(self, tensor: Tensor, name: str) -> str:
@@ -72,14 +74,14 @@ class Graph:
         """Whole numbers as a matrix, which is stored once."""
         key = what, repr(values)
         if key not in self._shared:
-            self._shared[key] = self._initializer(np.asarray(values, dtype=np.int64), self._name(what))
+            self._shared[key] = self._initializer(np.asarray(values, dtype=np.int64), self._name())
         return self._shared[key]
 
     def constant(self, value: float) -> str:
         """One number, stored once."""
         key = "number", repr(value)
         if key not in self._shared:
-            self._shared[key] = self._initializer(np.asarray(value, dtype=np.float32), self._name("number"))
+            self._shared[key] = self._initializer(np.asarray(value, dtype=np.float32), self._name())
         return self._shared[key]
 
     def cast(self, value: str, to: str) -> str:
@@ -87,8 +89,18 @@ class Graph:
         return self.add("Cast", value, to=getattr(onnx.TensorProto, to))
 
     def whole(self, *values: int) -> str:
-        """An initializer with whole numbers: a shape, axes, indices."""
-        return self._initializer(np.asarray(values, dtype=np.int64), self._name("shape"))
+        """An initializer with whole numbers, a shape or axes; the same are stored once."""
+        key = "whole", repr(values)
+        if key not in self._shared:
+            self._shared[key] = self._initializer(np.asarray(values, dtype=np.int64), self._name())
+        return self._shared[key]
+
+    def places(self, values: Sequence[int]) -> str:
+        """An initializer with indices, in as few bytes as operators take them."""
+        key = "places", repr(values)
+        if key not in self._shared:
+            self._shared[key] = self._initializer(np.asarray(values, dtype=np.int32), self._name())
+        return self._shared[key]
 
     def reshape(self, value: str, *shape: int) -> str:
         """The value in another shape; 0 keeps a size, -1 stands for the rest."""
@@ -97,13 +109,13 @@ class Graph:
     def zeros(self, *shape: int) -> str:
         """Zeros, which are not stored."""
         if self.opset < 9:
-            return self._initializer(np.zeros(shape, dtype=np.float32), self._name("zeros"))
+            return self._initializer(np.zeros(shape, dtype=np.float32), self._name())
         return self.add("ConstantOfShape", self.whole(*shape))
 
     def eye(self, size: int) -> str:
         """An identity, which is not stored."""
         if self.opset < 9:
-            return self._initializer(np.eye(size, dtype=np.float32), self._name("eye"))
+            return self._initializer(np.eye(size, dtype=np.float32), self._name())
         return self.add("EyeLike", self.zeros(size, size), dtype=onnx.TensorProto.FLOAT)
 
     def cut(self, value: str, start: int, stop: int, axis: int = 0) -> str:
@@ -138,11 +150,21 @@ class Graph:
         """The values side by side; one value is itself."""
         return values[0] if len(values) == 1 else self.add("Concat", *values, axis=axis)
 
+    def drop_unread(self, outputs: Sequence[str]) -> None:
+        """Drop nodes and numbers that none of these values depends on."""
+        read, kept = set(outputs), []
+        for node in reversed(self.nodes):
+            if read & set(node.output):
+                kept.append(node)
+                read |= set(node.input)
+        self.nodes = kept[::-1]
+        self.initializers = [number for number in self.initializers if number.name in read]
+
     def _initializer(self, array: np.ndarray, name: str) -> str:
         self._stored.add(name)
         self.initializers.append(numpy_helper.from_array(array, name))
         return name
 
-    def _name(self, op: str) -> str:
+    def _name(self) -> str:
         self._count += 1
-        return f"{self.prefix}{op}_{self._count}"
+        return f"{self._values}{self._count}"

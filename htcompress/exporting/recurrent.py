@@ -15,7 +15,7 @@ from torch import Tensor
 
 from htcompress.errors import RequestError
 from htcompress.exporting.codecs import stored
-from htcompress.exporting.graph import Graph
+from htcompress.exporting.graph import EINSUM, Graph
 from htcompress.matrix.network import Network, equation
 from htcompress.nn.gates import GateWeights
 from htcompress.nn.recurrent import HTRecurrent
@@ -71,9 +71,42 @@ def add_recurrent(
     return x, [graph.concat(parts, 0) for parts in zip(*last, strict=True)]
 
 
+def add_node(
+    graph: Graph, module: HTRecurrent, x: str, initial: Sequence[str], *, lengths: str = "", reverse: bool = False
+) -> list[str]:
+    """Add the nodes of a module with one layer, in place of one node of ONNX.
+
+    Args:
+        x: (time, batch, features).
+        initial: states, each (directions, batch, size) or empty; none: all begin with zeros.
+        reverse: whether the one direction reads from the end.
+
+    Returns:
+        what the operator gives: Y (time, directions, batch, size), Y_h and for an LSTM Y_c.
+    """
+    s = module.settings
+    directions = [_direction(graph, gates, name) for name, gates in module.directions().items()]
+    return _operator(graph, s, x, directions, initial, lengths, "reverse" if reverse else "forward")
+
+
 def _layer(
     graph: Graph, s: RecurrentSettings, x: str, directions: Sequence[_Direction], initial: Sequence[str], lengths: str
 ) -> tuple[str, list[str]]:
+    y, *after = _operator(graph, s, x, directions, initial, lengths)
+    # (time, directions, batch, size): torch has the directions beside each other.
+    turned = graph.add("Transpose", y, perm=[0, 2, 1, 3])
+    return graph.reshape(turned, 0, 0, s.num_directions * s.hidden_size), after
+
+
+def _operator(
+    graph: Graph,
+    s: RecurrentSettings,
+    x: str,
+    directions: Sequence[_Direction],
+    initial: Sequence[str],
+    lengths: str,
+    direction: str = "forward",
+) -> list[str]:
     if any(direction.reduce is not None for direction in directions):
         parts = [
             x if direction.reduce is None else graph.add("MatMul", x, direction.reduce) for direction in directions
@@ -104,12 +137,10 @@ def _layer(
     attributes: dict[str, Any] = {"hidden_size": s.hidden_size, **operator.attributes}
     if operator.activations:
         attributes["activations"] = [*operator.activations] * s.num_directions
-    if s.bidirectional:
-        attributes["direction"] = "bidirectional"
-    y, *after = graph.add_many(operator.name, inputs, 1 + s.recurrence.states, **attributes)
-    # (time, directions, batch, size): torch has the directions beside each other.
-    turned = graph.add("Transpose", y, perm=[0, 2, 1, 3])
-    return graph.reshape(turned, 0, 0, s.num_directions * s.hidden_size), after
+    attributes["direction"] = "bidirectional" if s.bidirectional else direction
+    while inputs[-1] == "":
+        inputs.pop()
+    return graph.add_many(operator.name, inputs, 1 + s.recurrence.states, **attributes)
 
 
 def _beside(graph: Graph, w: str, rows: int, widths: Sequence[int], own: int) -> list[str]:
@@ -153,8 +184,15 @@ def _direction(graph: Graph, gates: GateWeights, name: str) -> _Direction:
 
 def _taken(graph: Graph, gates: GateWeights, value: str, *, units: bool, axis: int = 0) -> str:
     """Rows, or units, of a stored matrix in the units' own order."""
-    places = gates.places()
-    return value if places is None else graph.add("Gather", value, graph.whole(*places[units].tolist()), axis=axis)
+    places, s = gates.places(), gates.settings
+    if places is None:
+        return value
+    order = graph.places(places[True].tolist())
+    if units:
+        return graph.add("Gather", value, order, axis=axis)
+    # The rows of every gate stand in the same order.
+    parted = graph.add("Gather", graph.reshape(value, s.gates, s.hidden_size, -1), order, axis=1)
+    return graph.reshape(parted, s.rows, -1)
 
 
 def _reordered(graph: Graph, s: RecurrentSettings, value: str, columns: bool = True) -> str:
@@ -257,19 +295,32 @@ _Value = tuple[str, tuple[str, ...]]
 
 def _product(graph: Graph, met: Sequence[_Value], out: tuple[str, ...], sizes: Mapping[str, int]) -> str:
     """The contraction of values over the axes that are not in `out`: a matrix product where it is one."""
+    met = [_without_ones(graph, value, legs, out, sizes) for value, legs in met]
     if len(met) == 1 and set(met[0][1]) == set(out):
         return graph.turned(*met[0], out)
-    shared = set(met[0][1]).intersection(*(legs for _, legs in met[1:])) if len(met) == 2 else set()
-    if len(met) != 2 or shared & set(out) or {leg for _, legs in met for leg in legs} - shared != set(out):
+    if len(met) != 2 or not set(met[0][1]) ^ set(met[1][1]) <= set(out):
+        if graph.opset < EINSUM:
+            raise RequestError(
+                f"A paired layout needs opset {EINSUM}, and the model has {graph.opset}. Give --layout split."
+            )
         # Letters anew for each product: ONNX has but the alphabet's.
         written = equation([axes for _, axes in met], out)
         return graph.add("Einsum", *(value for value, _ in met), equation=written)
     (left, left_legs), (right, right_legs) = met
-    summed = [leg for leg in left_legs if leg in shared]
-    rows = [leg for leg in left_legs if leg not in shared]
-    cols = [leg for leg in right_legs if leg not in shared]
-    inner = prod(sizes[leg] for leg in summed)
-    a = graph.reshape(graph.turned(left, left_legs, (*rows, *summed)), -1, inner)
-    b = graph.reshape(graph.turned(right, right_legs, (*summed, *cols)), inner, -1)
-    made = graph.reshape(graph.add("MatMul", a, b), *(sizes[leg] for leg in (*rows, *cols)))
-    return graph.turned(made, (*rows, *cols), out)
+    both = [leg for leg in left_legs if leg in right_legs]
+    kept, summed = [leg for leg in both if leg in out], [leg for leg in both if leg not in out]
+    rows = [leg for leg in left_legs if leg not in both]
+    cols = [leg for leg in right_legs if leg not in both]
+    inner, beside = prod(sizes[leg] for leg in summed), [prod(sizes[leg] for leg in kept)] if kept else []
+    a = graph.reshape(graph.turned(left, left_legs, (*kept, *rows, *summed)), *beside, -1, inner)
+    b = graph.reshape(graph.turned(right, right_legs, (*kept, *summed, *cols)), *beside, inner, -1)
+    made = graph.reshape(graph.add("MatMul", a, b), *(sizes[leg] for leg in (*kept, *rows, *cols)))
+    return graph.turned(made, (*kept, *rows, *cols), out)
+
+
+def _without_ones(
+    graph: Graph, value: str, legs: tuple[str, ...], out: tuple[str, ...], sizes: Mapping[str, int]
+) -> _Value:
+    """A value without axes of size 1 that are summed over."""
+    kept = tuple(leg for leg in legs if sizes[leg] > 1 or leg in out)
+    return (value, legs) if kept == legs else (graph.reshape(value, *(sizes[leg] for leg in kept)), kept)

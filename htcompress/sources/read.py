@@ -42,6 +42,26 @@ def read_checkpoint(path: str | Path, *, weights: str | None = None) -> Checkpoi
     Raises:
         CheckpointError: the file is missing, empty, broken, holds pickled objects, no state_dict, or none at `weights`.
     """
+    what, digest, size = identified(path)
+    path = Path(path)
+    if isinstance(what, Container) and what in READERS:
+        return READERS[what](path, digest, size, weights)
+    if what is Container.ONNX:
+        raise CheckpointError(
+            f"{path} is an ONNX file: inspect, convert and check take it as it is; this needs a state_dict. {MAKE_ONE}"
+        )
+    if what is not None:
+        raise CheckpointError(f"{path} is {what}; expected a state_dict. {MAKE_ONE}")
+    if path.suffix == ".safetensors":
+        raise unreadable_safetensors(path, "its header is not one")
+    raise unreadable(path, "")
+
+
+def identified(path: str | Path) -> tuple[Container | str | None, str, int]:
+    """What a file is (see `recognise`), its sha256 and its size in bytes.
+
+    Raises `CheckpointError` where it is missing, empty or no file.
+    """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"There is no file {path}. Give the path of a trained checkpoint (.pt, .safetensors).")
@@ -58,10 +78,4 @@ def read_checkpoint(path: str | Path, *, weights: str | None = None) -> Checkpoi
         what = recognise(path, size)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    if isinstance(what, Container):
-        return READERS[what](path, digest, size, weights)
-    if what is not None:
-        raise CheckpointError(f"{path} is {what}; expected a state_dict. {MAKE_ONE}")
-    if path.suffix == ".safetensors":
-        raise unreadable_safetensors(path, "its header is not one")
-    raise unreadable(path, "")
+    return what, digest, size

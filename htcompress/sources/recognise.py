@@ -14,6 +14,7 @@ class Container(StrEnum):
     ARCHIVE = "a zip archive of torch"
     LEGACY = "a torch file from before 1.6"
     SAFETENSORS = "a safetensors file"
+    ONNX = "an ONNX file"
 
 
 _MOST_HEADER = 100_000_000
@@ -56,7 +57,7 @@ def recognise(path: Path, size: int) -> Container | str | None:
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite file"
     if _ONNX.match(head) and size > 64:
-        return "an ONNX file"
+        return Container.ONNX
     if _PAGE.match(head):
         return "a web page, perhaps of a download that failed"
     return next((words for start, words in _STARTS if head.startswith(start)), None)

@@ -375,6 +375,6 @@ def test_names_that_claim_layers_without_end() -> None:
 def test_many_layers_take_little_time() -> None:
     cell = nn.RNNCell(2, 2).state_dict()
     state = {f"{k}.{key}": value.clone() for k in range(2000) for key, value in cell.items()}
-    started = time.monotonic()
+    started = time.process_time()
     assert len(inventory(state)) == 2000
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10

@@ -1,0 +1,69 @@
+"""`convert`: from a file of any kind that can be read, by the stages that suit it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from htcompress import compression
+from htcompress.compression import Compressed
+from htcompress.errors import RequestError
+from htcompress.graphs.calibration import Calibration
+from htcompress.graphs.file import is_onnx
+from htcompress.observer import Observer
+from htcompress.request import FineTuning, Goal, Request
+
+__all__ = ["convert", "converted"]
+
+
+def convert(
+    checkpoint: str | Path,
+    *,
+    goal: Goal,
+    task: str | Path | None = None,
+    calibration: str | Path | None = None,
+    targets: str | None = None,
+    metric: str | None = None,
+    layers: str = "*",
+    weights: str | None = None,
+    finetuning: FineTuning | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    observer: Observer | None = None,
+) -> Compressed:
+    """Compress the recurrent layers of a checkpoint file; what `htcompress convert` does.
+
+    Args:
+        checkpoint: a state_dict in `.pt`, `.pth`, `.ckpt` or `.safetensors`, or an ONNX model.
+        goal: the budget, the error or the ratio; the scope and the layout.
+        task: a task file or module; without one the weights alone are worked from.
+        calibration: for an ONNX model, an `.npz` file with an array for each input, the first axis the samples.
+        targets: the name of an array of that file to measure against.
+        metric: what is measured: `accuracy`, `mse` or `mae`.
+        weights: the state_dict to take of a file that holds several, such as `state_dict_ema`.
+        finetuning: how to fine-tune; None: not at all.
+        device: where calibration, fine-tuning and evaluation run.
+
+    Raises:
+        HTCompressError: as `compress`, and `CheckpointError`, `TaskError` for the files.
+    """
+    asked = None if task is None else str(task)
+    request = Request(goal, layers, finetuning, seed, asked, weights, device)
+    given = Calibration(None if calibration is None else Path(calibration), targets, metric)
+    return converted(checkpoint, request, given, observer=observer)
+
+
+def converted(
+    checkpoint: str | Path, request: Request, given: Calibration | None = None, *, observer: Observer | None = None
+) -> Compressed:
+    """What a request makes of a file; see `convert`."""
+    given = given or Calibration()
+    if is_onnx(checkpoint):
+        from htcompress.graphs import converting
+
+        return converting.converted(Path(checkpoint), request, given, observer)
+    if given.file is not None:
+        raise RequestError(
+            f"--calibration is for models that run from their own file (ONNX); {checkpoint} is none. Give a task with "
+            f"--task, whose calibration() yields the inputs."
+        )
+    return compression.converted(checkpoint, request, observer=observer)

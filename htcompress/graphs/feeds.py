@@ -1,0 +1,200 @@
+"""Calibration data of a graph: arrays by the names of its inputs, as batches that it takes.
+
+The first axis of an array is its samples. An array with as many axes as its input is cut into batches along it; one
+with an axis more holds whole inputs, or, where a model passes states from call to call, its second axis is the calls.
+Inputs that no array is there for are such states: they begin with zeros and are fed with the output that is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from htcompress.errors import TaskError
+
+BATCH = 16
+"""Samples at a time where a graph takes any number."""
+
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+Feed = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or output of a graph: its name, its shape (None: any size), its type as onnxruntime says it."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    type: str
+
+    @classmethod
+    def of(cls, info: Any) -> Value:
+        """Of what onnxruntime tells."""
+        return cls(info.name, tuple(n if isinstance(n, int) and n > 0 else None for n in info.shape), info.type)
+
+    @property
+    def said(self) -> str:
+        """Its shape in words."""
+        return "(" + ", ".join("any" if n is None else str(n) for n in self.shape) + ")"
+
+
+@dataclass(frozen=True, eq=False)
+class Feeds:
+    """Samples for a graph.
+
+    Attributes:
+        arrays: by the names of inputs, samples first.
+        constants: inputs that are the same in every call.
+        states: the inputs that are passed on, and the outputs that they are fed with.
+        inputs: by name.
+        samples: how many there are.
+        calls: whether a sample is a sequence of calls.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    constants: Mapping[str, np.ndarray]
+    states: Mapping[str, str]
+    inputs: Mapping[str, Value]
+    samples: int
+    calls: bool
+
+    def part(self, start: int, stop: int) -> Feeds:
+        """Some of the samples."""
+        cut = {name: array[start:stop] for name, array in self.arrays.items()}
+        return Feeds(cut, self.constants, self.states, self.inputs, stop - start, self.calls)
+
+    def sequences(self) -> Iterator[list[Feed]]:
+        """Batches of samples, each a list of calls of which the later are to be fed with the states of the earlier."""
+        size = self._batch()
+        for start in range(0, self.samples - (size - 1 if self._fixed() else 0), size):
+            stop = min(start + size, self.samples)
+            chosen = {name: array[start:stop] for name, array in self.arrays.items()}
+            if not self.calls:
+                yield [self._call(chosen, stop - start)]
+                continue
+            steps = min(array.shape[1] for array in chosen.values())
+            yield [
+                self._call({name: array[:, k] for name, array in chosen.items()}, stop - start) for k in range(steps)
+            ]
+
+    def _call(self, chosen: Mapping[str, np.ndarray], count: int) -> Feed:
+        found = {}
+        for name, array in chosen.items():
+            value = self.inputs[name]
+            # Whole inputs come one at a time.
+            whole = array[0] if array.ndim == len(value.shape) + 1 else array
+            found[name] = np.ascontiguousarray(whole.astype(_TYPES[value.type], copy=False))
+        begun = {name: self._zeros(self.inputs[name], count) for name in self.states}
+        return {**self.constants, **found, **begun}
+
+    def _zeros(self, value: Value, count: int) -> np.ndarray:
+        return np.zeros([count if n is None else n for n in value.shape], dtype=_TYPES[value.type])
+
+    def _fixed(self) -> bool:
+        return any(self.inputs[name].shape[:1] not in ((None,), ()) for name in self.arrays)
+
+    def _batch(self) -> int:
+        """Samples at a time."""
+        sizes = []
+        for name, array in self.arrays.items():
+            value = self.inputs[name]
+            if array.ndim - self.calls > len(value.shape):
+                return 1
+            sizes.append(value.shape[0] if value.shape and value.shape[0] is not None else BATCH)
+        # Enough batches to train on some and hold others out.
+        return min([*sizes, max(1, self.samples // BATCH)]) if not self._fixed() else min(sizes)
+
+
+def read_feeds(path: str | Path, inputs: Sequence[Value], outputs: Sequence[Value], *, beside: str = "") -> Feeds:
+    """The arrays of an `.npz` file for the inputs of a graph.
+
+    Args:
+        beside: the name of an array that is no input: targets.
+
+    Raises:
+        TaskError: the file is not there or no archive of arrays, or an array fits no input; the message says which
+            names and shapes are expected.
+    """
+    path = Path(path)
+    wanted = ", ".join(f"{value.name} {value.said}" for value in inputs)
+    if not path.is_file():
+        raise TaskError(f"There is no file {path}. Give an .npz file with an array for each input: {wanted}.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:
+        raise TaskError(
+            f"{path} is no .npz file of plain arrays ({str(error).splitlines()[0]}). Save one with numpy.savez("
+            f"'{path.name}', {inputs[0].name if inputs else 'x'}=...), an array for each input: {wanted}."
+        ) from error
+    arrays.pop(beside, None)
+    if len(arrays) == 1 and len(inputs) == 1:
+        arrays = {inputs[0].name: next(iter(arrays.values()))}  # there is but one place for it
+    known = {value.name: value for value in inputs}
+    unknown = [name for name in arrays if name not in known]
+    if unknown or not arrays:
+        held = ", ".join(arrays) or "nothing"
+        raise TaskError(f"{path} holds {held}; the model's inputs are {wanted}. Name the arrays so.")
+    constants = {n: _typed(a, known[n]) for n, a in arrays.items() if a.ndim == 0}
+    arrays = {name: array for name, array in arrays.items() if array.ndim}
+    states = _states([value for value in inputs if value.name not in {**arrays, **constants}], outputs, path)
+    counts = {name: len(array) for name, array in arrays.items()}
+    if not arrays or len(set(counts.values())) > 1 or not min(counts.values()):
+        told = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+        raise TaskError(f"The arrays of {path} have unlike numbers of samples ({told}); the first axis is the samples.")
+    feeds = Feeds(arrays, constants, states, known, min(counts.values()), bool(states))
+    calls = bool(states) and all(a.ndim == len(known[n].shape) + 1 for n, a in arrays.items())
+    feeds = Feeds(arrays, constants, states, known, feeds.samples, calls)
+    for name, array in arrays.items():
+        _check(array, known[name], calls, path)
+    return feeds
+
+
+def _typed(array: np.ndarray, value: Value) -> np.ndarray:
+    # One number may stand for an input of one number.
+    return np.asarray(array, dtype=_TYPES.get(value.type, array.dtype)).reshape([1] * len(value.shape))
+
+
+def _check(array: np.ndarray, value: Value, calls: bool, path: Path) -> None:
+    if value.type not in _TYPES:
+        raise TaskError(f"The input {value.name} is {value.type}, which no array can be given for.")
+    own = array.shape[1 + calls :]
+    wanted = value.shape[1:] if array.ndim - calls == len(value.shape) else value.shape
+    if len(own) != len(wanted) or any(n is not None and n != m for n, m in zip(wanted, own, strict=True)):
+        raise TaskError(
+            f"The array {value.name} of {path} has shape {array.shape}; the input takes {value.said}. Its first axis "
+            f"is the samples{', its second the calls' if calls else ''}."
+        )
+
+
+def _states(missing: Sequence[Value], outputs: Sequence[Value], path: Path) -> dict[str, str]:
+    """Inputs without an array, and the outputs of their kind: by name where one contains the other, else in order."""
+    found: dict[str, str] = {}
+    for value in missing:
+        alike = [
+            o.name
+            for o in outputs
+            if o.type == value.type and len(o.shape) == len(value.shape) > 0 and o.name not in found.values()
+        ]
+        alike = [name for name in alike if value.name in name or name in value.name] or alike
+        if not alike:
+            raise TaskError(
+                f"{path} has no array for the input {value.name} {value.said}, and no output could be passed on to it. "
+                f"Add the array; one number stands for all calls."
+            )
+        found[value.name] = alike[0]
+    return found

@@ -1,0 +1,272 @@
+"""The recurrent nodes of an ONNX graph, and what torch's modules make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from htcompress.nn.recurrence import RECURRENCES, Recurrence, recurrence_of
+from htcompress.nn.settings import RecurrentSettings
+from htcompress.vocabulary import Kind
+
+_OPERATORS = {recurrence.onnx.name for recurrence in RECURRENCES}
+_QUANTISED = "DynamicQuantizeLSTM"
+_ACTIVATIONS: dict[str, dict[tuple[str, ...], Kind]] = {
+    "LSTM": {("sigmoid", "tanh", "tanh"): Kind.LSTM},
+    "GRU": {("sigmoid", "tanh"): Kind.GRU},
+    "RNN": {("tanh",): Kind.RNN_TANH, ("relu",): Kind.RNN_RELU},
+}
+"""Of each operator: the activations of a direction that torch has, the operator's own first."""
+
+_LARGEST = 1 << 30
+"""Numbers that are computed of constants, at most."""
+
+
+class NotUnderstoodError(Exception):
+    """A node does what no module of torch does; the text says what, as what follows the node's name."""
+
+
+@dataclass(frozen=True, eq=False)
+class RecurrentNode:
+    """One LSTM, GRU or RNN node as torch has it.
+
+    Attributes:
+        name: of the node, or of what it puts out; unlike that of any other.
+        index: of the node in its graph.
+        settings: one layer, one or both directions.
+        weights: by the names of torch's module.
+        reverse: whether its one direction reads from the end.
+        batch_first: the node's own layout.
+        half: whether its numbers are of half precision.
+        quantised: whether its weights are integers, so that torch answers nearly alike only.
+        x, lengths, initial: the values that enter it; empty where there is none.
+        outputs: the values that it puts out: Y, Y_h, Y_c; empty where nobody reads one.
+        stored: the values that its weights are.
+    """
+
+    name: str
+    index: int
+    settings: RecurrentSettings
+    weights: dict[str, Tensor]
+    reverse: bool
+    batch_first: bool
+    half: bool
+    quantised: bool
+    x: str
+    lengths: str
+    initial: tuple[str, ...]
+    outputs: tuple[str, ...]
+    stored: tuple[str, ...] = ()
+
+    def module(self) -> nn.Module:
+        """A module of torch with the weights of the node, in float32."""
+        s = self.settings
+        more = {} if s.recurrence.nonlinearity is None else {"nonlinearity": s.recurrence.nonlinearity}
+        made = s.recurrence.torch_layer(s.input_size, s.hidden_size, bias=s.bias, bidirectional=s.bidirectional, **more)
+        made.load_state_dict(self.weights)
+        return made.eval()
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators; 0 where none is used."""
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def find(model: onnx.ModelProto) -> tuple[list[RecurrentNode], dict[str, str]]:
+    """The recurrent nodes that torch can stand in for; of the others the reason, by name."""
+    constants = Constants(model)
+    read = {name for node in _every_node(model.graph.node) for name in node.input}
+    read |= {value.name for value in model.graph.output}
+    found: list[RecurrentNode] = []
+    left: dict[str, str] = {}
+    taken: set[str] = set()
+
+    def named(node: onnx.NodeProto) -> str:
+        base = (node.name or next((o for o in node.output if o), node.op_type)).replace(".", "_").strip("/") or "node"
+        name = next(n for n in _candidates(base) if n not in taken)
+        taken.add(name)
+        return name
+
+    for index, node in enumerate(model.graph.node):
+        for inner in _inside(node):
+            if inner.op_type in _OPERATORS:
+                left[named(inner)] = f"stands in a subgraph of {node.op_type}, where it is left alone"
+        if node.op_type not in _OPERATORS and node.op_type != _QUANTISED:
+            continue
+        name = named(node)
+        try:
+            found.append(_understood(node, name, index, constants, read))
+        except NotUnderstoodError as error:
+            left[name] = str(error)
+    return found, left
+
+
+def _candidates(base: str) -> Iterator[str]:
+    yield base
+    count = 1
+    while True:
+        count += 1
+        yield f"{base}_{count}"
+
+
+def _inside(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    for attribute in node.attribute:
+        for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
+            yield from _every_node(graph.node)
+
+
+def _every_node(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        yield from _inside(node)
+
+
+class Constants:
+    """What in a graph does not depend on its inputs: initializers, and what nodes compute of those alone."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._opset = opset_of(model)
+        self._known: dict[str, np.ndarray | None] = {"": None}
+        self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._makers = {name: node for node in model.graph.node for name in node.output if name}
+
+    def __call__(self, name: str, depth: int = 0) -> np.ndarray | None:
+        """The value; None where it is no constant."""
+        if name not in self._known:
+            self._known[name] = None  # a graph that runs in a circle
+            self._known[name] = self._computed(name, depth)
+        return self._known[name]
+
+    def _computed(self, name: str, depth: int) -> np.ndarray | None:
+        if name in self._stored:
+            return numpy_helper.to_array(self._stored[name])
+        node = self._makers.get(name)
+        if node is None or depth > 32 or any(True for _ in _inside(node)) or node.domain not in ("", "ai.onnx"):
+            return None
+        given = {i: self(i, depth + 1) for i in node.input if i}
+        if any(value is None for value in given.values()):
+            return None
+        if sum(value.size for value in given.values() if value is not None) > _LARGEST:
+            return None
+        from onnx.reference import ReferenceEvaluator
+
+        try:
+            inputs = [onnx.ValueInfoProto(name=i) for i in given]
+            body = onnx.helper.make_graph([node], "constant", inputs, [onnx.ValueInfoProto(name=name)])
+            opset = onnx.helper.make_opsetid("", self._opset)
+            evaluator = ReferenceEvaluator(onnx.helper.make_model(body, opset_imports=[opset]))
+            found = next(iter(evaluator.run(None, given)))
+        except Exception:  # whatever an operator stumbles over: then it is no constant that is known
+            return None
+        return found if isinstance(found, np.ndarray) else None
+
+
+def _understood(node: onnx.NodeProto, name: str, index: int, constants: Constants, read: set[str]) -> RecurrentNode:
+    given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    inputs = [*node.input, *[""] * (12 - len(node.input))]
+    quantised = node.op_type == _QUANTISED
+    recurrence = _recurrence(node, given)
+    if recurrence.onnx.attributes.get("linear_before_reset") and not given.get("linear_before_reset", 0):
+        raise NotUnderstoodError("resets its state before the matrix (linear_before_reset=0), as torch's GRU does not")
+    if given.get("clip"):
+        raise NotUnderstoodError("clips what enters its gates, which torch does not")
+    if given.get("input_forget"):
+        raise NotUnderstoodError("couples its input and forget gates, which torch does not")
+    if recurrence.kind is Kind.LSTM and inputs[7]:
+        raise NotUnderstoodError("has peepholes, which torch's LSTM has not")
+    direction = _text(given.get("direction", "forward"))
+    weight = partial(_quantised, constants, inputs) if quantised else partial(_plain, constants, inputs)
+    w, r = weight(1), weight(2)
+    directions, rows, columns = w.shape
+    hidden = r.shape[2]
+    if rows != recurrence.gates * hidden or r.shape != (directions, rows, hidden):
+        raise NotUnderstoodError(f"has weights of shapes {w.shape} and {r.shape}, which do not fit each other")
+    if directions != (2 if direction == "bidirectional" else 1):
+        raise NotUnderstoodError(f"has weights for {directions} directions and is called {direction}")
+    biases = constants(inputs[3])
+    if inputs[3] and biases is None:
+        raise NotUnderstoodError("has biases that are computed of the model's inputs")
+    if biases is not None and biases.shape != (directions, 2 * rows):
+        raise NotUnderstoodError(f"has biases of shape {biases.shape}; expected {(directions, 2 * rows)}")
+    outputs = [o if o in read else "" for o in node.output]
+    return RecurrentNode(
+        name,
+        index,
+        RecurrentSettings(
+            recurrence.kind, columns, hidden, bias=biases is not None, bidirectional=direction == "bidirectional"
+        ),
+        _weights(recurrence, w, r, biases),
+        reverse=direction == "reverse",
+        batch_first=bool(given.get("layout", 0)),
+        half=w.dtype == np.float16,
+        quantised=quantised,
+        x=inputs[0],
+        lengths=inputs[4],
+        initial=tuple(inputs[5 : 5 + recurrence.states]) if any(inputs[5 : 5 + recurrence.states]) else (),
+        outputs=(*outputs, *[""] * (1 + recurrence.states - len(outputs))),
+        stored=tuple(inputs[1:4]),
+    )
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _recurrence(node: onnx.NodeProto, given: dict[str, Any]) -> Recurrence:
+    """What torch does alike, by the activations of the node."""
+    kind = "LSTM" if node.op_type == _QUANTISED else node.op_type
+    wanted = _ACTIVATIONS[kind]
+    usual = next(iter(wanted))
+    said = [_text(a).lower() for a in given.get("activations", [])]
+    parts = {tuple(said[k : k + len(usual)]) for k in range(0, len(said), len(usual))} or {usual}
+    own = parts.pop()
+    if parts or own not in wanted:
+        raise NotUnderstoodError(f"has the activations {', '.join(said)}, which torch's {kind} has not")
+    return recurrence_of(wanted[own])
+
+
+def _plain(constants: Constants, inputs: Sequence[str], k: int) -> np.ndarray:
+    found = constants(inputs[k])
+    if found is None:
+        raise NotUnderstoodError("has weights that are computed of the model's inputs")
+    if found.ndim != 3 or found.dtype not in (np.float16, np.float32, np.float64):
+        raise NotUnderstoodError(f"has weights of shape {found.shape} in {found.dtype}")
+    return found
+
+
+def _quantised(constants: Constants, inputs: Sequence[str], k: int) -> np.ndarray:
+    """The weights of a `DynamicQuantizeLSTM`: transposed, 8 bits, a scale for each direction or each column."""
+    names = inputs[k], *inputs[8 + 2 * (k - 1) : 10 + 2 * (k - 1)]
+    codes, scale, zero = (constants(name) for name in names)
+    if codes is None or scale is None or zero is None or codes.ndim != 3:
+        raise NotUnderstoodError("has quantised weights that are computed of the model's inputs")
+    shape = (codes.shape[0], 1, -1)
+    dense = (codes.astype(np.float32) - zero.astype(np.float32).reshape(shape)) * scale.reshape(shape)
+    return np.ascontiguousarray(dense.transpose(0, 2, 1))
+
+
+def _weights(recurrence: Recurrence, w: np.ndarray, r: np.ndarray, biases: np.ndarray | None) -> dict[str, Tensor]:
+    """By torch's names, gates in torch's order."""
+    gates, rows = recurrence.gates, w.shape[1]
+    # The operator's gate k is torch's gate order[k].
+    order = np.argsort(recurrence.onnx.gate_order)
+
+    def turned(block: np.ndarray) -> Tensor:
+        parted = block.reshape(gates, rows // gates, *block.shape[1:])[order].reshape(block.shape)
+        return torch.from_numpy(np.array(parted, dtype=np.float32))
+
+    found: dict[str, Tensor] = {}
+    for direction, suffix in enumerate(["_l0", "_l0_reverse"][: len(w)]):
+        found[f"weight_ih{suffix}"], found[f"weight_hh{suffix}"] = turned(w[direction]), turned(r[direction])
+        if biases is not None:
+            found[f"bias_ih{suffix}"] = turned(biases[direction, :rows])
+            found[f"bias_hh{suffix}"] = turned(biases[direction, rows:])
+    return found

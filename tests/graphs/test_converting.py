@@ -1,0 +1,215 @@
+"""ONNX in, ONNX out, from the command line and without a line of Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx_models import node_model, streaming, tagger
+from small import Outcome
+
+import htcompress
+from htcompress.report import read_report
+from htcompress.request import FineTuning, Goal
+
+Command = Callable[..., Outcome]
+
+
+def frames(count: int = 64, steps: int = 9, width: int = 20, seed: int = 0) -> np.ndarray:
+    """Smooth frames of few directions, as real ones are."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((count, steps, 4)).cumsum(1) @ rng.standard_normal((4, width)) / 3).astype(np.float32)
+
+
+def answers(path: Path, given: dict[str, np.ndarray]) -> list[Any]:
+    return list(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, given))
+
+
+@pytest.fixture
+def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(tagger(), "tagger.onnx")
+    np.savez("x.npz", x=frames())
+    return tmp_path
+
+
+def test_convert(htc: Command, graph: Path) -> None:
+    ended = htc("convert", "tagger.onnx", "--budget", "4kB", "--calibration", "x.npz", "--steps", "40", "-o", "out")
+    assert ended.code == 0, ended.err
+    assert "output_error" in ended.out
+    report = read_report(graph / "out")
+    assert report.source["format"] == "onnx"
+    assert [layer.name for layer in report.layers] == ["a_lstm", "y2"]
+    quality = report.quality
+    assert (quality.metric, quality.higher_is_better, quality.dense) == ("output_error", False, 0.0)
+    assert quality.decomposed is not None
+    assert quality.finetuned is not None
+    assert 0 < quality.finetuned < quality.decomposed < 1
+    assert report.totals.bytes_after <= 4000
+    assert report.latency is not None
+    assert "onnxruntime" in report.latency.of
+    # What is measured is what is written, on the samples that are kept apart.
+    x = frames()[-16:]
+    wanted, found = (answers(path, {"x": x})[0] for path in (graph / "tagger.onnx", graph / "out" / "model.onnx"))
+    error = np.sqrt(np.square(found - wanted).sum() / np.square(wanted - wanted.mean()).sum())
+    assert error == pytest.approx(quality.finetuned, rel=1e-3)
+    # All else is as it was.
+    before, after = onnx.load("tagger.onnx").graph, onnx.load("out/model.onnx").graph
+    assert list(after.input) == list(before.input)
+    assert list(after.output) == list(before.output)
+    kept = {i.name: i for i in after.initializer}
+    assert all(kept[i.name] == i for i in before.initializer if i.name in ("first", "last", "flat"))
+    ours = [node for node in after.node if node.output[0].startswith("ht") or node.op_type in ("LSTM", "GRU")]
+    assert [n for n in after.node if n not in ours] == [n for n in before.node if n.op_type not in ("LSTM", "GRU")]
+    assert htc("check", "out", "--max-bytes", "4k", "--max-drop", "1").code == 0
+    assert htc("check", "out", "--max-metric", "0.0001").code == 1
+
+
+def test_the_seed_decides(htc: Command, graph: Path) -> None:
+    command = ("convert", "tagger.onnx", "--budget", "600", "--calibration", "x.npz", "--steps", "5", "-o")
+    for place in ("a", "b"):
+        assert htc(*command, place).code == 0
+    assert (graph / "a" / "model.onnx").read_bytes() == (graph / "b" / "model.onnx").read_bytes()
+
+
+def test_without_data(htc: Command, graph: Path) -> None:
+    ended = htc("convert", "tagger.onnx", "--ratio", "4", "-o", "out")
+    assert ended.code == 0, ended.err
+    report = read_report(graph / "out")
+    assert report.quality.metric is None
+    assert report.totals.model_parameters_before - report.totals.parameters_before == 20 * 24 + 12 * 5
+    answers(graph / "out" / "model.onnx", {"x": frames(2)})
+
+
+def test_beyond_need_nothing_is_lost(htc: Command, graph: Path) -> None:
+    options = ("--budget", "1m", "--calibration", "x.npz", "--no-finetune")
+    assert htc("convert", "tagger.onnx", *options, "-o", "out").code == 0
+    quality = read_report(graph / "out").quality
+    assert quality.decomposed is not None
+    assert quality.decomposed < 1e-5
+
+
+def test_targets(htc: Command, graph: Path) -> None:
+    wanted = answers(graph / "tagger.onnx", {"x": frames()})[0].argmax(-1)
+    np.savez("y.npz", x=frames(), wanted=wanted)
+    options = ("--budget", "2kB", "--calibration", "y.npz", "--targets", "wanted", "--steps", "40")
+    assert htc("convert", "tagger.onnx", *options, "-o", "out").code == 0
+    quality = read_report(graph / "out").quality
+    assert (quality.metric, quality.dense, quality.higher_is_better) == ("accuracy", 1.0, True)
+    assert quality.finetuned is not None
+    assert 0.5 < quality.finetuned <= 1
+    assert set(quality.metrics["finetuned"]) == {"accuracy", "output_error"}
+
+
+def test_states_from_call_to_call(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(streaming(), "streaming.onnx")
+    np.savez("x.npz", frame=frames(48, 12, 10))
+    ended = htc("convert", "streaming.onnx", "--ratio", "3", "--calibration", "x.npz", "--steps", "60", "-o", "out")
+    assert ended.code == 0, ended.err
+    quality = read_report(tmp_path / "out").quality
+    assert quality.decomposed is not None
+    assert quality.finetuned is not None
+    assert 0 < quality.finetuned < quality.decomposed < 1
+    # By hand: one frame after the other, the state passed on.
+    x, worst = frames(48, 12, 10)[-12:], []
+    sessions = [onnxruntime.InferenceSession(f"{n}.onnx") for n in ("streaming", "out/model")]
+    states = [np.zeros((1, 12, 12), np.float32)] * 2
+    for k in range(12):
+        found = [s.run(None, {"frame": x[:, k], "state": state}) for s, state in zip(sessions, states, strict=True)]
+        states = [f[1] for f in found]
+        worst.append((found[0][0], found[1][0]))
+    wanted, given = (np.concatenate([pair[i].ravel() for pair in worst]) for i in (0, 1))
+    error = np.sqrt(np.square(given - wanted).sum() / np.square(wanted - wanted.mean()).sum())
+    assert error == pytest.approx(quality.finetuned, rel=1e-3)
+
+
+def test_again_from_what_was_made(htc: Command, graph: Path) -> None:
+    """ONNX, HT, ONNX, HT: the recurrent nodes of a result have weights that nodes make of its cores."""
+    options = ("--calibration", "x.npz", "--steps", "5", "-o")
+    assert htc("convert", "tagger.onnx", "--ratio", "2", *options, "once").code == 0
+    ended = htc("convert", "once/model.onnx", "--ratio", "4", *options, "twice")
+    assert ended.code == 0, ended.err
+    assert len(read_report(graph / "twice").layers) == 2
+    # What reduces the input before a node stays; the node's own weights do not.
+    once, twice = ({i.name for i in onnx.load(f"{d}/model.onnx").graph.initializer} for d in ("once", "twice"))
+    assert len(once & twice) < len(once) / 2
+    wanted, found = (answers(Path(name), {"x": frames()})[0] for name in ("tagger.onnx", "twice/model.onnx"))
+    assert np.corrcoef(wanted.ravel(), found.ravel())[0, 1] > 0.8
+
+
+def test_some_layers(htc: Command, graph: Path) -> None:
+    options = ("--layers", "y*", "--calibration", "x.npz", "--steps", "5")
+    assert htc("convert", "tagger.onnx", "--ratio", "3", *options).code == 0
+    after = onnx.load("tagger-ht/model.onnx").graph
+    assert {"W1", "R1", "B1"} <= {i.name for i in after.initializer}
+
+
+def test_inspect(htc: Command, graph: Path) -> None:
+    ended = htc("inspect", "tagger.onnx", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert [layer["name"] for layer in found["layers"]] == ["a_lstm", "y2"]
+    assert found["parameters"] == sum(np.prod(i.dims) for i in tagger().graph.initializer if i.name != "flat")
+
+
+def test_from_python(graph: Path) -> None:
+    made = htcompress.convert(
+        graph / "tagger.onnx", goal=Goal(bytes=3000), calibration=graph / "x.npz", finetuning=FineTuning(3)
+    )
+    assert onnx.load_from_string(made.files["model.onnx"]).graph.name == "tagger"
+
+
+BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "a task": (("--task", "task.py"), ("An ONNX file runs by itself", "--calibration")),
+    "no such array": (("--calibration", "x.npz", "--targets", "y"), ("has no array y", "it holds x")),
+    "a metric alone": (("--calibration", "x.npz", "--metric", "mse"), ("--metric needs --targets",)),
+    "an unknown metric": (("--calibration", "x.npz", "--targets", "x", "--metric", "wer"), ("accuracy, mse, mae",)),
+    "no such file": (("--calibration", "no.npz"), ("There is no file no.npz", "x (any, any, 20)")),
+    "no such layer": (("--layers", "rnn"), ("rnn", "a_lstm")),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_makes_no_sense(htc: Command, graph: Path, case: str) -> None:
+    options, said = BAD[case]
+    ended = htc("convert", "tagger.onnx", "--ratio", "3", *options, "-o", "out")
+    assert ended.code == 2, ended.out
+    assert all(word in ended.err for word in said), ended.err
+    assert not (graph / "out").exists()
+
+
+def test_files_without_recurrent_nodes(htc: Command, graph: Path) -> None:
+    model = tagger()
+    keep = [node for node in model.graph.node if node.op_type == "MatMul"][:1]
+    keep[0].input[0] = "x"
+    del model.graph.node[:]
+    model.graph.node.extend(keep)
+    model.graph.output[0].name = "p"
+    onnx.save(model, "none.onnx")
+    ended = htc("convert", "none.onnx", "--ratio", "3")
+    assert ended.code == 2
+    assert "has no LSTM, GRU or RNN nodes" in ended.err
+    onnx.save(node_model("GRU", linear_before_reset=0), "old.onnx")
+    ended = htc("convert", "old.onnx", "--ratio", "3")
+    assert ended.code == 2
+    assert "linear_before_reset=0" in ended.err
+    (graph / "cut.onnx").write_bytes((graph / "tagger.onnx").read_bytes()[:4000])
+    ended = htc("convert", "cut.onnx", "--ratio", "3")
+    assert ended.code == 2
+    assert "cannot be read" in ended.err
+
+
+def test_calibration_is_for_models_that_run_by_themselves(htc: Command, graph: Path) -> None:
+    import torch
+
+    torch.save(torch.nn.LSTM(8, 8).state_dict(), "model.pt")
+    ended = htc("convert", "model.pt", "--ratio", "3", "--calibration", "x.npz")
+    assert ended.code == 2
+    assert "is none. Give a task" in ended.err
