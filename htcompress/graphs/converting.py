@@ -32,7 +32,7 @@ MODEL = "model.onnx"
 """The file of an output directory with the graph."""
 
 ERROR = "output_error"
-"""The metric where there are no targets: the difference of the outputs, relative to their spread about their mean."""
+"""The metric where there are no targets; see `_difference`."""
 
 _EVALUATED = 4
 """One in so many samples is kept apart to measure on."""
@@ -207,30 +207,36 @@ def _answers(runner: Runner, feeds: Feeds) -> list[Answers]:
     return [runner.answers(calls, feeds) for calls in feeds.sequences()]
 
 
-def _floats(runner: Runner, feeds: Feeds) -> list[str]:
-    """The outputs that are compared: numbers that are not passed on as states, if there are any."""
-    real = [o.name for o in runner.outputs if o.type in ("tensor(float)", "tensor(float16)", "tensor(double)")]
+def _compared(runner: Runner, feeds: Feeds) -> list[str]:
+    """The outputs that are compared: what is not passed on as a state, if there is any; real numbers, if any are."""
     passed = set(feeds.states.values())
-    return [name for name in real if name not in passed] or real
+    own = [o for o in runner.outputs if o.name not in passed] or runner.outputs
+    real = [o.name for o in own if o.type in ("tensor(float)", "tensor(float16)", "tensor(double)")]
+    return real or [o.name for o in own]
 
 
 def _difference(found: Sequence[Answers], wanted: Sequence[Answers], runner: Runner, feeds: Feeds) -> float:
-    """The root of the squared difference of the outputs over their variance, output by output, in the mean."""
+    """How far outputs are apart, in the mean over them: the root of the squared difference over their variance.
+
+    Of whole numbers (classes, say) it is the part of those that differ.
+    """
     parts = []
-    for name in _floats(runner, feeds):
-        pairs = [
-            (a[name].astype(np.float64), b[name].astype(np.float64))
-            for calls in zip(found, wanted, strict=True)
-            for a, b in zip(*calls, strict=True)
-            if a[name].shape == b[name].shape
-        ]
-        if not pairs:
-            continue
-        flat = np.concatenate([b.ravel() for _, b in pairs])
-        lost = sum(float(np.square(a - b)[np.isfinite(b)].sum()) for a, b in pairs)
-        spread = float(np.square(flat[np.isfinite(flat)] - flat[np.isfinite(flat)].mean()).sum()) if flat.size else 0.0
-        parts.append((lost / max(spread, 1e-30)) ** 0.5)
+    for name in _compared(runner, feeds):
+        pairs = [(a[name], b[name]) for calls in zip(found, wanted, strict=True) for a, b in zip(*calls, strict=True)]
+        parts.append(_apart(pairs))
     return sum(parts) / len(parts) if parts else 0.0
+
+
+def _apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    if not all(b.dtype.kind == "f" for _, b in pairs):
+        unlike = sum(int((a != b).sum()) if a.shape == b.shape else b.size for a, b in pairs)
+        return unlike / max(1, sum(b.size for _, b in pairs))
+    # A model that decodes freely gives answers of other lengths; nothing of those is right.
+    alike = [(a if a.shape == b.shape else np.zeros_like(b), b) for a, b in pairs]
+    a, b = (np.concatenate([pair[i].ravel().astype(np.float64) for pair in alike]) for i in (0, 1))
+    known = np.isfinite(b)
+    lost, spread = np.square(a - b)[known].sum(), np.square(b[known] - b[known].mean()).sum() if known.any() else 0.0
+    return float(np.sqrt(lost / max(spread, 1e-30)))
 
 
 def _metric(given: Calibration, answers: Sequence[Answers], targets: np.ndarray, runner: Runner) -> float:

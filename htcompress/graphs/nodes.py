@@ -180,7 +180,7 @@ def _understood(node: onnx.NodeProto, name: str, index: int, constants: Constant
         raise NotUnderstoodError("clips what enters its gates, which torch does not")
     if given.get("input_forget"):
         raise NotUnderstoodError("couples its input and forget gates, which torch does not")
-    if recurrence.kind is Kind.LSTM and inputs[7]:
+    if recurrence.states > 1 and inputs[7]:
         raise NotUnderstoodError("has peepholes, which torch's LSTM has not")
     direction = _text(given.get("direction", "forward"))
     weight = partial(_quantised, constants, inputs) if quantised else partial(_plain, constants, inputs)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
+
+from htcompress.sources.objects import Inert, Opaque, Pending, PlainDict, Storage, StorageType, unfolded
 
 MOST_PICKLED = 1 << 25
 """The bytes that a pickle may have, its tensors' numbers apart; reading takes up to a hundred times as many."""
@@ -25,57 +26,12 @@ class ForeignObjectError(Exception):
 
 
 @dataclass(frozen=True)
-class StorageType:
-    """A class of storages, by the numbers in it."""
-
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A storage as a pickle names it: `key` in its file, `claimed` numbers of `dtype`.
-
-    `view` (first number, how many) is the part of it that is meant; files of torch before 0.4 have such parts.
-    """
-
-    key: str
-    dtype: torch.dtype
-    claimed: int
-    view: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Pending:
-    """A tensor as a pickle describes it. `kind` is empty for a plain dense one, else it says what it is in words."""
-
-    storage: Storage | None
-    offset: Any
-    size: Any
-    stride: Any
-    dtype: torch.dtype | None
-    kind: str = ""
-    quantizer: tuple[Any, ...] | None = None
-
-
-class Opaque:
-    """A value that is no part of a model (an argparse.Namespace, a NumPy number): there, but not looked into."""
-
-
-class PlainDict(OrderedDict[Any, Any]):
-    """An `OrderedDict` of a pickle. Of the attributes that a pickle gives it only torch's `_metadata` is kept."""
-
-    metadata: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.metadata = state.get("_metadata") if isinstance(state, dict) else None
-
-
-@dataclass(frozen=True)
 class _Global:
     """What a name in a pickle stands for: `make` is what calling it gives, None where it only names a type."""
 
     name: str
     make: Callable[..., Any] | None = None
+    known: bool = True
 
 
 def load(stream: io.BytesIO, dtypes: dict[str, torch.dtype] | None = None) -> Any:
@@ -86,10 +42,10 @@ def load(stream: io.BytesIO, dtypes: dict[str, torch.dtype] | None = None) -> An
         dtypes: where given, takes the dtype of each storage that the pickle names, by its key.
 
     Raises:
-        ForeignObjectError: it needs other classes or functions than a state_dict does.
+        ForeignObjectError: it calls a function that is not known. Objects of classes that are not become `Inert`.
         Exception: it is damaged; which one says nothing.
     """
-    return _Unpickler(stream, {} if dtypes is None else dtypes).load()
+    return unfolded(_Unpickler(stream, {} if dtypes is None else dtypes).load())
 
 
 def _dense(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtype: Any = None) -> Pending:
@@ -124,6 +80,17 @@ def _of_type(make: Any, kind: Any, arguments: Any, *_: Any) -> Any:
     if not isinstance(make, _Global) or make.make is None or not isinstance(kind, _Global):
         raise pickle.UnpicklingError("a tensor of an unknown class")
     return make.make(*arguments)
+
+
+def _reconstructed(kind: Any, base: Any = None, state: Any = None) -> Any:
+    """An object of an old protocol."""
+    if not isinstance(kind, _Global) or kind.known:
+        raise pickle.UnpicklingError("an object of no class")
+    return Inert(kind.name)
+
+
+def _first(value: Any = None, *_: Any) -> Any:
+    return value
 
 
 def _sized(items: Any = ()) -> tuple[Any, ...]:
@@ -171,7 +138,7 @@ _TYPES = (
     "torch.Tensor",
     "torch.nn.parameter.Parameter",
     "torch.nn.parameter.Buffer",
-    *(f"builtins.{name}" for name in ("list", "dict", "tuple", "int", "float", "str", "bool")),
+    *(f"builtins.{name}" for name in ("list", "dict", "tuple", "int", "float", "str", "bool", "object")),
 )
 _MADE: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": lambda *given: PlainDict(*map(_pairs, given)),
@@ -187,6 +154,9 @@ _MADE: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_qtensor": _quantised,
     "torch._utils._rebuild_sparse_tensor": _odd("a sparse tensor"),
     "torch._utils._rebuild_meta_tensor_no_storage": _odd("a tensor without numbers (of the meta device)"),
+    "copyreg._reconstructor": _reconstructed,
+    **{f"torch.jit._pickle.build_{kind}list": _first for kind in ("int", "double", "bool", "tensor")},
+    "torch.jit._pickle.restore_type_tag": _first,
     "_codecs.encode": _bytes,
     "builtins.bytearray": _bytes,
     "builtins.set": _set,
@@ -248,9 +218,11 @@ class _Unpickler(pickle._Unpickler):
             return vars(torch)[name]
         if _OPAQUE.fullmatch(full):
             return _Global(full, lambda *_: Opaque())
-        raise ForeignObjectError(full)
+        return _Global(full, known=False)
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] in ("module", b"module") and len(pid) == 4 and isinstance(pid[1], _Global):
+            return pid[1]  # a class with its source, as torch has written it before 1.6
         kind, dtype, key, _, claimed, *view = pid
         if kind not in ("storage", b"storage") or not isinstance(dtype, StorageType) or type(claimed) is not int:
             raise pickle.UnpicklingError("a reference to what is no storage")
@@ -266,15 +238,26 @@ class _Unpickler(pickle._Unpickler):
     def _call(self) -> None:
         arguments = self.stack.pop()
         made = self.stack[-1]
+        if isinstance(made, _Global) and not made.known:
+            raise ForeignObjectError(made.name)
         if not isinstance(made, _Global) or made.make is None or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("a call of what cannot be called")
         self.stack[-1] = made.make(*arguments)
+
+    def _new(self) -> None:
+        if not isinstance(self.stack[-2], _Global) or self.stack[-2].known:
+            self._call()
+            return
+        self.stack.pop()
+        self.stack[-1] = Inert(self.stack[-1].name)
 
     def _build(self) -> None:
         state = self.stack.pop()
         made = self.stack[-1]
         if isinstance(made, PlainDict):
             made.__setstate__(state)
+        elif isinstance(made, Inert):
+            made.build(state)
         elif not isinstance(made, Opaque | Pending):
             _refuse("state of what has none")
 
@@ -305,7 +288,7 @@ class _Unpickler(pickle._Unpickler):
         self.stack.append(_set(items))
 
     dispatch[pickle.REDUCE[0]] = _call
-    dispatch[pickle.NEWOBJ[0]] = _call
+    dispatch[pickle.NEWOBJ[0]] = _new
     dispatch[pickle.BUILD[0]] = _build
     dispatch[pickle.SETITEM[0]] = _setitem
     dispatch[pickle.SETITEMS[0]] = lambda self: self._put(self.pop_mark())

@@ -10,10 +10,11 @@ from pathlib import Path
 from htcompress.errors import CheckpointError
 from htcompress.sources import nesting
 from htcompress.sources.checkpoint import MAKE_ONE, PREFIXES, Checkpoint, unreadable
-from htcompress.sources.recognise import Container, recognise
+from htcompress.sources.recognise import Container, Foreign, recognise
 from htcompress.sources.safetensors_file import read_safetensors, unreadable_safetensors
+from htcompress.sources.shards import INDEX, read_shards, weights_in
 from htcompress.sources.torch_checkpoint import read_torch
-from htcompress.sources.torch_file import read_archive, read_legacy
+from htcompress.sources.torch_file import read_archive, read_legacy, read_program
 
 __all__ = ["NESTED_KEYS", "PREFIXES", "READERS", "Checkpoint", "read_checkpoint"]
 
@@ -22,6 +23,8 @@ NESTED_KEYS = nesting.KNOWN
 
 READERS: dict[Container, Callable[[Path, str, int, str | None], Checkpoint]] = {
     Container.ARCHIVE: partial(read_torch, read_archive),
+    Container.TORCHSCRIPT: partial(read_torch, read_archive),
+    Container.PROGRAM: partial(read_torch, read_program),
     Container.LEGACY: partial(read_torch, read_legacy),
     Container.SAFETENSORS: read_safetensors,
 }
@@ -29,11 +32,13 @@ READERS: dict[Container, Callable[[Path, str, int, str | None], Checkpoint]] = {
 
 
 def read_checkpoint(path: str | Path, *, weights: str | None = None) -> Checkpoint:
-    """Read a state_dict from a file of `torch.save` or of safetensors, whatever the file is called.
+    """Read a state_dict from a file of `torch.save`, of safetensors or of TorchScript, whatever the file is called.
 
-    Nothing of the file is run. The state_dict may stand under `state_dict`, `model`, `model_state` or
-    `model_state_dict`, or be the only one, or several that then belong together (`{"encoder": ..., "decoder": ...}`
-    gives `encoder.rnn.weight_ih_l0`). Its names may begin with `module.` or `_orig_mod.`.
+    Also from a program of `torch.export`, from a directory of Hugging Face or an index of shards. Nothing of the file
+    is run: objects of unknown classes, whole modules among them, are looked through for tensors. The state_dict may
+    stand under `state_dict`, `model`, `model_state` or `model_state_dict`, or be the only one, or several that then
+    belong together (`{"encoder": ..., "decoder": ...}` gives `encoder.rnn.weight_ih_l0`). Its names may begin with
+    `module.` or `_orig_mod.`.
 
     Args:
         path: the file.
@@ -42,22 +47,26 @@ def read_checkpoint(path: str | Path, *, weights: str | None = None) -> Checkpoi
     Raises:
         CheckpointError: the file is missing, empty, broken, holds pickled objects, no state_dict, or none at `weights`.
     """
-    what, digest, size = identified(path)
     path = Path(path)
+    if path.is_dir():
+        path = weights_in(path)
+    if path.name.endswith(INDEX) and path.is_file():
+        return read_shards(path, read_checkpoint)
+    what, digest, size = identified(path)
     if isinstance(what, Container) and what in READERS:
         return READERS[what](path, digest, size, weights)
-    if what is Container.ONNX:
+    if isinstance(what, Container):
         raise CheckpointError(
-            f"{path} is an ONNX file: inspect, convert and check take it as it is; this needs a state_dict. {MAKE_ONE}"
+            f"{path} is {what}: inspect and convert take it as it is; this needs a state_dict. {MAKE_ONE}"
         )
     if what is not None:
-        raise CheckpointError(f"{path} is {what}; expected a state_dict. {MAKE_ONE}")
+        raise CheckpointError(f"{path} is {what.what}; expected a state_dict or an ONNX file. {what.step}")
     if path.suffix == ".safetensors":
         raise unreadable_safetensors(path, "its header is not one")
     raise unreadable(path, "")
 
 
-def identified(path: str | Path) -> tuple[Container | str | None, str, int]:
+def identified(path: str | Path) -> tuple[Container | Foreign | None, str, int]:
     """What a file is (see `recognise`), its sha256 and its size in bytes.
 
     Raises `CheckpointError` where it is missing, empty or no file.

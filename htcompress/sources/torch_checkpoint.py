@@ -14,7 +14,8 @@ from torch import Tensor
 from htcompress.errors import CheckpointError
 from htcompress.sources import nesting
 from htcompress.sources.checkpoint import MAKE_ONE, Checkpoint, checked_name, first_line, unreadable, wrappers
-from htcompress.sources.pickled import ForeignObjectError, Opaque, Pending, PlainDict
+from htcompress.sources.objects import Opaque, Pending, PlainDict
+from htcompress.sources.pickled import ForeignObjectError
 from htcompress.sources.torch_file import DamagedError, TorchFile
 
 _MOST_EXTRA = 100_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import sys
 import zipfile
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from htcompress.sources import pickled
-from htcompress.sources.pickled import Pending, Storage
+from htcompress.sources.objects import Pending, Storage
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
@@ -126,38 +127,101 @@ def _extent(pending: Pending) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     return offset, tuple(size), tuple(stride)
 
 
-def read_archive(path: Path, size: int) -> TorchFile:
-    """A zip archive of torch. Raises `DamagedError`, `pickled.ForeignObjectError`, or what a damaged file brings."""
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        top = next(name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")).rpartition("/")[0]
+class _Archive:
+    """A zip archive whose entries lie in it as they are."""
 
-        def record(name: str) -> tuple[int, int]:
-            entry = entries[f"{top}/{name}"]
-            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-                raise DamagedError(
-                    "is a zip archive with compressed entries; torch stores them as they are. Unpack it and zip it "
-                    "again with zip -0, or save the model again"
-                )
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+        with zipfile.ZipFile(path) as archive:
+            self.entries = {entry.filename: entry for entry in archive.infolist()}
+
+    def top(self, end: str) -> str:
+        """The folder that an entry of a name lies in, one below the root."""
+        depth = end.count("/") + 1
+        found = next(name for name in self.entries if name.count("/") == depth and name.endswith(f"/{end}"))
+        return found.removesuffix(f"/{end}")
+
+    def record(self, name: str) -> tuple[int, int]:
+        """Where the bytes of an entry begin, and how many they are."""
+        entry = self.entries[name]
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise DamagedError(
+                "is a zip archive with compressed entries; torch stores them as they are. Unpack it and zip it "
+                "again with zip -0, or save the model again"
+            )
+        with self.path.open("rb") as file:
             file.seek(entry.header_offset)
             head = struct.unpack("<4s22xHH", file.read(30))
-            start = entry.header_offset + 30 + head[1] + head[2]
-            if head[0] != b"PK\3\4" or start + entry.file_size > size:
-                raise DamagedError("is a zip archive whose entries do not fit it; it may be cut short")
-            return start, entry.file_size
+        start = entry.header_offset + 30 + head[1] + head[2]
+        if head[0] != b"PK\3\4" or start + entry.file_size > self.size:
+            raise DamagedError("is a zip archive whose entries do not fit it; it may be cut short")
+        return start, entry.file_size
 
-        def content(name: str, most: int) -> bytes:
-            start, length = record(name)
-            if length > most:
-                raise DamagedError(f"has {length} bytes beside its tensors; expected at most {most}")
+    def content(self, name: str, most: int) -> bytes:
+        """The bytes of an entry that has no more than so many."""
+        start, length = self.record(name)
+        if length > most:
+            raise DamagedError(f"has {length} bytes beside its tensors; expected at most {most}")
+        with self.path.open("rb") as file:
             file.seek(start)
             return file.read(length)
 
-        loaded = pickled.load(io.BytesIO(content("data.pkl", pickled.MOST_PICKLED)))
-        order = content("byteorder", 16).decode("ascii", "replace") if f"{top}/byteorder" in entries else "little"
-        start = len(top) + len("/data/")
-        records = {name[start:]: record(name[len(top) + 1 :]) for name in entries if name.startswith(f"{top}/data/")}
-    return TorchFile(path, size, loaded, records, swapped=order != sys.byteorder)
+    def swapped(self, top: str) -> bool:
+        """Whether numbers are in the other order of bytes than this machine's."""
+        name = f"{top}/byteorder"
+        order = self.content(name, 16).decode("ascii", "replace") if name in self.entries else "little"
+        return order != sys.byteorder
+
+
+def read_archive(path: Path, size: int) -> TorchFile:
+    """A zip archive of torch. Raises `DamagedError`, `pickled.ForeignObjectError`, or what a damaged file brings."""
+    archive = _Archive(path, size)
+    top = archive.top("data.pkl")
+    loaded = pickled.load(io.BytesIO(archive.content(f"{top}/data.pkl", pickled.MOST_PICKLED)))
+    data = f"{top}/data/"
+    records = {name.removeprefix(data): archive.record(name) for name in archive.entries if name.startswith(data)}
+    return TorchFile(path, size, loaded, records, swapped=archive.swapped(top))
+
+
+_SCALARS = {
+    1: torch.uint8,
+    2: torch.int8,
+    3: torch.int16,
+    4: torch.int32,
+    5: torch.int64,
+    6: torch.float16,
+    7: torch.float32,
+    8: torch.float64,
+    12: torch.bool,
+    13: torch.bfloat16,
+}
+"""Dtypes by the numbers that `torch.export` has for them."""
+
+
+def read_program(path: Path, size: int) -> TorchFile:
+    """The weights of a program of `torch.export`, in an archive of torch 2.8 or later. Raises as `read_archive`."""
+    archive = _Archive(path, size)
+    config = "data/weights/model_weights_config.json"
+    if not any(name.endswith(f"/{config}") for name in archive.entries):
+        raise DamagedError(
+            "is a program of torch.export from before torch 2.8. Load it with torch.export.load and save it again, or "
+            "save its state_dict"
+        )
+    top = archive.top(config)
+    said = json.loads(archive.content(f"{top}/{config}", pickled.MOST_PICKLED))["config"]
+    loaded: dict[str, Pending] = {}
+    records: dict[str, tuple[int, int]] = {}
+    for name, one in said.items():
+        meta, key = one["tensor_meta"], str(one["path_name"])
+        dtype = _SCALARS.get(meta["dtype"])
+        if one.get("use_pickle") or dtype is None:
+            loaded[name] = Pending(None, 0, (), (), None, "a tensor of a kind that is not known")
+            continue
+        records[key] = archive.record(f"{top}/data/weights/{key}")
+        sizes, strides = (tuple(n["as_int"] for n in meta[axis]) for axis in ("sizes", "strides"))
+        storage = Storage(key, dtype, records[key][1] // dtype.itemsize)
+        loaded[name] = Pending(storage, meta["storage_offset"]["as_int"], sizes, strides, dtype)
+    return TorchFile(path, size, loaded, records, swapped=archive.swapped(top))
 
 
 def read_legacy(path: Path, size: int) -> TorchFile:
