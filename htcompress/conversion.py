@@ -6,6 +6,7 @@ from pathlib import Path
 
 from htcompress import compression
 from htcompress.compression import Compressed
+from htcompress.directory.write import MODEL
 from htcompress.errors import RequestError
 from htcompress.graphs.calibration import Calibration
 from htcompress.graphs.file import is_onnx
@@ -50,6 +51,18 @@ def convert(
     request = Request(goal, layers, finetuning, seed, asked, weights, device)
     given = Calibration(None if calibration is None else Path(calibration), targets, metric)
     return converted(checkpoint, request, given, observer=observer)
+
+
+def is_graph(source: str | Path) -> bool:
+    """Whether a file is an ONNX model, or an output directory that holds one."""
+    return is_onnx(source) or is_onnx(Path(source) / MODEL)
+
+
+def evaluated(source: str | Path, given: Calibration) -> dict[str, float]:
+    """The metrics of an ONNX model, or of an output directory of one; see `htcompress.graphs.measuring.evaluate`."""
+    from htcompress.graphs import measuring
+
+    return measuring.evaluate(Path(source), given)
 
 
 def converted(

@@ -11,6 +11,7 @@ import typer
 
 from htcompress_cli.consoles import open_screen, result_console
 from htcompress_cli.options import (
+    CalibrationOption,
     Checkpoint,
     Debug,
     Device,
@@ -18,10 +19,12 @@ from htcompress_cli.options import (
     Finetune,
     Json,
     Layers,
+    Metric,
     NeededTask,
     Quiet,
     Seed,
     Steps,
+    Targets,
     TaskOption,
     TimeLimit,
     UnitOrderOption,
@@ -60,17 +63,9 @@ def convert(
     ] = None,
     ratio: Annotated[str | None, typer.Option(metavar="R", help="Instead: how many times smaller: 100.")] = None,
     task: TaskOption = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="X.npz", help="For an ONNX file: an array for each input, first axis the samples."),
-    ] = None,
-    targets: Annotated[
-        str | None, typer.Option(metavar="NAME", help="An array of that file to measure the first output against.")
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="What is measured: accuracy, mse, mae.", show_default="accuracy"),
-    ] = None,
+    calibration: CalibrationOption = None,
+    targets: Targets = None,
+    metric: Metric = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="The output directory.", show_default="<name>-ht"),
@@ -175,18 +170,28 @@ def finetune(
 
 def evaluate(
     source: Annotated[Path, typer.Argument(metavar="DIR_OR_CKPT", help="An output directory, or a checkpoint.")],
-    task: NeededTask,
+    task: TaskOption = None,
+    calibration: CalibrationOption = None,
+    targets: Targets = None,
+    metric: Metric = None,
     weights: Weights = None,
     device: Device = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the task's metric of an output directory or of a dense checkpoint."""
-    from htcompress import continuing
+    """Measure the task's metric of an output directory or of a dense checkpoint; of an ONNX model, its outputs."""
+    from htcompress import continuing, conversion
+    from htcompress.errors import RequestError
+    from htcompress.graphs.calibration import Calibration
 
     with open_screen(quiet) as screen:
-        metrics = continuing.evaluate(source, task=task, weights=weights, device=device, observer=screen)
+        if task is not None:
+            metrics = continuing.evaluate(source, task=task, weights=weights, device=device, observer=screen)
+        elif conversion.is_graph(source):
+            metrics = conversion.evaluated(source, Calibration(calibration, targets, metric))
+        else:
+            raise RequestError("evaluate needs --task TASK, whose evaluate(model) is the metric.")
     if as_json:
         # JSON has no NaN: null, as everything that is not known.
         typer.echo(json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}, indent=2))
@@ -205,5 +210,6 @@ def _show(result: Compressed, place: Path, as_json: bool) -> None:
 
     console = result_console()
     console.print(to_terminal(result.report))
-    written = Text.assemble(" written to ", (str(place), "bold"), "  (report.html, report.json, model.safetensors)")
+    files = ", ".join(["report.html", "report.json", "model.safetensors", *result.files])
+    written = Text.assemble(" written to ", (str(place), "bold"), f"  ({files})")
     console.print(written, soft_wrap=True)

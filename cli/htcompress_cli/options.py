@@ -21,6 +21,18 @@ TaskOption = Annotated[
 NeededTask = Annotated[
     str, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
 ]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration", metavar="X.npz", help="For an ONNX model: an array for each input, first axis the samples."
+    ),
+]
+Targets = Annotated[
+    str | None, typer.Option(metavar="NAME", help="An array of that file to measure the first output against.")
+]
+Metric = Annotated[
+    str | None, typer.Option(metavar="NAME", help="What is measured: accuracy, mse, mae.", show_default="accuracy")
+]
 ScopeOption = Annotated[
     str, typer.Option(metavar="SCOPE", help="What is factored together: auto, integrated, separate, input.")
 ]

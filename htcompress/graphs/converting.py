@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from torch import nn
 
 from htcompress.compression import Compressed, Opened, compressed_model
 from htcompress.data import Data, Items
-from htcompress.errors import CheckpointError, RequestError, TaskError
+from htcompress.directory.write import MODEL
+from htcompress.errors import CheckpointError, RequestError
 from htcompress.graphs.calibration import METRICS, Calibration
 from htcompress.graphs.feeds import Feeds, read_feeds
 from htcompress.graphs.file import OnnxFile
-from htcompress.graphs.running import Answers, Runner, entering, entering_of, milliseconds, outputs_of, watched
+from htcompress.graphs.measuring import ERROR, answers_of, difference, metric_of, targets_of
+from htcompress.graphs.running import Runner, entering, entering_of, milliseconds, outputs_of, watched
 from htcompress.graphs.twins import Entering, Twins, follows
 from htcompress.isolation import restored
 from htcompress.model.latency import LATENCY_OF
@@ -27,12 +29,6 @@ from htcompress.report import Latency, words
 from htcompress.request import Request
 from htcompress.sources.read import identified
 from htcompress.values import leaves
-
-MODEL = "model.onnx"
-"""The file of an output directory with the graph."""
-
-ERROR = "output_error"
-"""The metric where there are no targets; see `_difference`."""
 
 _EVALUATED = 4
 """One in so many samples is kept apart to measure on."""
@@ -116,7 +112,7 @@ def _with_data(graph: OnnxFile, given: Calibration, observer: Observer) -> tuple
     observer.stage("trying twins")
     runner = Runner(graph.model, graph.path, watched=watched(graph.nodes))
     feeds = read_feeds(given.file, runner.inputs, runner.outputs, beside=given.targets or "")
-    targets = _targets(given, feeds)
+    targets = targets_of(given, feeds)
     kept = max(1, feeds.samples // _EVALUATED)
     seen, apart = feeds.part(0, feeds.samples - kept), feeds.part(feeds.samples - kept, feeds.samples)
     if feeds.samples < _EVALUATED:
@@ -150,32 +146,20 @@ def _with_data(graph: OnnxFile, given: Calibration, observer: Observer) -> tuple
 
     items = Kept(passing)
     plain = Runner(graph.model, graph.path)
-    wanted = _answers(plain, apart)
+    wanted = answers_of(plain, apart)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         layers = stand_ins(module)
-        answers = wanted if not layers else _answers(Runner(graph.with_layers(module), graph.path), apart)
-        error = {ERROR: _difference(answers, wanted, plain, feeds)}
+        answers = wanted if not layers else answers_of(Runner(graph.with_layers(module), graph.path), apart)
+        error = {ERROR: difference(answers, wanted, plain, feeds)}
         if targets is None:
             return error
-        return {given.headline: _metric(given, answers, targets[-kept:], plain), **error}
+        return {given.headline: metric_of(given, answers, targets[-kept:], plain), **error}
 
     higher = False if targets is None else METRICS[given.headline][1]
     # One layer has none before it.
     data = Data(items, items, evaluate=evaluate, higher_is_better=higher)
     return proven, data if len(proven.nodes) == 1 else replace(data, following=following), apart
-
-
-def _targets(given: Calibration, feeds: Feeds) -> np.ndarray | None:
-    if given.targets is None or given.file is None:
-        return None
-    with np.load(given.file, allow_pickle=False) as archive:
-        if given.targets not in archive.files:
-            raise TaskError(f"{given.file} has no array {given.targets}; it holds {', '.join(archive.files)}.")
-        found: np.ndarray = archive[given.targets]
-    if len(found) != feeds.samples:
-        raise TaskError(f"The array {given.targets} has {len(found)} samples, the inputs {feeds.samples}.")
-    return found
 
 
 def _proven(graph: OnnxFile, runner: Runner, feeds: Feeds) -> OnnxFile:
@@ -201,55 +185,6 @@ def _chained(graph: OnnxFile, twins: Twins, runner: Runner, feeds: Feeds) -> boo
     values = [{**graph.stored, **answers} for answers in runner.answers(calls, feeds)]
     with torch.no_grad():
         return all(follows(twins, node.name, [entering_of(node, own) for own in values]) for node in graph.nodes)
-
-
-def _answers(runner: Runner, feeds: Feeds) -> list[Answers]:
-    return [runner.answers(calls, feeds) for calls in feeds.sequences()]
-
-
-def _compared(runner: Runner, feeds: Feeds) -> list[str]:
-    """The outputs that are compared: what is not passed on as a state, if there is any; real numbers, if any are."""
-    passed = set(feeds.states.values())
-    own = [o for o in runner.outputs if o.name not in passed] or runner.outputs
-    real = [o.name for o in own if o.type in ("tensor(float)", "tensor(float16)", "tensor(double)")]
-    return real or [o.name for o in own]
-
-
-def _difference(found: Sequence[Answers], wanted: Sequence[Answers], runner: Runner, feeds: Feeds) -> float:
-    """How far outputs are apart, in the mean over them: the root of the squared difference over their variance.
-
-    Of whole numbers (classes, say) it is the part of those that differ.
-    """
-    parts = []
-    for name in _compared(runner, feeds):
-        pairs = [(a[name], b[name]) for calls in zip(found, wanted, strict=True) for a, b in zip(*calls, strict=True)]
-        parts.append(_apart(pairs))
-    return sum(parts) / len(parts) if parts else 0.0
-
-
-def _apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    if not all(b.dtype.kind == "f" for _, b in pairs):
-        unlike = sum(int((a != b).sum()) if a.shape == b.shape else b.size for a, b in pairs)
-        return unlike / max(1, sum(b.size for _, b in pairs))
-    # A model that decodes freely gives answers of other lengths; nothing of those is right.
-    alike = [(a if a.shape == b.shape else np.zeros_like(b), b) for a, b in pairs]
-    a, b = (np.concatenate([pair[i].ravel().astype(np.float64) for pair in alike]) for i in (0, 1))
-    known = np.isfinite(b)
-    lost, spread = np.square(a - b)[known].sum(), np.square(b[known] - b[known].mean()).sum() if known.any() else 0.0
-    return float(np.sqrt(lost / max(spread, 1e-30)))
-
-
-def _metric(given: Calibration, answers: Sequence[Answers], targets: np.ndarray, runner: Runner) -> float:
-    measure, _ = METRICS[given.headline]
-    name = runner.outputs[0].name
-    found = np.concatenate([calls[-1][name] for calls in answers])
-    try:
-        return measure(found, targets[: len(found)])
-    except ValueError as error:
-        raise TaskError(
-            f"The output {name} {found.shape} and the targets {targets.shape} do not compare by "
-            f"{given.headline}: {error}."
-        ) from error
 
 
 def _finished(made: Compressed, graph: OnnxFile, feeds: Feeds | None, observer: Observer) -> Compressed:

@@ -184,7 +184,7 @@ def test_options(htc: Command, folder: Path, options: tuple[str, ...]) -> None:
         (("bogus",), ("No such command 'bogus'", "See htcompress --help")),
         (("--bogus",), ("No such option: --bogus", "See htcompress --help")),
         (("convert",), ("Missing argument 'CKPT'", "See htcompress convert --help")),
-        (("evaluate", "model.pt"), ("Missing option '--task'", "See htcompress evaluate --help")),
+        (("evaluate", "model.pt"), ("evaluate needs --task TASK",)),
         (("finetune", "out"), ("Missing option '--task'", "See htcompress finetune --help")),
         (("inspect", "model.pt", "--layers", "x"), ("--layers 'x' matches none",)),
         (("finetune", "out", "--task", "task.py"), ("There is no directory out", "htcompress convert")),

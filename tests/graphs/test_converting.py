@@ -59,6 +59,8 @@ def test_convert(htc: Command, graph: Path) -> None:
     wanted, found = (answers(path, {"x": x})[0] for path in (graph / "tagger.onnx", graph / "out" / "model.onnx"))
     error = np.sqrt(np.square(found - wanted).sum() / np.square(wanted - wanted.mean()).sum())
     assert error == pytest.approx(quality.finetuned, rel=1e-3)
+    ended = htc("evaluate", "out", "--calibration", "x.npz", "--json")
+    assert json.loads(ended.out)["output_error"] == pytest.approx(quality.finetuned, rel=0.5)
     # All else is as it was.
     before, after = onnx.load("tagger.onnx").graph, onnx.load("out/model.onnx").graph
     assert list(after.input) == list(before.input)
@@ -105,6 +107,15 @@ def test_targets(htc: Command, graph: Path) -> None:
     assert quality.finetuned is not None
     assert 0.5 < quality.finetuned <= 1
     assert set(quality.metrics["finetuned"]) == {"accuracy", "output_error"}
+    options = ("--calibration", "y.npz", "--targets", "wanted", "--json")
+    assert json.loads(htc("evaluate", "tagger.onnx", *options).out) == {"accuracy": 1.0}
+    found = json.loads(htc("evaluate", "out", *options).out)
+    assert found.keys() == {"accuracy", "output_error"}
+    (graph / "tagger.onnx").unlink()
+    assert json.loads(htc("evaluate", "out", *options).out) == {"accuracy": found["accuracy"]}
+    ended = htc("evaluate", "out", "--calibration", "x.npz")
+    assert ended.code == 2
+    assert "is not found. Give --targets" in ended.err
 
 
 def test_states_from_call_to_call(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +194,16 @@ def test_what_makes_no_sense(htc: Command, graph: Path, case: str) -> None:
     assert ended.code == 2, ended.out
     assert all(word in ended.err for word in said), ended.err
     assert not (graph / "out").exists()
+
+
+def test_nothing_to_measure(htc: Command, graph: Path) -> None:
+    for options, said in (
+        ((), "give --calibration"),
+        (("--calibration", "x.npz"), "nothing to measure tagger.onnx against"),
+    ):
+        ended = htc("evaluate", "tagger.onnx", *options)
+        assert ended.code == 2
+        assert said in ended.err
 
 
 def test_files_without_recurrent_nodes(htc: Command, graph: Path) -> None:

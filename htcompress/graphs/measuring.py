@@ -1,0 +1,113 @@
+"""How well a graph answers: beside another, or against targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from htcompress.directory.write import MODEL
+from htcompress.errors import CheckpointError, RequestError, TaskError
+from htcompress.graphs.calibration import METRICS, Calibration
+from htcompress.graphs.feeds import Feeds, read_feeds
+from htcompress.graphs.running import Answers, Runner
+from htcompress.report import read_report
+
+ERROR = "output_error"
+"""The metric where there are no targets; see `difference`."""
+
+
+def targets_of(given: Calibration, feeds: Feeds) -> np.ndarray | None:
+    if given.targets is None or given.file is None:
+        return None
+    with np.load(given.file, allow_pickle=False) as archive:
+        if given.targets not in archive.files:
+            raise TaskError(f"{given.file} has no array {given.targets}; it holds {', '.join(archive.files)}.")
+        found: np.ndarray = archive[given.targets]
+    if len(found) != feeds.samples:
+        raise TaskError(f"The array {given.targets} has {len(found)} samples, the inputs {feeds.samples}.")
+    return found
+
+
+def answers_of(runner: Runner, feeds: Feeds) -> list[Answers]:
+    return [runner.answers(calls, feeds) for calls in feeds.sequences()]
+
+
+def _compared(runner: Runner, feeds: Feeds) -> list[str]:
+    """The outputs that are compared: what is not passed on as a state, if there is any; real numbers, if any are."""
+    passed = set(feeds.states.values())
+    own = [o for o in runner.outputs if o.name not in passed] or runner.outputs
+    real = [o.name for o in own if o.type in ("tensor(float)", "tensor(float16)", "tensor(double)")]
+    return real or [o.name for o in own]
+
+
+def difference(found: Sequence[Answers], wanted: Sequence[Answers], runner: Runner, feeds: Feeds) -> float:
+    """How far outputs are apart, in the mean over them: the root of the squared difference over their variance.
+
+    Of whole numbers (classes, say) it is the part of those that differ.
+    """
+    parts = []
+    for name in _compared(runner, feeds):
+        pairs = [(a[name], b[name]) for calls in zip(found, wanted, strict=True) for a, b in zip(*calls, strict=True)]
+        parts.append(_apart(pairs))
+    return sum(parts) / len(parts) if parts else 0.0
+
+
+def _apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    if not all(b.dtype.kind == "f" for _, b in pairs):
+        unlike = sum(int((a != b).sum()) if a.shape == b.shape else b.size for a, b in pairs)
+        return unlike / max(1, sum(b.size for _, b in pairs))
+    # A model that decodes freely gives answers of other lengths; nothing of those is right.
+    alike = [(a if a.shape == b.shape else np.zeros_like(b), b) for a, b in pairs]
+    a, b = (np.concatenate([pair[i].ravel().astype(np.float64) for pair in alike]) for i in (0, 1))
+    known = np.isfinite(b)
+    lost, spread = np.square(a - b)[known].sum(), np.square(b[known] - b[known].mean()).sum() if known.any() else 0.0
+    return float(np.sqrt(lost / max(spread, 1e-30)))
+
+
+def metric_of(given: Calibration, answers: Sequence[Answers], targets: np.ndarray, runner: Runner) -> float:
+    measure, _ = METRICS[given.headline]
+    name = runner.outputs[0].name
+    found = np.concatenate([calls[-1][name] for calls in answers])
+    try:
+        return measure(found, targets[: len(found)])
+    except ValueError as error:
+        raise TaskError(
+            f"The output {name} {found.shape} and the targets {targets.shape} do not compare by "
+            f"{given.headline}: {error}."
+        ) from error
+
+
+def evaluate(source: Path, given: Calibration) -> dict[str, float]:
+    """The metrics of an ONNX file against targets, or of an output directory beside the model it was made from.
+
+    All samples of the file count.
+
+    Raises:
+        RequestError: there is nothing to measure against.
+        HTCompressError: the files are nothing that can be worked with.
+    """
+    given.check()
+    if given.file is None:
+        raise RequestError(f"{source} is ONNX: give --calibration X.npz to measure it on.")
+    place = source / MODEL if source.is_dir() else source
+    runner = Runner(onnx.load(str(place)), place)
+    feeds = read_feeds(given.file, runner.inputs, runner.outputs, beside=given.targets or "")
+    targets = targets_of(given, feeds)
+    found = answers_of(runner, feeds)
+    metrics = {} if targets is None else {given.headline: metric_of(given, found, targets, runner)}
+    if source.is_dir():
+        path = read_report(source).source.get("path")
+        original = None if path is None else source / path
+        if original is not None and original.is_file():
+            wanted = answers_of(Runner(onnx.load(str(original)), original), feeds)
+            metrics[ERROR] = difference(found, wanted, runner, feeds)
+        elif not metrics:
+            raise CheckpointError(f"The model {path} that {source} was made from is not found. Give --targets NAME.")
+    if not metrics:
+        raise RequestError(
+            f"There is nothing to measure {source} against: give --targets NAME, an array of {given.file}."
+        )
+    return metrics
