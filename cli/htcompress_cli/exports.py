@@ -13,10 +13,12 @@ from htcompress_cli.options import Debug, Quiet, TaskOption
 
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output directory of convert.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: model.pt, model.onnx.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="What to write: model.pt, model.onnx, a folder for c.")],
     to: Annotated[
         str,
-        typer.Option("--to", metavar="FORM", help="dense: weights for the original class; onnx: for other runtimes."),
+        typer.Option(
+            "--to", metavar="FORM", help="dense: weights for the original class; onnx: for other runtimes; c: C99."
+        ),
     ],
     task: TaskOption = None,
     lengths: Annotated[
@@ -46,6 +48,8 @@ def export(
     console = result_console()
     for file in done.files:
         console.print(f" written to {file}  ({words.size(file.stat().st_size)})", soft_wrap=True)
+    for note in done.notes:
+        console.print(f" {note}", soft_wrap=True)
     for size in done.fixed:
         console.print(f" {size}: the model takes others in torch, this file does not", soft_wrap=True)
     if done.error is not None:

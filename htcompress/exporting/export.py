@@ -15,10 +15,11 @@ from htcompress.observer import Observer
 
 
 class Destination(StrEnum):
-    """Where to: the original class, or ONNX runtimes."""
+    """Where to: the original class, ONNX runtimes, or C99."""
 
     DENSE = "dense"
     ONNX = "onnx"
+    C = "c"
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Exported:
         files: one, or one for each layer.
         error: the largest difference between torch and onnxruntime; None for dense.
         fixed: sizes of an ONNX model's inputs that are fixed though the model in torch takes others.
+        notes: what else there is to say of them.
     """
 
     files: tuple[Path, ...]
     error: float | None = None
     fixed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Wish:
 EXPORTERS = {
     Destination.DENSE: "htcompress.exporting.to_dense",
     Destination.ONNX: "htcompress.exporting.to_onnx",
+    Destination.C: "htcompress.exporting.to_c",
 }
 """All exports: modules with `export_as(wish, observer)`, imported when they are asked for."""
 
@@ -71,7 +75,8 @@ def export(
     safetensors where `out` ends so, else as `torch.save` writes it. `onnx`: with a task the whole model, without one
     each recurrent layer alone (`out` for one, `out` with the layer's name before the suffix for several). Batch and
     time are dynamic; the file holds the cores. It is run by onnxruntime on other batches and lengths than it was made
-    with before it is written.
+    with before it is written. `c`: a folder with a header, C99 source and a program that tests it, for each stack of
+    recurrent layers.
 
     Args:
         directory: as written by `htcompress convert`.
@@ -91,8 +96,8 @@ def export(
     """
     observer, place, file = observer or Observer(), Path(directory), Path(out)
     config = read_config(place)
-    _check_file(file)
-    if lengths and (task is not None or Destination(to) is Destination.DENSE):
+    _check_file(file, folder=Destination(to) is Destination.C)
+    if lengths and (task is not None or Destination(to) is not Destination.ONNX):
         raise RequestError("--lengths is an input of recurrent layers alone: --to onnx without --task.")
     if nonlinearity is not None and (task is not None or Destination(to) is Destination.DENSE):
         raise RequestError(
@@ -103,8 +108,10 @@ def export(
     return made
 
 
-def _check_file(file: Path) -> None:
-    if file.is_dir():
+def _check_file(file: Path, *, folder: bool) -> None:
+    if folder and file.is_file():
+        raise RequestError(f"{file} is a file; --to c writes a folder.")
+    if file.is_dir() and not folder:
         raise RequestError(f"{file} is a directory; export writes a file, such as {file / 'model.pt'}.")
     if not file.parent.is_dir():
         raise RequestError(f"There is no folder {file.parent} to write {file.name} to; make it first.")
