@@ -1,6 +1,6 @@
 """Steps per second of a compressed layer in C, beside torch and onnxruntime, one sequence at a time, one thread.
 
-    htcompress convert sample_models/moving_digits/model.pt --budget 4kB --task sample_models/moving_digits/task.py -o md
+    cd sample_models/moving_digits; htcompress convert model.pt --budget 4kB --task task.py -o md
     python benchmarks/speed/c_latency.py md
 
 The layer steps through a sequence of 200 steps; medians of interleaved rounds.

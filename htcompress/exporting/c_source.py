@@ -37,12 +37,12 @@ TYPES = """\
 #include "{name}.h"
 
 /* A core: numbers as they are (32 bits), in half precision (16), or codes of 2 to 8 bits with a scale for every `row`
- * of them: (code + 1/2 - 2^(bits-1)) * scale. Without bits it is an identity
- * of `row` rows. `at` is its place in the buffer of {name}_decode(). */
+ * of them: (code + 1/2 - 2^(bits-1)) * scale. `at` is its place in the buffer
+ * of {name}_decode(). */
 typedef struct {{ const void *data; const float *scales; int32_t row, count, at; int bits; }} core_t;
 
-/* One product of two operands, summed over what they share: loops of (size, stride of a, of b, of the result), the
- * innermost last. An operand below zero lies in the working memory, at -1 - k. */
+/* One product of what lies in the working memory at -1 - a with core b, summed over what they share: loops of (size,
+ * stride of a, of b, of the result), the innermost last. */
 typedef struct {{ int32_t a, b, out, size; const int32_t *loops; int count; }} product_t;
 
 /* A matrix times a vector, product by product; the vector lies at the beginning of the working memory. */
@@ -61,7 +61,6 @@ static float half(uint16_t bits) {
 }
 
 static float coded(const core_t *c, int32_t i) {
-    if (c->bits == 0) return i / c->row == i % c->row ? 1.0f : 0.0f;
     if (c->bits == 32) return ((const float *)c->data)[i];
     if (c->bits == 16) return half(((const uint16_t *)c->data)[i]);
     const uint8_t *bytes = (const uint8_t *)c->data;
@@ -69,19 +68,33 @@ static float coded(const core_t *c, int32_t i) {
     unsigned word = bytes[first >> 3], shift = (unsigned)(first & 7);
     if (shift + (unsigned)c->bits > 8u) word |= (unsigned)bytes[(first >> 3) + 1] << 8;
     word = (word >> shift) & ((1u << c->bits) - 1u);
-    return ((float)word + 0.5f - (float)(1 << (c->bits - 1))) * c->scales[i / c->row];
+    return ((float)word + 0.5f - (float)(1 << (c->bits - 1))) * c->scales[c->row == c->count ? 0 : i / c->row];
 }
 
 static float number(const core_t *c, int32_t i) {
     return decoded && c->bits ? decoded[c->at + i] : coded(c, i);
 }
 
+/* Where the numbers of a core lie; 0 where they are decoded one by one. */
+static const float *plain(int32_t k) {
+    if (decoded) return decoded + cores[k].at;
+    return cores[k].bits == 32 ? (const float *)cores[k].data : 0;
+}
+
 /* The innermost loop of a product. */
 static void inner(const product_t *p, const int32_t *l, int32_t a, int32_t b, int32_t o, float *work) {
-    for (int32_t i = 0; i < l[0]; i++, a += l[1], b += l[2], o += l[3]) {
-        float left = p->a < 0 ? work[-1 - p->a + a] : number(&cores[p->a], a);
-        float right = p->b < 0 ? work[-1 - p->b + b] : number(&cores[p->b], b);
-        work[p->out + o] += left * right;
+    const float *left = work - 1 - p->a, *right = plain(p->b);
+    float *made = work + p->out + o, sum = 0.0f;
+    if (right && l[3] == 0) {
+        for (int32_t i = 0; i < l[0]; i++) sum += left[a + i * l[1]] * right[b + i * l[2]];
+        *made += sum;
+    } else if (right) {
+        for (int32_t i = 0; i < l[0]; i++) made[i * l[3]] += left[a + i * l[1]] * right[b + i * l[2]];
+    } else if (l[2] == 0) {
+        float once = coded(&cores[p->b], b);
+        for (int32_t i = 0; i < l[0]; i++) made[i * l[3]] += left[a + i * l[1]] * once;
+    } else {
+        for (int32_t i = 0; i < l[0]; i++) made[i * l[3]] += left[a + i * l[1]] * coded(&cores[p->b], b + i * l[2]);
     }
 }
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isqrt, prod
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
-import opt_einsum
 import torch
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from htcompress.exporting.assumed import told_apart, unknown_settings
 from htcompress.exporting.export import Exported, Wish
 from htcompress.files import replacing
 from htcompress.matrix.layout import Layout
-from htcompress.matrix.network import Network, equation
+from htcompress.matrix.network import Network
 from htcompress.nn.gates import GateWeights
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.observer import Observer
@@ -229,59 +229,87 @@ class _Tables:
         """The index of a matrix, with its cores and products."""
         matrix = gates.weights()[which].matrix()
         network = matrix.network or _whole(matrix.shape)
-        operands: list[int] = []
-        for own, core in zip(matrix.core_names, matrix.cores, strict=True):
+        operands: list[_Operand] = []
+        identities: list[_Operand] = []
+        for own, core, legs, shape in zip(matrix.core_names, matrix.cores, network.legs, network.shapes, strict=True):
             if isinstance(core, Tensor):
-                operands.append(self._core(*gates.stored(f"{which}.{own}")))
+                operands.append(_Operand(self._core(*gates.stored(f"{which}.{own}")), legs, shape))
             else:
-                operands.append(self._identity(prod(core.shape)))
-        return self._planned(network, operands)
+                identities.append(_Operand(0, legs, shape))
+        return self._planned(network, _joined(operands, identities))
 
-    def _identity(self, count: int) -> int:
-        """The index of an identity, which is not stored."""
-        self.cores.append(f"{{0, 0, {isqrt(count)}, 0, 0, 0}}")
-        return len(self.cores) - 1
-
-    def _planned(self, network: Network, cores: Sequence[int]) -> int:
-        """The index of a matrix, its products in a good order."""
-        columns = prod(network.layout.col_modes)
-        order = network.layout.tree.order
-        n, out = tuple(f"n{k}" for k in range(order)), tuple(f"m{k}" for k in range(order))
-        legs = [n, *network.legs]
-        shapes = [tuple(network.layout.col_modes), *network.shapes]
-        pairs = [pair for axes, shape in zip(legs, shapes, strict=True) for pair in zip(axes, shape, strict=True)]
-        sizes = dict(pairs)
-        path, _ = opt_einsum.contract_path(equation(legs, out), *shapes, shapes=True, optimize="greedy")
-        values = [(-1, n), *zip(cores, network.legs, strict=True)]
-        free = columns
-        products: list[str] = []
-        index = len(self._matrices)
-        for chosen in path:
-            met = [values[k] for k in chosen]
-            values = [value for k, value in enumerate(values) if k not in chosen]
-            kept = {leg for _, axes in values for leg in axes} | set(out)
-            every = tuple(dict.fromkeys(leg for _, axes in met for leg in axes))
-            made = tuple(leg for leg in every if leg in kept) if values else out
-            (a, a_legs), (b, b_legs) = met
-            ordered = [*made, *(leg for leg in every if leg not in made)]
+    def _planned(self, network: Network, operands: list[_Operand]) -> int:
+        """The index of a matrix: the vector meets one core after the other, first those that leave least of it."""
+        layout = network.layout
+        columns, out = prod(layout.col_modes), tuple(f"m{k}" for k in range(layout.tree.order))
+        vector = _Operand(-1, tuple(f"n{k}" for k in range(layout.tree.order)), tuple(layout.col_modes))
+        sizes = {leg: n for operand in [vector, *operands] for leg, n in zip(operand.legs, operand.shape, strict=True)}
+        sizes |= {f"m{k}": n for k, n in enumerate(layout.row_modes)}
+        free, products, index = columns, list[str](), len(self._matrices)
+        while operands:
+            near = [k for k, core in enumerate(operands) if set(core.legs) & set(vector.legs)] or [0]
+            kept = [_kept(vector, operands, k, out) for k in range(len(operands))]
+            chosen = min(near, key=lambda k, kept=kept: prod(sizes[leg] for leg in kept[k]))  # type: ignore[misc]
+            core, made = operands.pop(chosen), kept[chosen]
+            made = made if operands else out
+            # A number of the core is decoded once for all that it is multiplied with.
+            every = dict.fromkeys((*core.legs, *made))
             loops = [
                 number
-                for leg in ordered
+                for leg in every
                 if sizes[leg] > 1
-                for number in (sizes[leg], *(_stride(leg, axes, sizes) for axes in (a_legs, b_legs, made)))
+                for number in (sizes[leg], *(_stride(leg, axes, sizes) for axes in (vector.legs, core.legs, made)))
             ] or [1, 0, 0, 0]
-            size = prod(sizes[leg] for leg in made)
+            shape = tuple(sizes[leg] for leg in made)
             table = f"loops{index}_{len(products)}"
             self._array("int32_t", table, loops)
-            products.append(f"{{{a}, {b}, {free}, {size}, {table}, {len(loops) // 4}}}")
+            products.append(f"{{{vector.place}, {core.place}, {free}, {prod(shape)}, {table}, {len(loops) // 4}}}")
             self.loops = max(self.loops, len(loops) // 4)
-            values.append((-1 - free, made))
-            free += size
+            vector = _Operand(-1 - free, made, shape)
+            free += prod(shape)
         self.work = max(self.work, free)
         self._array("product_t", f"products{index}", products)
-        result = -1 - values[0][0]
-        self._matrices.append(f"{{products{index}, {len(products)}, {columns}, {result}}}")
+        self._matrices.append(f"{{products{index}, {len(products)}, {columns}, {-1 - vector.place}}}")
         return index
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """What meets in a product: a core by its index, or what lies at -1 - `place` in the working memory."""
+
+    place: int
+    legs: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def _kept(vector: _Operand, operands: Sequence[_Operand], k: int, out: tuple[str, ...]) -> tuple[str, ...]:
+    """The axes that are left once a vector has met one of the operands."""
+    wanted = {leg for j, other in enumerate(operands) if j != k for leg in other.legs} | set(out)
+    return tuple(leg for leg in dict.fromkeys((*vector.legs, *operands[k].legs)) if leg in wanted)
+
+
+def _joined(operands: list[_Operand], identities: list[_Operand]) -> list[_Operand]:
+    """The operands without identities between them: what one joins is one axis, or several, of the next core."""
+    left = list(identities)
+    while left:
+        identity = left.pop()
+        # It is an identity of its first axes against the last: against one axis, where those of size 1 are left out.
+        axes = [(leg, n) for leg, n in zip(identity.legs, identity.shape, strict=True) if n > 1]
+        if not axes:
+            continue
+        *inner, (bond, _) = axes
+        legs, shape = tuple(leg for leg, _ in inner), tuple(n for _, n in inner)
+        operands = [_split(operand, bond, legs, shape) for operand in operands]
+        left = [_split(other, bond, legs, shape) for other in left]
+    return operands
+
+
+def _split(operand: _Operand, bond: str, inner: tuple[str, ...], sizes: tuple[int, ...]) -> _Operand:
+    if bond not in operand.legs:
+        return operand
+    at = operand.legs.index(bond)
+    legs = (*operand.legs[:at], *inner, *operand.legs[at + 1 :])
+    return _Operand(operand.place, legs, (*operand.shape[:at], *sizes, *operand.shape[at + 1 :]))
 
 
 def _whole(shape: tuple[int, int]) -> Network:
