@@ -37,6 +37,7 @@ def main(
 
 for command in (
     compression.inspect,
+    compression.init,
     compression.convert,
     compression.finetune,
     compression.evaluate,

@@ -53,6 +53,18 @@ def inspect(
         result_console().print(inspection_to_terminal(found))
 
 
+def init(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The task file.")] = Path("task.py"),
+    weights: Weights = None,
+    debug: Debug = False,
+) -> None:
+    """Write a task file to begin with: the layers and tensors of a checkpoint, and what is to be filled in."""
+    from htcompress.starting import write_task
+
+    typer.echo(f"written to {write_task(checkpoint, output, weights=weights)}")
+
+
 def convert(
     checkpoint: Checkpoint,
     budget: Annotated[
@@ -153,7 +165,14 @@ def finetune(
 ) -> None:
     """Continue fine-tuning of an output directory; it is replaced when all is done."""
     options = finetuning_of(steps, epochs, time_limit, seed)
-    from htcompress import compression, continuing
+    from htcompress import compression, continuing, conversion
+    from htcompress.errors import RequestError
+
+    if conversion.is_graph(directory):
+        raise RequestError(
+            f"{directory} holds an ONNX model, which is fine-tuned while it is converted. Convert it again with more "
+            f"--steps or --epochs."
+        )
     from htcompress.directory.read import read_config
     from htcompress.directory.write import check_writable
 
