@@ -16,9 +16,9 @@ from htcompress.data import Data, Items
 from htcompress.directory.write import MODEL
 from htcompress.errors import CheckpointError, RequestError
 from htcompress.graphs.calibration import METRICS, Calibration
-from htcompress.graphs.feeds import Feeds, read_feeds
+from htcompress.graphs.feeds import Feeds
 from htcompress.graphs.file import OnnxFile
-from htcompress.graphs.measuring import ERROR, answers_of, difference, metric_of, targets_of
+from htcompress.graphs.measuring import ERROR, answers_of, difference, feeds_for, metric_of, targets_of
 from htcompress.graphs.running import Runner, entering, entering_of, milliseconds, outputs_of, watched
 from htcompress.graphs.twins import Entering, Twins, follows
 from htcompress.isolation import restored
@@ -111,16 +111,17 @@ def _with_data(graph: OnnxFile, given: Calibration, observer: Observer) -> tuple
         raise ValueError("There is no file of data.")
     observer.stage("trying twins")
     runner = Runner(graph.model, graph.path, watched=watched(graph.nodes))
-    feeds = read_feeds(given.file, runner.inputs, runner.outputs, beside=given.targets or "")
+    feeds = feeds_for(runner, given)
     targets = targets_of(given, feeds)
-    kept = max(1, feeds.samples // _EVALUATED)
-    seen, apart = feeds.part(0, feeds.samples - kept), feeds.part(feeds.samples - kept, feeds.samples)
-    if feeds.samples < _EVALUATED:
+    # Whole batches, of which there may be a fixed size.
+    kept = max(feeds.size, feeds.samples // _EVALUATED // feeds.size * feeds.size)
+    if feeds.samples - kept < feeds.size:
         observer.message(
             f"{given.file} has {feeds.samples} samples: what is measured is measured on those of calibration."
         )
-        seen, apart = feeds, feeds
-        kept = feeds.samples
+        seen, apart, kept = feeds, feeds, feeds.samples
+    else:
+        seen, apart = feeds.part(0, feeds.samples - kept), feeds.part(feeds.samples - kept, feeds.samples)
     proven = _proven(graph, runner, seen)
     if not proven.nodes:
         return proven, Data(), apart

@@ -8,7 +8,7 @@ Inputs that no array is there for are such states: they begin with zeros and are
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ class Feeds:
         inputs: by name.
         samples: how many there are.
         calls: whether a sample is a sequence of calls.
+        most: samples at a time where the graph says that it takes any number.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -71,15 +72,20 @@ class Feeds:
     inputs: Mapping[str, Value]
     samples: int
     calls: bool
+    most: int = BATCH
 
     def part(self, start: int, stop: int) -> Feeds:
         """Some of the samples."""
         cut = {name: array[start:stop] for name, array in self.arrays.items()}
-        return Feeds(cut, self.constants, self.states, self.inputs, stop - start, self.calls)
+        return replace(self, arrays=cut, samples=stop - start)
+
+    def singly(self) -> Feeds:
+        """The same, one sample at a time wherever the graph does not ask for more."""
+        return replace(self, most=1)
 
     def sequences(self) -> Iterator[list[Feed]]:
         """Batches of samples, each a list of calls of which the later are to be fed with the states of the earlier."""
-        size = self._batch()
+        size = self.size
         for start in range(0, self.samples - (size - 1 if self._fixed() else 0), size):
             stop = min(start + size, self.samples)
             chosen = {name: array[start:stop] for name, array in self.arrays.items()}
@@ -107,14 +113,15 @@ class Feeds:
     def _fixed(self) -> bool:
         return any(self.inputs[name].shape[:1] not in ((None,), ()) for name in self.arrays)
 
-    def _batch(self) -> int:
+    @property
+    def size(self) -> int:
         """Samples at a time."""
         sizes = []
         for name, array in self.arrays.items():
             value = self.inputs[name]
             if array.ndim - self.calls > len(value.shape):
                 return 1
-            sizes.append(value.shape[0] if value.shape and value.shape[0] is not None else BATCH)
+            sizes.append(value.shape[0] if value.shape and value.shape[0] is not None else self.most)
         # Enough batches to train on some and hold others out.
         return min([*sizes, max(1, self.samples // BATCH)]) if not self._fixed() else min(sizes)
 
@@ -156,11 +163,15 @@ def read_feeds(path: str | Path, inputs: Sequence[Value], outputs: Sequence[Valu
     if not arrays or len(set(counts.values())) > 1 or not min(counts.values()):
         told = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
         raise TaskError(f"The arrays of {path} have unlike numbers of samples ({told}); the first axis is the samples.")
-    feeds = Feeds(arrays, constants, states, known, min(counts.values()), bool(states))
     calls = bool(states) and all(a.ndim == len(known[n].shape) + 1 for n, a in arrays.items())
-    feeds = Feeds(arrays, constants, states, known, feeds.samples, calls)
+    feeds = Feeds(arrays, constants, states, known, min(counts.values()), calls)
     for name, array in arrays.items():
         _check(array, known[name], calls, path)
+    if feeds.samples < feeds.size:
+        raise TaskError(
+            f"{path} has {feeds.samples} samples, and the model takes {feeds.size} at a time. Give more, or export the "
+            f"model with an open batch."
+        )
     return feeds
 
 

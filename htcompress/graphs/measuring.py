@@ -19,6 +19,20 @@ ERROR = "output_error"
 """The metric where there are no targets; see `difference`."""
 
 
+def feeds_for(runner: Runner, given: Calibration) -> Feeds:
+    """The data for a graph: in batches, or one by one where it takes no batches though it says so.
+
+    Raises `TaskError` where there is none that it takes.
+    """
+    feeds = read_feeds(given.file or Path(), runner.inputs, runner.outputs, beside=given.targets or "")
+    try:
+        runner.answers(next(iter(feeds.sequences()))[:1], feeds)
+    except TaskError:
+        feeds = feeds.singly()
+        runner.answers(next(iter(feeds.sequences()))[:1], feeds)
+    return feeds
+
+
 def targets_of(given: Calibration, feeds: Feeds) -> np.ndarray | None:
     if given.targets is None or given.file is None:
         return None
@@ -94,7 +108,7 @@ def evaluate(source: Path, given: Calibration) -> dict[str, float]:
         raise RequestError(f"{source} is ONNX: give --calibration X.npz to measure it on.")
     place = source / MODEL if source.is_dir() else source
     runner = Runner(onnx.load(str(place)), place)
-    feeds = read_feeds(given.file, runner.inputs, runner.outputs, beside=given.targets or "")
+    feeds = feeds_for(runner, given)
     targets = targets_of(given, feeds)
     found = answers_of(runner, feeds)
     metrics = {} if targets is None else {given.headline: metric_of(given, found, targets, runner)}

@@ -118,6 +118,42 @@ def test_targets(htc: Command, graph: Path) -> None:
     assert "is not found. Give --targets" in ended.err
 
 
+@pytest.mark.parametrize("count", [1, 3, 5, 11])
+def test_few_samples(htc: Command, graph: Path, count: int) -> None:
+    np.savez("few.npz", x=frames(count))
+    options = ("--ratio", "4", "--calibration", "few.npz", "--no-finetune", "-o", "out")
+    ended = htc("convert", "tagger.onnx", *options)
+    assert ended.code == 0, ended.err
+    assert ("measured on those of calibration" in ended.err) == (count == 1)
+
+
+def test_a_fixed_batch(htc: Command, graph: Path) -> None:
+    model = tagger()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, "four.onnx")
+    for count in (4, 6, 9, 30):
+        np.savez("few.npz", x=frames(count))
+        options = ("--ratio", "4", "--calibration", "few.npz", "--no-finetune", "-o", "out")
+        ended = htc("convert", "four.onnx", *options)
+        assert ended.code == 0, ended.err
+
+
+def test_a_graph_that_takes_no_batches_though_it_says_so(htc: Command, graph: Path) -> None:
+    model = tagger()
+    flat = next(i for i in model.graph.initializer if i.name == "flat")
+    flat.CopyFrom(onnx.numpy_helper.from_array(np.array([0, 1, -1], dtype=np.int64), "flat"))
+    last = next(node for node in model.graph.node if node.output[0] == "y2f")
+    last.input[1] = "flat2"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, -1, 12], dtype=np.int64), "flat2"))
+    next(n for n in model.graph.node if n.output[0] == "y1t").attribute[0].ints[:] = [0, 2, 1, 3]
+    # With a batch of 2 the GRU reads twice as many numbers as it has weights for.
+    onnx.save(model, "single.onnx")
+    options = ("--ratio", "4", "--calibration", "x.npz", "--steps", "5")
+    ended = htc("convert", "single.onnx", *options, "-o", "out")
+    assert ended.code == 0, ended.err
+    assert read_report(graph / "out").quality.decomposed is not None
+
+
 def test_states_from_call_to_call(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     onnx.save(streaming(), "streaming.onnx")

@@ -44,6 +44,12 @@ def test_a_fixed_batch_is_filled(tmp_path: Path) -> None:
     assert shapes(feeds, "x") == [[(4, 7, 20)], [(4, 7, 20)]]
 
 
+def test_too_few_for_a_fixed_batch(tmp_path: Path) -> None:
+    value = Value("x", (4, None, 20), "tensor(float)")
+    with pytest.raises(TaskError, match="has 3 samples, and the model takes 4 at a time"):
+        read_feeds(saved(tmp_path, x=np.zeros((3, 7, 20))), [value], [Y])
+
+
 def test_one_array_needs_no_name_and_whole_inputs_come_one_by_one(tmp_path: Path) -> None:
     feeds = read_feeds(saved(tmp_path, anything=np.zeros((3, 2, 7, 20))), [X], [Y])
     assert shapes(feeds, "x") == [[(2, 7, 20)]] * 3
