@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from htcompress.report import words
@@ -67,20 +68,45 @@ def model_card(report: Report) -> str:
             f"\nThe hidden units of {', '.join(reordered)} stand in another order than in the original, and so do the "
             f"weights that read them:\ntake all tensors from here.\n"
         )
-    return f"""# {report.source["file"]}, compressed
+    graph = report.source.get("format") == "onnx"
+    before = f"{words.count(t.parameters_before)} ({words.size(t.bytes_before)})"
+    after = f"{words.count(t.parameters_after)} numbers ({words.size(t.bytes_after)})"
+    return f"""{_front_matter(report)}# {report.source["file"]}, compressed
 
 The recurrent layers of this model are stored in Hierarchical Tucker form:
-{words.count(t.parameters_after)} numbers in place of {words.count(t.parameters_before)}
-({words.ratio(t.parameters_before, t.parameters_after)}). {quality}
+{after} in place of {before},
+{words.ratio(t.bytes_before, t.bytes_after)}. {quality}
 
-Load it into an instance of the original class; its recurrent modules are replaced:
-
-    import htcompress
-    model = htcompress.load("path/to/this/directory", OriginalModel())
-
-- `model.safetensors`: every tensor of the model
+{_GRAPH if graph else _LOAD}
+- `model.safetensors`: every tensor of {"the recurrent layers" if graph else "the model"}
 - `config.json`: the layers' settings, layouts, trees and ranks
 - `report.html`, `report.md`, `report.json`: what was spent and lost in each layer
 {order}
 Compressed from {source} by htcompress {report.version}.
 """
+
+
+_LOAD = """\
+Load it into an instance of the original class; its recurrent modules are replaced:
+
+    import htcompress
+    model = htcompress.load("path/to/this/directory", OriginalModel())
+"""
+
+_GRAPH = """\
+`model.onnx` takes and gives what the original does, under the same names; run it as that:
+
+    import onnxruntime
+    session = onnxruntime.InferenceSession("path/to/this/directory/model.onnx")
+"""
+
+
+def _front_matter(report: Report) -> str:
+    """What model hubs read of a card."""
+    kinds = dict.fromkeys(layer.kind.partition("_")[0] for layer in report.layers)
+    tags = ["htcompress", "hierarchical-tucker", "model-compression", *kinds]
+    library = "onnx" if report.source.get("format") == "onnx" else "htcompress"
+    lines = [f"library_name: {library}", "tags:", *(f"- {tag}" for tag in tags)]
+    if report.quality.metric is not None and re.fullmatch(r"[\w-]+", report.quality.metric):
+        lines += ["metrics:", f"- {report.quality.metric}"]
+    return "\n".join(["---", *lines, "---", "", ""])
