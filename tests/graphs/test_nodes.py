@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from crossing import crossed
+from crossing import crossed, some
 from onnx import helper, numpy_helper
 from onnx_models import feed, node_model, tagger
 
@@ -75,11 +75,19 @@ def test_a_replaced_node_computes_what_its_layer_does(op: str, options: dict[str
 
 
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 14, 18, 21])
-@pytest.mark.parametrize("layout", ["split", "paired"])
-def test_every_opset(opset: int, layout: str) -> None:
+@pytest.mark.parametrize(
+    "form",
+    some(
+        [{"layout": "split"}, {"layout": "paired"}, {"format": "tt"}, {"format": "tr"}, {"format": "bt"}],
+        {"layout": "split"},
+        {"format": "bt"},
+    ),
+    ids=str,
+)
+def test_every_opset(opset: int, form: dict[str, Any]) -> None:
     model = node_model("LSTM", opset=opset, direction="bidirectional", bias=True)
     (node,), _ = find(model)
-    made = htcompress.compress(Twins([node]), ratio=3, bits=5, layout=layout)
+    made = htcompress.compress(Twins([node]), ratio=1.5, bits=5, **form)
     assert made.model is not None
     result = replaced(model, [node], made.modules)
     assert [o.version for o in result.opset_import] == [opset]
