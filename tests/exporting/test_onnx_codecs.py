@@ -32,7 +32,7 @@ def run(graph: Graph, value: str, shape: tuple[int, ...]) -> Any:
 
 
 @pytest.mark.parametrize("opset", some([7, 9, 11, 13, 18, 21], 7, 13))
-@pytest.mark.parametrize("shape", [(3, 5), (1,), (64, 3, 2), (7, 8)])
+@pytest.mark.parametrize("shape", some([(3, 5), (1,), (64, 3, 2), (7, 8)], (3, 5), (64, 3, 2)))
 @pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("bits", some(INTEGER_BITS, 2, 3, 8))
 def test_numbers_are_those_of_the_codec(bits: int, by_rows: bool, shape: tuple[int, ...], opset: int) -> None:
@@ -71,7 +71,8 @@ LAYERS: dict[str, nn.Module] = {
             for bits in (16, 8, 5, 3)
             for scope in ("integrated", "separate")
             for layout in ("svd", "split", "paired")
-        ]
+        ],
+        1,
     ),
 )
 def test_a_layer(name: str, options: dict[str, Any]) -> None:

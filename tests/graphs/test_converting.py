@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from crossing import some
 from onnx_models import node_model, streaming, tagger
 from small import Outcome
 
@@ -118,7 +119,7 @@ def test_targets(htc: Command, graph: Path) -> None:
     assert "is not found. Give --targets" in ended.err
 
 
-@pytest.mark.parametrize("count", [1, 3, 5, 11])
+@pytest.mark.parametrize("count", some([1, 3, 5, 11], 1, 5))
 def test_few_samples(htc: Command, graph: Path, count: int) -> None:
     np.savez("few.npz", x=frames(count))
     options = ("--ratio", "4", "--calibration", "few.npz", "--no-finetune", "-o", "out")
@@ -131,7 +132,7 @@ def test_a_fixed_batch(htc: Command, graph: Path) -> None:
     model = tagger()
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(model, "four.onnx")
-    for count in (4, 6, 9, 30):
+    for count in (4, 9):
         np.savez("few.npz", x=frames(count))
         options = ("--ratio", "4", "--calibration", "few.npz", "--no-finetune", "-o", "out")
         ended = htc("convert", "four.onnx", *options)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from crossing import some
 from safetensors.torch import save_file
 from small import Outcome, clips, equal, save_tagger, tagger, write_task
 from torch import nn
@@ -47,7 +48,7 @@ SAVES: dict[str, Callable[[Any, Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("save", some(SAVES, "zip", "legacy"))
 @pytest.mark.parametrize("make", [tagger, Nested], ids=["tagger", "nested"])
 @pytest.mark.parametrize("beside", [False, True])
 def test_whole_modules(tmp_path: Path, make: Callable[[], nn.Module], save: str, beside: bool) -> None:
