@@ -44,13 +44,15 @@ def _integer(graph: Graph, codec: Integer, parts: dict[str, Tensor], shape: tupl
     if width < 8:
         filled = -(-count // _GROUP) * width
         codes = torch.cat([codes, codes.new_zeros(filled - len(codes))])
-        packed = graph.reshape(graph.cast(graph.raw(codes, name), "INT64"), -1, width)
-        # One whole number of a group, then its digits: n div 2^(bj) - 2^b (n div 2^(b(j+1))).
-        whole = graph.total(graph.add("Mul", packed, graph.shared("bytes", [[256**k for k in range(width)]])), 1)
-        digits = [1 << width * k for k in range(_GROUP)]
-        above = graph.add("Div", whole, graph.shared("above", [digits]))
-        beyond = graph.add("Div", above, graph.shared("base", [[1 << width]]))
-        value = graph.add("Sub", above, graph.add("Mul", beyond, graph.shared("base", [[1 << width]])))
+        packed = graph.reshape(graph.cast(graph.raw(codes, name), "INT32"), -1, width)
+        # A code lies in one byte or two: (first + 256 * second) div 2^shift mod 2^width.
+        begin = [width * k for k in range(_GROUP)]
+        first, second = (graph.places([min(at // 8 + more, width - 1) for at in begin]) for more in (0, 1))
+        low, high = (graph.add("Gather", packed, places, axis=1) for places in (first, second))
+        both = graph.add("Add", low, graph.add("Mul", high, graph.shared("256", [[256]])))
+        above = graph.add("Div", both, graph.shared("shifts", [[1 << at % 8 for at in begin]]))
+        base = graph.shared("base", [[1 << width]])
+        value = graph.add("Sub", above, graph.add("Mul", graph.add("Div", above, base), base))
         value = graph.cut(graph.reshape(value, -1), 0, count)
     else:
         value = graph.raw(codes, name)

@@ -71,10 +71,10 @@ class Graph:
         return self._initializer(dense.numpy(), full)
 
     def shared(self, what: str, values: list[list[int]]) -> str:
-        """Whole numbers as a matrix, which is stored once."""
+        """Whole numbers of 32 bits as a matrix, which is stored once."""
         key = what, repr(values)
         if key not in self._shared:
-            self._shared[key] = self._initializer(np.asarray(values, dtype=np.int64), self._name())
+            self._shared[key] = self._initializer(np.asarray(values, dtype=np.int32), self._name())
         return self._shared[key]
 
     def constant(self, value: float) -> str:
@@ -129,12 +129,6 @@ class Graph:
         if tuple(axes) == tuple(wanted):
             return value
         return self.add("Transpose", value, perm=[list(axes).index(axis) for axis in wanted])
-
-    def total(self, value: str, axis: int) -> str:
-        """The sum over an axis, which stays with size 1."""
-        if self.opset < 13:
-            return self.add("ReduceSum", value, axes=[axis], keepdims=1)
-        return self.add("ReduceSum", value, self.whole(axis), keepdims=1)
 
     def squeeze(self, value: str, axis: int) -> str:
         if self.opset < 13:
