@@ -97,6 +97,7 @@ def whole_or_absent(place: Path) -> bool:
     return True
 
 
+@pytest.mark.full
 @pytest.mark.drawn
 def test_at_many_moments_of_a_conversion(tmp_path: Path) -> None:
     save_tagger(tmp_path / "model.pt")

@@ -81,11 +81,12 @@ def test_equal_to_torch(kind: str, options: dict[str, Any], how: dict[str, Any],
 
 
 @needs_gcc
-@pytest.mark.parametrize("bits", some([8, 7, 6, 4, 3, 2], 8, 3))
+@pytest.mark.parametrize("bits", some([8, 7, 6, 4, 3, 2], 3))
 def test_rounded_dense_matrices(bits: int, tmp_path: Path) -> None:
     compiled(exported(nn.GRU(17, 9, batch_first=True), tmp_path, ratio=1, format="dense", bits=bits), "-O2")
 
 
+@pytest.mark.full
 @needs_gcc
 def test_every_output_counts(tmp_path: Path) -> None:
     """The program that tests fails where a number is another."""
@@ -110,6 +111,7 @@ def test_a_step_is_what_a_sequence_is(tmp_path: Path) -> None:
     compiled(folder, *SANITIZED)
 
 
+@pytest.mark.full
 @needs_gcc
 def test_several_layers_by_name(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

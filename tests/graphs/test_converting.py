@@ -74,6 +74,7 @@ def test_convert(htc: Command, graph: Path) -> None:
     assert htc("check", "out", "--max-metric", "0.0001").code == 1
 
 
+@pytest.mark.full
 def test_the_seed_decides(htc: Command, graph: Path) -> None:
     command = ("convert", "tagger.onnx", "--budget", "600", "--calibration", "x.npz", "--steps", "5", "-o")
     for place in ("a", "b"):
@@ -119,6 +120,7 @@ def test_targets(htc: Command, graph: Path) -> None:
     assert "is not found. Give --targets" in ended.err
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("count", some([1, 3, 5, 11], 1, 5))
 def test_few_samples(htc: Command, graph: Path, count: int) -> None:
     np.savez("few.npz", x=frames(count))
@@ -128,6 +130,7 @@ def test_few_samples(htc: Command, graph: Path, count: int) -> None:
     assert ("measured on those of calibration" in ended.err) == (count == 1)
 
 
+@pytest.mark.full
 def test_a_fixed_batch(htc: Command, graph: Path) -> None:
     model = tagger()
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
@@ -178,6 +181,7 @@ def test_states_from_call_to_call(htc: Command, tmp_path: Path, monkeypatch: pyt
     assert error == pytest.approx(quality.finetuned, rel=1e-3)
 
 
+@pytest.mark.full
 def test_again_from_what_was_made(htc: Command, graph: Path) -> None:
     """ONNX, HT, ONNX, HT: the recurrent nodes of a result have weights that nodes make of its cores."""
     options = ("--calibration", "x.npz", "--steps", "5", "-o")
@@ -192,6 +196,7 @@ def test_again_from_what_was_made(htc: Command, graph: Path) -> None:
     assert np.corrcoef(wanted.ravel(), found.ravel())[0, 1] > 0.8
 
 
+@pytest.mark.full
 def test_some_layers(htc: Command, graph: Path) -> None:
     options = ("--layers", "y*", "--calibration", "x.npz", "--steps", "5")
     assert htc("convert", "tagger.onnx", "--ratio", "3", *options).code == 0
