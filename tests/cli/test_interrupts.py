@@ -265,7 +265,7 @@ def test_an_interrupt_in_a_finaliser_is_not_lost(htc: Command, tmp_path: Path, n
         f"        signal.raise_signal({int(number)})\n"
         "def evaluate(model):\n"
         "    Dropped()\n"
-        "    time.sleep(20)\n"
+        "    time.sleep(3)\n"
         "    return 0.5",
     )
     ended = htc(*CONVERT, "--no-finetune")

@@ -142,6 +142,7 @@ def test_a_fixed_batch(htc: Command, graph: Path) -> None:
         assert ended.code == 0, ended.err
 
 
+@pytest.mark.full
 def test_a_graph_that_takes_no_batches_though_it_says_so(htc: Command, graph: Path) -> None:
     model = tagger()
     flat = next(i for i in model.graph.initializer if i.name == "flat")
@@ -212,6 +213,7 @@ def test_inspect(htc: Command, graph: Path) -> None:
     assert found["parameters"] == sum(np.prod(i.dims) for i in tagger().graph.initializer if i.name != "flat")
 
 
+@pytest.mark.full
 def test_from_python(graph: Path) -> None:
     made = htcompress.convert(
         graph / "tagger.onnx", goal=Goal(bytes=3000), calibration=graph / "x.npz", finetuning=FineTuning(3)
