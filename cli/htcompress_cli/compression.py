@@ -205,6 +205,8 @@ def evaluate(
     from htcompress.graphs.calibration import Calibration
 
     with open_screen(quiet) as screen:
+        if task is not None and calibration is not None:
+            raise RequestError("evaluate takes --task, or for ONNX --calibration; leave out one of them.")
         if task is not None:
             metrics = continuing.evaluate(source, task=task, weights=weights, device=device, observer=screen)
         elif conversion.is_graph(source):

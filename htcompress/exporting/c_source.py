@@ -37,12 +37,12 @@ TYPES = """\
 #include "{name}.h"
 
 /* A core: numbers as they are (32 bits), in half precision (16), or codes of 2 to 8 bits with a scale for every `row`
- * of them: (code + 1/2 - 2^(bits-1)) * scale. `at` is its place in the buffer
- * of {name}_decode(). */
+ * of them: (code + 1/2 - 2^(bits-1)) * scale. `at` is its place in the buffer of
+ * {name}_decode(). */
 typedef struct {{ const void *data; const float *scales; int32_t row, count, at; int bits; }} core_t;
 
-/* One product of what lies in the working memory at -1 - a with core b, summed over what they share: loops of (size,
- * stride of a, of b, of the result), the innermost last. */
+/* One product of what lies in the working memory at a with core b, summed over what they share: loops of (size, stride
+ * of a, of b, of the result), the innermost last. */
 typedef struct {{ int32_t a, b, out, size; const int32_t *loops; int count; }} product_t;
 
 /* A matrix times a vector, product by product; the vector lies at the beginning of the working memory. */
@@ -72,7 +72,7 @@ static float coded(const core_t *c, int32_t i) {
 }
 
 static float number(const core_t *c, int32_t i) {
-    return decoded && c->bits ? decoded[c->at + i] : coded(c, i);
+    return decoded ? decoded[c->at + i] : coded(c, i);
 }
 
 /* Where the numbers of a core lie; 0 where they are decoded one by one. */
@@ -83,7 +83,7 @@ static const float *plain(int32_t k) {
 
 /* The innermost loop of a product. */
 static void inner(const product_t *p, const int32_t *l, int32_t a, int32_t b, int32_t o, float *work) {
-    const float *left = work - 1 - p->a, *right = plain(p->b);
+    const float *left = work + p->a, *right = plain(p->b);
     float *made = work + p->out + o, sum = 0.0f;
     if (right && l[3] == 0) {
         for (int32_t i = 0; i < l[0]; i++) sum += left[a + i * l[1]] * right[b + i * l[2]];
@@ -131,9 +131,10 @@ typedef struct { int ih, hh, joint, bias, bias_hn, inputs, extra; const uint16_t
 """
 
 BODY = """
-/* What enters the gates of one direction, rows in the order of the units: of x (and the biases), and of h. */
-static void entering(const direction_t *d, const float *x, const float *h, int part, float *z, float *work) {
-    const matrix_t *m = &matrices[d->joint >= 0 ? d->joint : part ? d->hh : d->ih];
+/* What enters the gates of one direction, added to z, rows in the order of the units: of x (and the biases) and h, of
+ * which one may be left out. Only one joint matrix takes both. */
+static void entering(const direction_t *d, const float *x, const float *h, float *z, float *work) {
+    const matrix_t *m = &matrices[d->joint >= 0 ? d->joint : h ? d->hh : d->ih];
     for (int32_t i = 0; i < m->columns; i++) work[i] = 0.0f;
     int at = d->joint >= 0 ? d->inputs : 0;
     if (x) for (int i = 0; i < d->inputs; i++) work[i] = x[i];
@@ -153,8 +154,13 @@ static void step(const direction_t *d, const float *x, float *h, float *c, float
         zx[i] = d->bias >= 0 ? number(&cores[d->bias], i) : 0.0f;
         zh[i] = 0.0f;
     }
-    entering(d, x, 0, 0, zx, work);
-    entering(d, 0, h, 1, zh, work);
+    /* A GRU keeps apart what comes of the state. */
+    if (d->joint >= 0 && KIND != GRU) {
+        entering(d, x, h, zx, work);
+    } else {
+        entering(d, x, 0, zx, work);
+        entering(d, 0, h, zh, work);
+    }
     for (int u = 0; u < UNITS; u++) {
 #if KIND == LSTM
         float i = sigmoid(zx[u] + zh[u]), f = sigmoid(zx[UNITS + u] + zh[UNITS + u]);

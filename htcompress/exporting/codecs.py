@@ -6,6 +6,7 @@ model runs as before.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,17 +48,17 @@ def _integer(graph: Graph, codec: Integer, parts: dict[str, Tensor], shape: tupl
         packed = graph.reshape(graph.cast(graph.raw(codes, name), "INT32"), -1, width)
         # A code lies in one byte or two: (first + 256 * second) div 2^shift mod 2^width.
         begin = [width * k for k in range(_GROUP)]
-        first, second = (graph.places([min(at // 8 + more, width - 1) for at in begin]) for more in (0, 1))
+        first, second = (graph.once([min(at // 8 + more, width - 1) for at in begin], np.int32) for more in (0, 1))
         low, high = (graph.add("Gather", packed, places, axis=1) for places in (first, second))
-        both = graph.add("Add", low, graph.add("Mul", high, graph.shared("256", [[256]])))
-        above = graph.add("Div", both, graph.shared("shifts", [[1 << at % 8 for at in begin]]))
-        base = graph.shared("base", [[1 << width]])
+        both = graph.add("Add", low, graph.add("Mul", high, graph.once([[256]], np.int32)))
+        above = graph.add("Div", both, graph.once([[1 << at % 8 for at in begin]], np.int32))
+        base = graph.once([[1 << width]], np.int32)
         value = graph.add("Sub", above, graph.add("Mul", graph.add("Div", above, base), base))
         value = graph.cut(graph.reshape(value, -1), 0, count)
     else:
         value = graph.raw(codes, name)
     rows = shape[0] if codec.by_rows else 1
     value = graph.reshape(graph.cast(value, "FLOAT"), rows, -1)
-    value = graph.add("Add", value, graph.constant(0.5 - (1 << width - 1)))
+    value = graph.add("Add", value, graph.once(0.5 - (1 << width - 1), np.float32))
     scales = graph.reshape(graph.cast(graph.raw(parts["scales"], f"{name}_scales"), "FLOAT"), rows, 1)
     return graph.reshape(graph.add("Mul", value, scales), *shape)

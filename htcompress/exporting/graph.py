@@ -35,7 +35,7 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
         self.decoded: dict[str, str] = {}
         self._stored: set[str] = set()
-        self._shared: dict[tuple[str, str], str] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._count = 0
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
@@ -70,37 +70,21 @@ class Graph:
             return full
         return self._initializer(dense.numpy(), full)
 
-    def shared(self, what: str, values: list[list[int]]) -> str:
-        """Whole numbers of 32 bits as a matrix, which is stored once."""
-        key = what, repr(values)
-        if key not in self._shared:
-            self._shared[key] = self._initializer(np.asarray(values, dtype=np.int32), self._name())
-        return self._shared[key]
-
-    def constant(self, value: float) -> str:
-        """One number, stored once."""
-        key = "number", repr(value)
-        if key not in self._shared:
-            self._shared[key] = self._initializer(np.asarray(value, dtype=np.float32), self._name())
-        return self._shared[key]
+    def once(self, values: Any, dtype: type[np.generic]) -> str:
+        """An initializer with small constants; the same are stored once."""
+        array = np.asarray(values, dtype=dtype)
+        key = array.dtype.str, array.shape, array.tobytes()
+        if key not in self._constants:
+            self._constants[key] = self._initializer(array, self._name())
+        return self._constants[key]
 
     def cast(self, value: str, to: str) -> str:
         """The value in another type of ONNX."""
         return self.add("Cast", value, to=getattr(onnx.TensorProto, to))
 
     def whole(self, *values: int) -> str:
-        """An initializer with whole numbers, a shape or axes; the same are stored once."""
-        key = "whole", repr(values)
-        if key not in self._shared:
-            self._shared[key] = self._initializer(np.asarray(values, dtype=np.int64), self._name())
-        return self._shared[key]
-
-    def places(self, values: Sequence[int]) -> str:
-        """An initializer with indices, in as few bytes as operators take them."""
-        key = "places", repr(values)
-        if key not in self._shared:
-            self._shared[key] = self._initializer(np.asarray(values, dtype=np.int32), self._name())
-        return self._shared[key]
+        """Whole numbers that operators take in 64 bits: a shape, axes."""
+        return self.once(values, np.int64)
 
     def reshape(self, value: str, *shape: int) -> str:
         """The value in another shape; 0 keeps a size, -1 stands for the rest."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import isqrt, prod
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from htcompress.errors import RequestError
@@ -187,7 +188,7 @@ def _taken(graph: Graph, gates: GateWeights, value: str, *, units: bool, axis: i
     places, s = gates.places(), gates.settings
     if places is None:
         return value
-    order = graph.places(places[True].tolist())
+    order = graph.once(places[True].tolist(), np.int32)
     if units:
         return graph.add("Gather", value, order, axis=axis)
     # The rows of every gate stand in the same order.

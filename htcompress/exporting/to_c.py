@@ -242,7 +242,7 @@ class _Tables:
         """The index of a matrix: the vector meets one core after the other, first those that leave least of it."""
         layout = network.layout
         columns, out = prod(layout.col_modes), tuple(f"m{k}" for k in range(layout.tree.order))
-        vector = _Operand(-1, tuple(f"n{k}" for k in range(layout.tree.order)), tuple(layout.col_modes))
+        vector = _Operand(0, tuple(f"n{k}" for k in range(layout.tree.order)), tuple(layout.col_modes))
         sizes = {leg: n for operand in [vector, *operands] for leg, n in zip(operand.legs, operand.shape, strict=True)}
         sizes |= {f"m{k}": n for k, n in enumerate(layout.row_modes)}
         free, products, index = columns, list[str](), len(self._matrices)
@@ -265,17 +265,17 @@ class _Tables:
             self._array("int32_t", table, loops)
             products.append(f"{{{vector.place}, {core.place}, {free}, {prod(shape)}, {table}, {len(loops) // 4}}}")
             self.loops = max(self.loops, len(loops) // 4)
-            vector = _Operand(-1 - free, made, shape)
+            vector = _Operand(free, made, shape)
             free += prod(shape)
         self.work = max(self.work, free)
         self._array("product_t", f"products{index}", products)
-        self._matrices.append(f"{{products{index}, {len(products)}, {columns}, {-1 - vector.place}}}")
+        self._matrices.append(f"{{products{index}, {len(products)}, {columns}, {vector.place}}}")
         return index
 
 
 @dataclass(frozen=True)
 class _Operand:
-    """What meets in a product: a core by its index, or what lies at -1 - `place` in the working memory."""
+    """What meets in a product: a core, of which `place` is the index, or what lies at `place` in the working memory."""
 
     place: int
     legs: tuple[str, ...]

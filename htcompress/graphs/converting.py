@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from htcompress.errors import CheckpointError, RequestError
 from htcompress.graphs.calibration import METRICS, Calibration
 from htcompress.graphs.feeds import Feeds
 from htcompress.graphs.file import OnnxFile
-from htcompress.graphs.measuring import ERROR, answers_of, difference, feeds_for, metric_of, targets_of
-from htcompress.graphs.running import Runner, entering, entering_of, milliseconds, outputs_of, watched
+from htcompress.graphs.measuring import ERROR, answers_of, difference, feeds_for, metrics_of
+from htcompress.graphs.running import Runner, entering, entering_of, outputs_of, watched
 from htcompress.graphs.twins import Entering, Twins, follows
 from htcompress.isolation import restored
-from htcompress.model.latency import LATENCY_OF
+from htcompress.model.latency import LATENCY_OF, interleaved
 from htcompress.model.replace import stand_ins
 from htcompress.observer import Observer
 from htcompress.report import Latency, words
@@ -82,6 +83,8 @@ def converted(checkpoint: Path, request: Request, given: Calibration, observer: 
     given.check()
     if request.task is not None:
         raise RequestError("An ONNX file runs by itself: give --calibration X.npz in place of --task.")
+    if request.weights is not None or request.device != "cpu":
+        raise RequestError("An ONNX file holds one model and is run on the CPU: leave out --weights and --device.")
     with restored():
         observer.stage("reading the graph")
         _, digest, _ = identified(checkpoint)
@@ -112,14 +115,13 @@ def _with_data(graph: OnnxFile, given: Calibration, observer: Observer) -> tuple
     observer.stage("trying twins")
     runner = Runner(graph.model, graph.path, watched=watched(graph.nodes))
     feeds = feeds_for(runner, given)
-    targets = targets_of(given, feeds)
     # Whole batches, of which there may be a fixed size.
     kept = max(feeds.size, feeds.samples // _EVALUATED // feeds.size * feeds.size)
     if feeds.samples - kept < feeds.size:
         observer.message(
             f"{given.file} has {feeds.samples} samples: what is measured is measured on those of calibration."
         )
-        seen, apart, kept = feeds, feeds, feeds.samples
+        seen, apart = feeds, feeds
     else:
         seen, apart = feeds.part(0, feeds.samples - kept), feeds.part(feeds.samples - kept, feeds.samples)
     proven = _proven(graph, runner, seen)
@@ -152,12 +154,9 @@ def _with_data(graph: OnnxFile, given: Calibration, observer: Observer) -> tuple
     def evaluate(module: nn.Module) -> dict[str, float]:
         layers = stand_ins(module)
         answers = wanted if not layers else answers_of(Runner(graph.with_layers(module), graph.path), apart)
-        error = {ERROR: difference(answers, wanted, plain, feeds)}
-        if targets is None:
-            return error
-        return {given.headline: metric_of(given, answers, targets[-kept:], plain), **error}
+        return {**metrics_of(given, answers, apart, plain), ERROR: difference(answers, wanted, plain, apart)}
 
-    higher = False if targets is None else METRICS[given.headline][1]
+    higher = False if feeds.targets is None else METRICS[given.headline][1]
     # One layer has none before it.
     data = Data(items, items, evaluate=evaluate, higher_is_better=higher)
     return proven, data if len(proven.nodes) == 1 else replace(data, following=following), apart
@@ -204,7 +203,6 @@ def _finished(made: Compressed, graph: OnnxFile, feeds: Feeds | None, observer: 
             pass
         else:
             raise RuntimeError(f"The graph that was made is not valid: {error}") from error
-    runner = Runner(result, graph.path)
     others = sum(int(np.prod(tensor.dims)) for tensor in graph.weights())
     others -= sum(t.numel() for node in graph.nodes for t in node.weights.values())
     totals = made.report.totals
@@ -215,7 +213,13 @@ def _finished(made: Compressed, graph: OnnxFile, feeds: Feeds | None, observer: 
     )
     report = replace(made.report, totals=totals, left={**graph.left, **made.report.left})
     if feeds is not None:
-        of = f"one call in onnxruntime, {LATENCY_OF}"
-        dense = milliseconds(Runner(graph.model, graph.path), feeds)
-        report = replace(report, latency=Latency(round(dense, 4), round(milliseconds(runner, feeds), 4), of))
+        report = replace(report, latency=_latency(graph, result, feeds))
     return replace(made, report=report, files={MODEL: result.SerializeToString()})
+
+
+def _latency(graph: OnnxFile, result: onnx.ModelProto, feeds: Feeds) -> Latency:
+    """How long a call takes in onnxruntime, before and after."""
+    calls = next(iter(feeds.sequences()))[:1]
+    runners = {name: Runner(m, graph.path, threads=1) for name, m in (("dense", graph.model), ("compact", result))}
+    found = interleaved({name: partial(runner.answers, calls, feeds) for name, runner in runners.items()})
+    return Latency(found["dense"], found["compact"], f"one call in onnxruntime, {LATENCY_OF}")

@@ -64,6 +64,7 @@ class Feeds:
         samples: how many there are.
         calls: whether a sample is a sequence of calls.
         most: samples at a time where the graph says that it takes any number.
+        targets: what the samples are measured against, if anything.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -73,11 +74,13 @@ class Feeds:
     samples: int
     calls: bool
     most: int = BATCH
+    targets: np.ndarray | None = None
 
     def part(self, start: int, stop: int) -> Feeds:
         """Some of the samples."""
         cut = {name: array[start:stop] for name, array in self.arrays.items()}
-        return replace(self, arrays=cut, samples=stop - start)
+        targets = None if self.targets is None else self.targets[start:stop]
+        return replace(self, arrays=cut, samples=stop - start, targets=targets)
 
     def singly(self) -> Feeds:
         """The same, one sample at a time wherever the graph does not ask for more."""
@@ -126,11 +129,13 @@ class Feeds:
         return min([*sizes, max(1, self.samples // BATCH)]) if not self._fixed() else min(sizes)
 
 
-def read_feeds(path: str | Path, inputs: Sequence[Value], outputs: Sequence[Value], *, beside: str = "") -> Feeds:
+def read_feeds(
+    path: str | Path, inputs: Sequence[Value], outputs: Sequence[Value], *, targets: str | None = None
+) -> Feeds:
     """The arrays of an `.npz` file for the inputs of a graph.
 
     Args:
-        beside: the name of an array that is no input: targets.
+        targets: the name of an array that is no input: what the samples are measured against.
 
     Raises:
         TaskError: the file is not there or no archive of arrays, or an array fits no input; the message says which
@@ -148,7 +153,9 @@ def read_feeds(path: str | Path, inputs: Sequence[Value], outputs: Sequence[Valu
             f"{path} is no .npz file of plain arrays ({str(error).splitlines()[0]}). Save one with numpy.savez("
             f"'{path.name}', {inputs[0].name if inputs else 'x'}=...), an array for each input: {wanted}."
         ) from error
-    arrays.pop(beside, None)
+    if targets is not None and targets not in arrays:
+        raise TaskError(f"{path} has no array {targets}; it holds {', '.join(arrays)}.")
+    wanted_of = None if targets is None else arrays.pop(targets)
     if len(arrays) == 1 and len(inputs) == 1:
         arrays = {inputs[0].name: next(iter(arrays.values()))}  # there is but one place for it
     known = {value.name: value for value in inputs}
@@ -164,7 +171,10 @@ def read_feeds(path: str | Path, inputs: Sequence[Value], outputs: Sequence[Valu
         told = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
         raise TaskError(f"The arrays of {path} have unlike numbers of samples ({told}); the first axis is the samples.")
     calls = bool(states) and all(a.ndim == len(known[n].shape) + 1 for n, a in arrays.items())
-    feeds = Feeds(arrays, constants, states, known, min(counts.values()), calls)
+    feeds = Feeds(arrays, constants, states, known, min(counts.values()), calls, targets=wanted_of)
+    if wanted_of is not None and (not wanted_of.ndim or len(wanted_of) != feeds.samples):
+        count = len(wanted_of) if wanted_of.ndim else "no"
+        raise TaskError(f"The array {targets} has {count} samples, the inputs {feeds.samples}.")
     for name, array in arrays.items():
         _check(array, known[name], calls, path)
     if feeds.samples < feeds.size:

@@ -24,7 +24,7 @@ def feeds_for(runner: Runner, given: Calibration) -> Feeds:
 
     Raises `TaskError` where there is none that it takes.
     """
-    feeds = read_feeds(given.file or Path(), runner.inputs, runner.outputs, beside=given.targets or "")
+    feeds = read_feeds(given.file or Path(), runner.inputs, runner.outputs, targets=given.targets)
     try:
         runner.answers(next(iter(feeds.sequences()))[:1], feeds)
     except TaskError:
@@ -33,19 +33,8 @@ def feeds_for(runner: Runner, given: Calibration) -> Feeds:
     return feeds
 
 
-def targets_of(given: Calibration, feeds: Feeds) -> np.ndarray | None:
-    if given.targets is None or given.file is None:
-        return None
-    with np.load(given.file, allow_pickle=False) as archive:
-        if given.targets not in archive.files:
-            raise TaskError(f"{given.file} has no array {given.targets}; it holds {', '.join(archive.files)}.")
-        found: np.ndarray = archive[given.targets]
-    if len(found) != feeds.samples:
-        raise TaskError(f"The array {given.targets} has {len(found)} samples, the inputs {feeds.samples}.")
-    return found
-
-
 def answers_of(runner: Runner, feeds: Feeds) -> list[Answers]:
+    """What a graph answers to all samples, batch by batch."""
     return [runner.answers(calls, feeds) for calls in feeds.sequences()]
 
 
@@ -81,15 +70,18 @@ def _apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     return float(np.sqrt(lost / max(spread, 1e-30)))
 
 
-def metric_of(given: Calibration, answers: Sequence[Answers], targets: np.ndarray, runner: Runner) -> float:
+def metrics_of(given: Calibration, answers: Sequence[Answers], feeds: Feeds, runner: Runner) -> dict[str, float]:
+    """The metric of the first output against the targets; nothing where there are none."""
+    if feeds.targets is None:
+        return {}
     measure, _ = METRICS[given.headline]
     name = runner.outputs[0].name
     found = np.concatenate([calls[-1][name] for calls in answers])
     try:
-        return measure(found, targets[: len(found)])
+        return {given.headline: measure(found, feeds.targets[: len(found)])}
     except ValueError as error:
         raise TaskError(
-            f"The output {name} {found.shape} and the targets {targets.shape} do not compare by "
+            f"The output {name} {found.shape} and the targets {feeds.targets.shape} do not compare by "
             f"{given.headline}: {error}."
         ) from error
 
@@ -109,9 +101,8 @@ def evaluate(source: Path, given: Calibration) -> dict[str, float]:
     place = source / MODEL if source.is_dir() else source
     runner = Runner(onnx.load(str(place)), place)
     feeds = feeds_for(runner, given)
-    targets = targets_of(given, feeds)
     found = answers_of(runner, feeds)
-    metrics = {} if targets is None else {given.headline: metric_of(given, found, targets, runner)}
+    metrics = metrics_of(given, found, feeds, runner)
     if source.is_dir():
         path = read_report(source).source.get("path")
         original = None if path is None else source / path

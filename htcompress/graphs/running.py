@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import onnx
@@ -25,18 +23,23 @@ Answers = list[dict[str, np.ndarray]]
 class Runner:
     """A session of a graph that also puts out some of its inner values."""
 
-    def __init__(self, model: onnx.ModelProto, path: Path, *, watched: Sequence[str] = ()) -> None:
-        """Start it. Raises `CheckpointError` where onnxruntime cannot."""
+    def __init__(
+        self, model: onnx.ModelProto, path: Path, *, watched: Sequence[str] = (), threads: int | None = None
+    ) -> None:
+        """Start it, with as many threads as torch has unless they are said.
+
+        Raises `CheckpointError` where onnxruntime cannot.
+        """
         made = model
         own = {value.name for value in model.graph.output}
-        self._given = {value.name for value in model.graph.input} | {i.name for i in model.graph.initializer}
-        inner = [name for name in dict.fromkeys(watched) if name and name not in own | self._given]
+        given = {value.name for value in model.graph.input} | {i.name for i in model.graph.initializer}
+        inner = [name for name in dict.fromkeys(watched) if name and name not in own | given]
         if inner:
             made = onnx.ModelProto()
             made.CopyFrom(model)
             made.graph.output.extend([onnx.ValueInfoProto(name=name) for name in inner])
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = options.inter_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(
@@ -117,15 +120,3 @@ def outputs_of(node: RecurrentNode, values: Mapping[str, np.ndarray]) -> list[Te
                 value = value.permute(1, 2, 0, 3) if place == 0 else value.transpose(0, 1)
             found.append(value)
     return found
-
-
-def milliseconds(runner: Runner, feeds: Feeds, *, least: float = 0.3) -> float:
-    """The median time of a call on the first of the samples."""
-    calls = next(iter(feeds.sequences()))[:1]
-    spent: list[float] = []
-    began = time.perf_counter()
-    while len(spent) < 5 or time.perf_counter() - began < least:
-        start = time.perf_counter()
-        runner.answers(calls, feeds)
-        spent.append(time.perf_counter() - start)
-    return 1e3 * median(spent)

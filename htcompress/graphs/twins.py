@@ -53,9 +53,7 @@ class Twins(nn.Module):
 
     def outputs(self, name: str, given: Entering) -> list[Tensor]:
         """Of one node: those that are read."""
-        node, module = self.nodes[name], self._modules[name]
-        if module is None:
-            raise KeyError(name)
+        node, module = self.nodes[name], self.get_submodule(name)
         if given.wanted is not None and not isinstance(module, HTRecurrent):
             return list(given.wanted)
         x = turned(given.x, given.lengths) if node.reverse else given.x

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
@@ -21,22 +22,33 @@ _ROUNDS, _LEAST_ROUNDS, _PATIENCE_S = 9, 3, 10.0
 
 
 def latencies(models: Mapping[str, nn.Module], arguments: Sequence[Any]) -> dict[str, float]:
-    """Milliseconds of `model(*arguments)`, the median of interleaved rounds on one thread, without gradients."""
+    """Milliseconds of `model(*arguments)`, as `interleaved` measures them, without gradients."""
+
+    def called(model: nn.Module) -> Callable[[], object]:
+        return lambda: call(model, arguments)
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for model in models.values():
+            stack.enter_context(without_packing(model))
+        return interleaved({name: called(model) for name, model in models.items()})
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Milliseconds of each call, the median of rounds in which they take turns; torch has one thread meanwhile."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    seen: dict[str, list[float]] = {name: [] for name in models}
+    seen: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
     try:
-        with torch.no_grad():
-            for turn in range(_ROUNDS + 1):
-                if turn > _LEAST_ROUNDS and time.perf_counter() - began > _PATIENCE_S:
-                    break
-                for name, model in models.items():
-                    with without_packing(model):
-                        start = time.perf_counter()
-                        call(model, arguments)
-                        if turn:  # the first call warms up
-                            seen[name].append(1000 * (time.perf_counter() - start))
+        for turn in range(_ROUNDS + 1):
+            if turn > _LEAST_ROUNDS and time.perf_counter() - began > _PATIENCE_S:
+                break
+            for name, made in calls.items():
+                start = time.perf_counter()
+                made()
+                if turn:  # the first call warms up
+                    seen[name].append(1000 * (time.perf_counter() - start))
     finally:
         torch.set_num_threads(threads)
     return {name: round(median(values), 3) for name, values in seen.items()}

@@ -58,6 +58,19 @@ def student(compressed: Compressed) -> nn.Module:
     return copy.deepcopy(compressed.model)
 
 
+def watched_rates(monkeypatch: pytest.MonkeyPatch, group: int) -> list[float]:
+    """The learning rate of a parameter at every step to come; of -1, the head, which both models have alike."""
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *args: Any) -> Any:
+        rates.append(self.param_groups[group]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    return rates
+
+
 HELD = [clips(20 + index, batch=8) for index in range(4)]
 FRESH = [clips(900 + index, batch=8) for index in range(4)]
 
@@ -172,15 +185,7 @@ def test_steps_are_relative_to_the_size_of_each_tensor(student: nn.Module) -> No
 
 
 def test_a_model_near_its_teacher_takes_short_steps(student: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates: list[float] = []
-    step = torch.optim.AdamW.step
-
-    def watched(self: torch.optim.AdamW, *args: Any) -> Any:
-        # By the name of the head, which both models have in the same size.
-        rates.append(self.param_groups[-1]["lr"])
-        return step(self, *args)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    rates = watched_rates(monkeypatch, -1)
     near = htcompress.compress(tagger(), budget=900, layout="svd").model
     assert near is not None
     apart = [distance(model, tagger(), HELD) for model in (near, student)]
@@ -227,14 +232,7 @@ def test_a_time_limit_ends_it_in_time_and_at_the_end_of_its_schedule(
 ) -> None:
     clock = itertools.count()
     monkeypatch.setattr("htcompress.finetuning.distill.time.monotonic", lambda: float(next(clock)))
-    rates: list[float] = []
-    step = torch.optim.AdamW.step
-
-    def watched(self: torch.optim.AdamW, *args: Any) -> Any:
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, *args)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    rates = watched_rates(monkeypatch, 0)
     history = distill(student, tagger(), passes(), options=FineTuning(steps=1000, time_limit=20, check_every=100))
     assert history[-1].step == len(rates)
     assert 18 <= len(rates) <= 20
@@ -336,14 +334,7 @@ def test_without_a_gain_it_does_not_go_on(student: nn.Module) -> None:
 
 def test_a_further_stage_begins_anew_from_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("htcompress.finetuning.distill._STAGE", 20)
-    rates: list[float] = []
-    step = torch.optim.AdamW.step
-
-    def watched(self: torch.optim.AdamW, *args: Any) -> Any:
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, *args)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    rates = watched_rates(monkeypatch, 0)
     options = FineTuning(learning_rate=1e-2, check_every=5)
     history = distill(tagger(4), tagger(), lambda: numbered(0, 10_000), options=options)
     assert [p.step for p in history][-1] == 20 + 40 + 80

@@ -114,15 +114,8 @@ def tagger(opset: int = 17) -> onnx.ModelProto:
         helper.make_node("Reshape", ["y2t", "flat"], ["y2f"]),
         helper.make_node("MatMul", ["y2f", "last"], ["scores"]),
     ]
-    info = helper.make_tensor_value_info
-    body = helper.make_graph(
-        nodes,
-        "tagger",
-        [info("x", TensorProto.FLOAT, ["batch", "time", 20])],
-        [info("scores", TensorProto.FLOAT, ["batch", "time", 5])],
-        [*(numpy_helper.from_array(value, name) for name, value in stored.items()), flat],
-    )
-    return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    inputs, outputs = {"x": ["batch", "time", 20]}, {"scores": ["batch", "time", 5]}
+    return made("tagger", nodes, inputs, outputs, stored, flat, opset=opset)
 
 
 def streaming() -> onnx.ModelProto:
@@ -143,12 +136,25 @@ def streaming() -> onnx.ModelProto:
         helper.make_node("Squeeze", ["state_out", "axis"], ["h"]),
         helper.make_node("MatMul", ["h", "last"], ["scores"]),
     ]
-    info = helper.make_tensor_value_info
-    body = helper.make_graph(
-        nodes,
-        "streaming",
-        [info("frame", TensorProto.FLOAT, ["batch", 10]), info("state", TensorProto.FLOAT, [1, "batch", 12])],
-        [info("scores", TensorProto.FLOAT, ["batch", 3]), info("state_out", TensorProto.FLOAT, [1, "batch", 12])],
-        [*(numpy_helper.from_array(value, name) for name, value in stored.items()), axis],
+    inputs = {"frame": ["batch", 10], "state": [1, "batch", 12]}
+    outputs = {"scores": ["batch", 3], "state_out": [1, "batch", 12]}
+    return made("streaming", nodes, inputs, outputs, stored, axis)
+
+
+def made(
+    name: str,
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, list[Any]],
+    outputs: dict[str, list[Any]],
+    stored: dict[str, np.ndarray],
+    *others: onnx.TensorProto,
+    opset: int = 17,
+) -> onnx.ModelProto:
+    """A model of float32 inputs and outputs."""
+    given, results = (
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in values.items()]
+        for values in (inputs, outputs)
     )
-    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    numbers_of = [numpy_helper.from_array(value, n) for n, value in stored.items()]
+    body = helper.make_graph(nodes, name, given, results, [*numbers_of, *others])
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
