@@ -29,8 +29,8 @@ def train(name: str, steps: int, seed: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE[name], total_steps=steps, pct_start=0.1)
     done, began = 0, time.perf_counter()
     while done < steps:
-        for arguments, target in task.training():
-            loss = task.loss(model(*arguments), target)
+        for clips, target in task.training():
+            loss = task.loss(model(clips), target)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
