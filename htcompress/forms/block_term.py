@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import tensorly
 import torch
-from tensorly.decomposition import tucker
 from torch import Tensor
 
 from htcompress.errors import ShapeError
@@ -69,6 +67,9 @@ class BlockTerm(Structure):
 
     def decompose(self, reduced: Reduced) -> list[Tensor]:
         """One Tucker tensor after the other, each of what the ones before it have left."""
+        import tensorly  # it takes a second to import, which only comparisons need
+        from tensorly.decomposition import tucker
+
         blocks, rank = self.ranks
         left = reduced.core
         factors: list[list[Tensor]] = [[] for _ in reduced.bases]

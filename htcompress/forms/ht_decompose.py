@@ -155,6 +155,7 @@ class Half:
     nested: Nested
     roots: list[Tensor] | None
     spectra: tuple[Tensor, ...]
+    _known: dict[tuple[int, ...], list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -196,6 +197,13 @@ class Half:
 
     def cores(self, split: RootSplit, rank: int, ranks: Sequence[int]) -> list[Tensor]:
         """The cores of the half for these ranks (its nodes in post-order), the first `rank` columns only."""
+        # Candidates share their halves.
+        key = rank, *ranks[:-1]
+        if key not in self._known:
+            self._known[key] = self._cores(split, rank, ranks)
+        return list(self._known[key])
+
+    def _cores(self, split: RootSplit, rank: int, ranks: Sequence[int]) -> list[Tensor]:
         rows = self.side is Side.ROWS
         factor = (split.left if rows else split.right)[:, :rank]
         if len(self.modes) == 1:

@@ -182,8 +182,11 @@ class HTSearch(MatrixSearch):
         options.sort(key=lambda option: option[0])
         first = _VERIFIED if polish else _GLIMPSED
         tried = options[:first] + [o for o in options[first:] if self._is_svd(o[1])]
-        choices = []
-        for _, index, point in tried:
+        choices: list[Choice] = []
+        for bound, index, point in tried:
+            # The bound of a truncated SVD is its error.
+            if self._is_svd(index) and not polish and any(choice.error <= bound for choice in choices):
+                continue
             choices.append(self._measured(index, point.ranks))
             if polish:
                 # The lower bound is not always the lower error: both are measured.

@@ -8,9 +8,7 @@ from itertools import count
 from math import isqrt
 from typing import ClassVar, Self
 
-import tensorly
 import torch
-from tensorly.decomposition import tensor_ring
 from torch import Tensor
 
 from htcompress.errors import ShapeError
@@ -63,12 +61,16 @@ class TensorRing(Structure):
         return Network(self.layout, tuple(legs), tuple(shapes))
 
     def decompose(self, reduced: Reduced) -> list[Tensor]:
+        import tensorly  # it takes a second to import, which only comparisons need
+
         with tensorly.backend_context("pytorch"), reduced.core.device:
             found = self._factors(reduced.core)
         cores = [multiply(basis, core, 1) for basis, core in zip(reduced.bases, found, strict=True)]
         return [padded(core, shape) for core, shape in zip(cores, self.shapes, strict=True)]
 
     def _factors(self, tensor: Tensor) -> list[Tensor]:
+        from tensorly.decomposition import tensor_ring
+
         return list(tensor_ring(tensor, rank=[*self.ranks, self.ranks[0]]).factors)
 
     def contracted(self, modal: Sequence[Tensor], rest: Sequence[Tensor], like: Tensor) -> Tensor:

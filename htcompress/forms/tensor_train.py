@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from tensorly.decomposition import tensor_train
 from torch import Tensor
 
 from htcompress.errors import ShapeError
@@ -29,6 +28,8 @@ class TensorTrain(TensorRing):
             raise ShapeError(f"A tensor train begins and ends with rank 1; found {self.ranks}.")
 
     def _factors(self, tensor: Tensor) -> list[Tensor]:
+        from tensorly.decomposition import tensor_train
+
         return list(tensor_train(tensor, rank=[1, *self.ranks[1:], 1]).factors)
 
     @classmethod

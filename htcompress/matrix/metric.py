@@ -46,6 +46,7 @@ class Metric:
     gradients: Tensor | None = None
     inputs: Inputs | None = None
     _roots: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
+    _of_rows: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.inputs, Tensor):
@@ -54,6 +55,12 @@ class Metric:
             raise ShapeError(f"Gradients of a matrix of {self.rows} rows; found {tuple(self.gradients.shape)}.")
         if self.inputs is not None and self.inputs.cols != self.cols:
             raise ShapeError(f"Inputs of a matrix of {self.cols} columns; found {self.inputs.cols}.")
+
+    def of_columns(self, cols: int, inputs: Inputs | None) -> Metric:
+        """That of a matrix of the same rows and other columns; what is found out about the rows is shared."""
+        made = Metric(self.rows, cols, self.gradients, inputs)
+        object.__setattr__(made, "_of_rows", self._of_rows)
+        return made
 
     @property
     def is_plain(self) -> bool:
@@ -88,10 +95,13 @@ class Metric:
         """The gradients; None where they are all zero and tell nothing apart."""
         return self.gradients if self.gradients is not None and self.gradients.any() else None
 
-    @cached_property
+    @property
     def row_root(self) -> RowRoot:
         """G^(1/2), exact or by modes."""
-        return RowRoot.of(self._weighing, self.rows)
+        if () not in self._of_rows:
+            self._of_rows[()] = RowRoot.of(self._weighing, self.rows)
+        found: RowRoot = self._of_rows[()]
+        return found
 
     def output_gram(self, matrix: Blocks) -> Float[Tensor, "rows rows"]:
         """G^(1/2) W A W^T G^(1/2), in float64."""
@@ -151,8 +161,14 @@ class Metric:
         """Square roots of the row metric, one for each mode (Kronecker); None if it is the identity."""
         if self._weighing is None:
             return None
+        key = tuple(modes)
+        if key not in self._of_rows:
+            self._of_rows[key] = self._row_factors(self._weighing, modes)
+        return list(self._of_rows[key])
+
+    def _row_factors(self, gradients: Tensor, modes: Sequence[int]) -> list[Tensor]:
         pad = prod(modes) - self.rows
-        g = self._weighing.double()
+        g = gradients.double()
         mean = float(g.sum() if g.ndim == 1 else g.trace()) / self.rows
         d = len(modes)
         letters = "abcdefghijklm"[:d]

@@ -58,7 +58,10 @@ class WeightedMatrix:
         if factors is None:
             return self.metric.squared(self._lost(stand_in.dense(), None))
         rows, cols = (factor.double() for factor in factors)
-        error = self.total - 2 * float(self.along(rows, cols)) + float(self.squared(rows, cols))
+        root, through = self.metric.row_root, self.metric.through(cols)
+        weighed = root.apply(rows)
+        along = (weighed * root.apply(self.matrix.times(through))).sum()
+        error = self.total - 2 * float(along) + float(((weighed.T @ weighed) * (cols.T @ through)).sum())
         return error if error > COARSE * self.total else self.metric.squared(self._lost(rows, cols))
 
     def weight_error_of(self, stand_in: StoredMatrix) -> float:
@@ -67,15 +70,6 @@ class WeightedMatrix:
         lost = sum(float(chunk.square().sum()) for _, chunk in self._lost(*factors))
         scale = sum(float(chunk.square().sum()) for _, chunk in self.matrix.chunks())
         return relative(lost, scale)
-
-    def squared(self, rows: Float[Tensor, "rows r"], cols: Float[Tensor, "cols r"]) -> Tensor:
-        """||G^(1/2) R C^T A^(1/2)||^2."""
-        return (self.metric.row_gram(rows) * self.metric.col_gram(cols)).sum()
-
-    def along(self, rows: Float[Tensor, "rows r"], cols: Float[Tensor, "cols r"]) -> Tensor:
-        """<G W A, R C^T>, by products with W."""
-        root = self.metric.row_root
-        return (root.apply(rows) * root.apply(self.matrix.times(self.metric.through(cols)))).sum()
 
     def _lost(self, rows: Tensor, cols: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
         """W - R C^T, or W - R without C, in float64, a few columns at a time."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import frexp
 from typing import Any
 
 import torch
@@ -46,8 +47,15 @@ class DirectionStatistics:
         inputs = self.inputs if columns is None else self.inputs[:, columns]
         if rows is None:
             return DirectionStatistics(inputs, self.gradients_ih, self.gradients_hh)
-        moments = (m[rows] if m.ndim == 1 else m[rows][:, rows] for m in (self.gradients_ih, self.gradients_hh))
-        return DirectionStatistics(inputs, *moments)
+        at = rows
+
+        def moved(moment: Tensor) -> Tensor:
+            return moment[at] if moment.ndim == 1 else moment[at][:, at]
+
+        ih = moved(self.gradients_ih)
+        return DirectionStatistics(
+            inputs, ih, ih if self.gradients_hh is self.gradients_ih else moved(self.gradients_hh)
+        )
 
 
 @dataclass
@@ -95,10 +103,21 @@ class _Gathered:
         self.ih = self.ih + _moment(delta_ih)
         self.hh = self.ih if delta_hh is delta_ih else self.hh + _moment(delta_hh)
 
+    def moments(self, count: int) -> tuple[Tensor, Tensor]:
+        """The mean over so many batches of both; one tensor where they are the same."""
+        ih = torch.as_tensor(self.ih / count)
+        return ih, ih if self.hh is self.ih else torch.as_tensor(self.hh / count)
+
 
 def _moment(delta: Tensor) -> Tensor:
-    delta = delta.detach().double()
-    return (delta.square().sum(0) if delta.shape[1] > EXACT_LIMIT else delta.T @ delta).cpu()
+    delta = delta.detach()
+    if delta.shape[1] > EXACT_LIMIT:
+        return delta.double().square().sum(0).cpu()
+    # In the model's precision, in a unit of its own: rounding is far below what a sample of data tells.
+    wide = delta.to(torch.promote_types(delta.dtype, torch.float32))
+    unit = 2.0 ** frexp(float(wide.abs().amax()) if wide.numel() else 0.0)[1]
+    scaled = wide / unit
+    return (scaled.T @ scaled).double().cpu() * unit**2
 
 
 def collect(
@@ -162,7 +181,7 @@ def collect(
         raise TaskError("calibration() yields nothing; it must yield at least one batch of the model's input.")
     return {
         name: {
-            direction: DirectionStatistics(g.reservoir.rows, g.ih / count, g.hh / count)  # type: ignore[arg-type]
+            direction: DirectionStatistics(g.reservoir.rows, *g.moments(count))
             for direction, g in directions.items()
             if g.reservoir.rows is not None
         }

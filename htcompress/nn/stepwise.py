@@ -62,20 +62,51 @@ def run_stepwise(
     for index, w in enumerate(weights):
         z = w.features(x)
         if w.ih is not None:
-            z = F.linear(z, w.ih, w.bias_ih)
-        elif w.bias_ih is not None:
-            z = z + w.bias_ih
-        # A hidden candidate may be gated with its bias; any other bias can be added at once.
-        if not recurrence.keeps_candidate_bias and w.bias_hh is not None:
-            z = z + w.bias_hh
-        steps = z.unbind(0)
-        rows = w.hh if w.factors is None else w.factors[0]
-        current = tuple(t[index] for t in state)
-        states = []
-        for step in reversed(steps) if index == 1 else steps:
-            read = current[0] if w.factors is None else current[0] @ w.factors[1]
-            current = recurrence.step(step, read, rows, w.bias_hh, w.hr, current)
-            states.append(current[0])
-        outputs.append(torch.stack(states[::-1] if index == 1 else states))
-        last.append(current)
+            z = F.linear(z, w.ih)
+        own = tuple(t[index] for t in state)
+        out, after = run_direction(recurrence, z, None, own, w, reverse=index == 1)
+        outputs.append(out)
+        last.append(after)
     return torch.cat(outputs, dim=-1), tuple(torch.stack(parts) for parts in zip(*last, strict=True))
+
+
+def run_direction(
+    recurrence: Recurrence,
+    z: Tensor,
+    batch_sizes: Tensor | None,
+    state: State,
+    weights: KernelWeights,
+    *,
+    reverse: bool,
+) -> tuple[Tensor, State]:
+    """All time steps of one direction from W_ih x; the biases are added here.
+
+    Args:
+        z: (time, batch, rows), or (rows of a packed sequence, rows) with its `batch_sizes`.
+        state: (h,) or (h, c), each (batch, size).
+
+    Returns:
+        the output, laid out like `z`, and the last state.
+    """
+    if weights.bias_ih is not None:
+        z = z + weights.bias_ih
+    # A hidden candidate may be gated with its bias; any other bias can be added at once.
+    if not recurrence.keeps_candidate_bias and weights.bias_hh is not None:
+        z = z + weights.bias_hh
+    steps = z.unbind(0) if batch_sizes is None else z.split(batch_sizes.tolist())
+    rows = weights.hh if weights.factors is None else weights.factors[0]
+    current = state if batch_sizes is None else tuple(t[: len(steps[-1 if reverse else 0])] for t in state)
+    states, ended = [], []
+    for step in reversed(steps) if reverse else steps:
+        # Of packed sequences the shorter ones end before the others, or begin after them where it goes backwards.
+        if len(step) < len(current[0]):
+            ended.append(tuple(t[len(step) :] for t in current))
+            current = tuple(t[: len(step)] for t in current)
+        elif len(step) > len(current[0]):
+            current = tuple(torch.cat([t, first[len(t) : len(step)]]) for t, first in zip(current, state, strict=True))
+        read = current[0] if weights.factors is None else current[0] @ weights.factors[1]
+        current = recurrence.step(step, read, rows, weights.bias_hh, weights.hr, current)
+        states.append(current[0])
+    states = states[::-1] if reverse else states
+    after = tuple(torch.cat(parts) for parts in zip(current, *reversed(ended), strict=True)) if ended else current
+    return (torch.stack(states) if batch_sizes is None else torch.cat(states)), after

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from htcompress.nn.gates import GateWeights, KernelWeights
 from htcompress.nn.kernel import run_cell, run_layer
 from htcompress.nn.recurrence import State
 from htcompress.nn.settings import RecurrentSettings
+from htcompress.nn.stepwise import pays_at, run_direction
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,21 +45,43 @@ def watched_layer(
     watch: Watch,
 ) -> tuple[Tensor, State]:
     """`run_layer` with a product of its own for each direction's W_ih x; `gates` are its directions by name."""
-    weights, parts = [], []
-    rows = settings.rows
-    eye = torch.eye(rows, dtype=x.dtype, device=x.device)
-    for index, (_, direction) in enumerate(gates):
-        dense = direction.written_out()
-        z = _kept(F.linear(x, _there(dense.ih)))
-        parts.append(z)
-        blocks = [eye if k == index else eye.new_zeros(rows, rows) for k in range(len(gates))]
-        weights.append(KernelWeights(None, torch.cat(blocks, 1), dense.hh, dense.bias_ih, dense.bias_hh, dense.hr))
-    out, after = run_layer(settings.recurrence, torch.cat(parts, dim=-1), batch_sizes, state, weights)
+    written = [direction.written_out() for _, direction in gates]
+    parts = [_kept(F.linear(x, _there(dense.ih))) for dense in written]
+    given = [KernelWeights(None, None, w.hh, w.bias_ih, w.bias_hh, w.hr) for w in written]
+    steps = len(x) if batch_sizes is None else len(batch_sizes)
+    if pays_at(steps, x[..., 0].numel() // max(1, steps), given, learning=True):
+        found = [
+            run_direction(settings.recurrence, z, batch_sizes, tuple(t[index] for t in state), w, reverse=index == 1)
+            for index, (z, w) in enumerate(zip(parts, given, strict=True))
+        ]
+        out = torch.cat([own for own, _ in found], dim=-1)
+        after = tuple(torch.stack(last) for last in zip(*(own for _, own in found), strict=True))
+    else:
+        out, after = _by_kernel(settings, parts, batch_sizes, state, given)
     size = settings.state_size
     for index, (name, _) in enumerate(gates):
         own = out[..., index * size : (index + 1) * size]
         watch(Passage(name, x, _previous(own, state[0][index], batch_sizes, reverse=index == 1), parts[index]))
     return out, after
+
+
+def _by_kernel(
+    settings: RecurrentSettings,
+    parts: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    state: State,
+    given: Sequence[KernelWeights],
+) -> tuple[Tensor, State]:
+    """All time steps from each direction's W_ih x: their inputs stand side by side, and each multiplies its own by an
+    identity.
+    """
+    rows = settings.rows
+    eye = torch.eye(rows, dtype=parts[0].dtype, device=parts[0].device)
+    weights = []
+    for index, w in enumerate(given):
+        blocks = [eye if k == index else eye.new_zeros(rows, rows) for k in range(len(given))]
+        weights.append(replace(w, ih=torch.cat(blocks, 1)))
+    return run_layer(settings.recurrence, torch.cat(list(parts), dim=-1), batch_sizes, state, weights)
 
 
 def watched_cell(

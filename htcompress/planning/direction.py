@@ -56,6 +56,9 @@ class Unit:
 NUMBERS = Unit()
 """Numbers count, stored as they are."""
 
+_BIASES_COUNT = 64
+"""Of a budget that is as many times the biases of a direction they are no part worth saving: they stand apart."""
+
 _MOST_OF_DENSE = 0.9
 """The part of a matrix's numbers that a form of it has at most where bytes count: there rounding all pays sooner."""
 
@@ -155,10 +158,12 @@ class DirectionProblem:
         found = []
         whole = self.format is Format.DENSE and self.scope is not Scope.INPUT
         if self.scope in (Scope.AUTO, Scope.INTEGRATED) and not whole:
-            joint = self._part("joint")
-            found.append(Recipe(Scope.INTEGRATED, (joint, *hr), 0, words))
+            within: Part | None = None
+            if biases * _BIASES_COUNT > self.max_size or not dense.biases:
+                within = self._part("joint")
+                found.append(Recipe(Scope.INTEGRATED, (within, *hr), 0, words))
             if dense.biases:
-                apart = self._part("joint", biases_apart=True, like=joint)
+                apart = self._part("joint", biases_apart=True, like=within)
                 found.append(Recipe(Scope.INTEGRATED, (apart, *hr), biases, words))
         if self.scope in (Scope.AUTO, Scope.SEPARATE) or whole:
             ih = self._part("ih", like=found[-1].parts[0] if found else None)
@@ -218,7 +223,14 @@ class DirectionProblem:
         columns = 0 if name != "joint" or biases_apart else self.dense.bias_columns().shape[1]
         centred = self.dense.bias is not None and columns == 0
         gradients = self._seen.gradients_hh if name == "hh" else self._seen.gradients_ih
-        return Metric(rows, cols, gradients, self._inputs.select(*kinds, constants=columns, centred=centred))
+        inputs = self._inputs.select(*kinds, constants=columns, centred=centred)
+        like = self._metrics.setdefault(id(gradients), Metric(rows, cols, gradients, inputs))
+        return like.of_columns(cols, inputs)
+
+    @cached_property
+    def _metrics(self) -> dict[int, Metric]:
+        """One for each moment of gradients, whose rows others have, too."""
+        return {}
 
     def _weight(self, name: str, search: Search) -> float:
         if self.seen is not None and name != "hr":

@@ -177,7 +177,7 @@ class HTTensor:
                 cross.append(mine.T @ theirs)
             else:
                 left, right = (cross[child] for child in node.children)
-                cross.append(torch.einsum("abc,ad,be,def->cf", mine, left, right, theirs))
+                cross.append(_turned(mine, left.T, right.T).flatten(0, 1).T @ theirs.flatten(0, 1))
         return cross
 
     def norm(self) -> Tensor:
@@ -222,7 +222,7 @@ class HTTensor:
             core = self.core(node)
             if node.children is not None:
                 left, right = (carry.pop(child) for child in node.children)
-                core = torch.einsum("lrt,al,br->abt", core, left, right)
+                core = _turned(core, left, right)
             if node.parent is not None:
                 q, carry[node.index] = torch.linalg.qr(core.reshape(-1, core.shape[-1]))
                 core = q.reshape(*core.shape[:-1], -1)
@@ -254,7 +254,7 @@ class HTTensor:
         for node in nodes:
             core = orthogonal.core(node)
             if node.children is not None:
-                core = torch.einsum("lrt,la,rb->abt", core, bases[node.children[0]], bases[node.children[1]])
+                core = _turned(core, bases[node.children[0]].T, bases[node.children[1]].T)
             if node.parent is not None:
                 core = core @ bases[node.index]
             cores.append(core.to(self.dtype))
@@ -278,7 +278,7 @@ class HTTensor:
             return part
         cross = part._cross(self)
         left, right = self.tree.root.children or (0, 0)
-        root = torch.einsum("lrt,al,br->abt", self.core(self.tree.root), cross[left], cross[right])
+        root = _turned(self.core(self.tree.root), cross[left], cross[right])
         return HTTensor.from_cores(self.tree, [*(part.core(n) for n in self.tree.nodes[:-1]), root])
 
     def truncate(self, *, ranks: Sequence[int] | None = None, rtol: float | None = None) -> HTTensor:
@@ -377,3 +377,10 @@ def _absorb(cores: list[Tensor], tree: DimensionTree, node: Node, factor: Tensor
     parent = tree.nodes[node.parent or 0]
     first = parent.children is not None and parent.children[0] == node.index
     cores[parent.index] = torch.einsum("ab,bcd->acd" if first else "ab,cbd->cad", factor, cores[parent.index])
+
+
+def _turned(
+    core: Float[Tensor, "l r t"], left: Float[Tensor, "a l"], right: Float[Tensor, "b r"]
+) -> Float[Tensor, "a b t"]:
+    """An inner core in other bases of its two children."""
+    return right @ torch.tensordot(left, core, 1)

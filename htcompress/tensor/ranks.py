@@ -12,6 +12,7 @@ from torch import Tensor
 from htcompress.tensor.tree import DimensionTree
 
 _SHORT = 20_000  # numbers at full ranks up to which the way down is gone in full
+_FINE = 16  # a rank rises by no less than this part of itself: of a rank of 200 one more makes no choice of its own
 _STRIDE = 200  # one cut saves at least this part of the numbers, so that large tensors take no more steps
 
 
@@ -172,7 +173,7 @@ class RankModel:
         return list(found.values())
 
     def moves(self, ranks: Sequence[int]) -> list[list[int]]:
-        """Next choices worth a look: each edge raised by one, by a few, to full; pairs along the tree."""
+        """Next choices worth a look: each edge raised by a little, by a quarter, to full; pairs along the tree."""
         found: dict[tuple[int, ...], list[int]] = {}
 
         def add(candidate: list[int] | None) -> None:
@@ -180,7 +181,7 @@ class RankModel:
                 found.setdefault(tuple(candidate), candidate)
 
         for edge in self.edges:
-            for by in (1, max(2, ranks[edge] // 4)):
+            for by in (max(1, ranks[edge] // _FINE), max(2, ranks[edge] // 4)):
                 add(self.raised(ranks, edge, by))
             if self.full[edge] - ranks[edge] <= 8:
                 add(self.raised(ranks, edge, self.full[edge]))

@@ -319,8 +319,9 @@ def test_many_rows_keep_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_under_test, "EXACT_LIMIT", 4)
     part = collect(model, batches)["rnn"]["l0"]
     assert part.gradients_ih.shape == (3 * HIDDEN,)
-    assert distance(part.gradients_ih, full.gradients_ih.diagonal()) < 1e-9
-    assert distance(part.gradients_hh, full.gradients_hh.diagonal()) < 1e-9
+    # Products of a batch are summed in the model's precision.
+    assert distance(part.gradients_ih, full.gradients_ih.diagonal()) < 1e-6
+    assert distance(part.gradients_hh, full.gradients_hh.diagonal()) < 1e-6
 
 
 def test_double_precision() -> None:
