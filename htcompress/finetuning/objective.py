@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from htcompress.errors import TaskError
+from htcompress.finetuning.taught import Answer, Taught
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.task import output_of
 from htcompress.values import tensors_of
@@ -40,6 +41,7 @@ class Objective:
         self.student, self.teacher, self.loss, self.hidden = student, teacher, loss, hidden
         self.places = dict(places or {})
         self.names = [name for name, module in student.named_modules() if isinstance(module, HTRecurrent)]
+        self._taught = Taught(self._asked)
 
     def answer(self, arguments: Sequence[Any]) -> Any:
         """The teacher's output on a batch; None without a teacher."""
@@ -47,6 +49,13 @@ class Objective:
             return None
         with torch.no_grad():
             return output_of(self.teacher, arguments, source="training()")
+
+    def _asked(self, arguments: Sequence[Any]) -> Answer:
+        """The teacher's output, and the states of the layers that the student has compressed."""
+        if self.teacher is None:
+            raise RuntimeError("There is no teacher to ask.")
+        with _states(self.teacher, self.names if self.hidden > 0 else []) as states:
+            return Answer(self.answer(arguments), states)
 
     def distance(self, arguments: Sequence[Any], answer: Any) -> float:
         """The squared difference of the student's output from the teacher's, relative to the latter's variance."""
@@ -58,11 +67,11 @@ class Objective:
         if self.teacher is None and (target is None or self.loss is None):
             raise TaskError("Without the dense model, fine-tuning needs targets from training() and a loss().")
         names = self.names if answer is None and self.hidden > 0 and self.teacher is not None else []
-        wanted_states: dict[str, list[Tensor]] = {}
+        wanted_states: Mapping[str, list[Tensor]] = {}
         if self.teacher is not None and answer is None:
             # Before the student: a batch that fits neither is told in the words of the user's own model.
-            with _states(self.teacher, names) as wanted_states:
-                answer = self.answer(arguments)
+            taught = self._taught(arguments)
+            answer, wanted_states = taught.output, taught.states
         with _states(self.student, names) as states:
             output = output_of(self.student, arguments, source="training()")
         terms = []
