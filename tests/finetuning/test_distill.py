@@ -196,7 +196,7 @@ def test_a_model_near_its_teacher_takes_short_steps(student: nn.Module, monkeypa
 
 
 def test_going_astray_leads_back_to_the_best_state_with_shorter_steps(student: nn.Module) -> None:
-    options = FineTuning(steps=200, check_every=5, learning_rate=10.0)
+    options = FineTuning(steps=200, check_every=5, learning_rate=1.0)
     history = distill(student, tagger(), passes(), options=options)
     assert any(p.loss > 2 * p.best for p in history)
     assert history[-1].best < 0.8 * history[0].loss
