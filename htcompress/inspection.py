@@ -91,6 +91,7 @@ def inspect_checkpoint(path: str | Path, *, layers: str = "*", weights: str | No
         left |= file.left
     else:
         read = read_checkpoint(path, weights=weights)
+        left |= read.left
     every = inventory(read.tensors, source=str(path), on_left=left.__setitem__)
     names = selected({layer.name: names_of(layer, read.tensors) for layer in every}, layers)
     found = [layer for layer in every if layer.name in names]

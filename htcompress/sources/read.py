@@ -10,6 +10,7 @@ from pathlib import Path
 from htcompress.errors import CheckpointError
 from htcompress.sources import nesting
 from htcompress.sources.checkpoint import MAKE_ONE, PREFIXES, Checkpoint, unreadable
+from htcompress.sources.keras_file import read_keras
 from htcompress.sources.recognise import Container, Foreign, recognise
 from htcompress.sources.safetensors_file import read_safetensors, unreadable_safetensors
 from htcompress.sources.shards import INDEX, read_shards, weights_in
@@ -27,6 +28,8 @@ READERS: dict[Container, Callable[[Path, str, int, str | None], Checkpoint]] = {
     Container.PROGRAM: partial(read_torch, read_program),
     Container.LEGACY: partial(read_torch, read_legacy),
     Container.SAFETENSORS: read_safetensors,
+    Container.KERAS: read_keras,
+    Container.HDF5: read_keras,
 }
 """All sources: of a path, the file's digest and size, and the key of the weights that are asked for."""
 
@@ -34,11 +37,11 @@ READERS: dict[Container, Callable[[Path, str, int, str | None], Checkpoint]] = {
 def read_checkpoint(path: str | Path, *, weights: str | None = None) -> Checkpoint:
     """Read a state_dict from a file of `torch.save`, of safetensors or of TorchScript, whatever the file is called.
 
-    Also from a program of `torch.export`, from a directory of Hugging Face or an index of shards. Nothing of the file
-    is run: objects of unknown classes, whole modules among them, are looked through for tensors. The state_dict may
-    stand under `state_dict`, `model`, `model_state` or `model_state_dict`, or be the only one, or several that then
-    belong together (`{"encoder": ..., "decoder": ...}` gives `encoder.rnn.weight_ih_l0`). Its names may begin with
-    `module.` or `_orig_mod.`.
+    Also from a program of `torch.export`, from a directory of Hugging Face or an index of shards, and from files of
+    Keras, whose layers come by torch's names. Nothing of the file is run: objects of unknown classes, whole modules
+    among them, are looked through for tensors. The state_dict may stand under `state_dict`, `model`, `model_state` or
+    `model_state_dict`, or be the only one, or several that then belong together (`{"encoder": ..., "decoder": ...}`
+    gives `encoder.rnn.weight_ih_l0`). Its names may begin with `module.` or `_orig_mod.`.
 
     Args:
         path: the file.
