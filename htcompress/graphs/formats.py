@@ -9,6 +9,7 @@ from htcompress.errors import CheckpointError
 from htcompress.graphs.file import ONNX_FILE, OnnxFile
 from htcompress.graphs.graph import Graph
 from htcompress.graphs.keras_graph import KERAS_FILES, KerasGraph
+from htcompress.sources.keras_file import holds_model
 from htcompress.sources.recognise import Container, Foreign, recognise
 
 GRAPHS: Mapping[Container, Callable[[Path], Graph]] = {
@@ -23,13 +24,15 @@ FILES = (ONNX_FILE, *KERAS_FILES)
 
 
 def container_of(path: str | Path) -> Container | None:
-    """Of which of these formats a file is, by what is in it; None where of none."""
+    """Of which of these formats a file is, by what is in it; None where of none, or where it holds weights alone."""
     place = Path(path)
     try:
         found = recognise(place, place.stat().st_size) if place.is_file() else None
     except OSError:
         return None
-    return None if found is None or isinstance(found, Foreign) or found not in GRAPHS else found
+    if found is None or isinstance(found, Foreign) or found not in GRAPHS:
+        return None
+    return None if found is Container.HDF5 and not holds_model(place) else found
 
 
 def graph_in(directory: str | Path) -> Path | None:

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from htcompress.errors import CheckpointError
 from htcompress.exporting.dense import dense_weights
 from htcompress.graphs.node import RecurrentNode
 from htcompress.model.replace import stand_ins
-from htcompress.sources.keras_file import KerasFile, KerasLayer
+from htcompress.sources.keras_file import KERAS, KerasFile, KerasLayer
 
 if TYPE_CHECKING:
     from htcompress.graphs.keras_running import KerasSession
 
-KERAS_FILES = ("model.keras", "model.h5", "model.weights.h5")
+KERAS_FILES = ("model.keras", "model.h5")
 """What such a file is called in an output directory, by its format."""
 
 
@@ -28,16 +27,14 @@ class KerasGraph:
     """A model of Keras; see `Graph`.
 
     Attributes:
-        file: what is read.
-        layers: those of the file by the names of the nodes.
+        file: what is read; its layers by their names without dots are the nodes.
     """
 
-    format: ClassVar[str] = "keras"
+    format: ClassVar[str] = KERAS
     runtime: ClassVar[str] = "Keras"
     keeps_cores: ClassVar[bool] = False
 
     file: KerasFile
-    layers: Mapping[str, KerasLayer]
     nodes: list[RecurrentNode]
     left: dict[str, str]
     stored: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -52,18 +49,11 @@ class KerasGraph:
         """Read a file and find its recurrent layers. Raises as `KerasFile.read`."""
         file = KerasFile.read(path)
         tensors = file.tensors()
-        layers: dict[str, KerasLayer] = {}
-        for layer in file.layers:
-            name, count = layer.name.replace(".", "_"), 1
-            while name in layers:
-                count += 1
-                name = f"{layer.name.replace('.', '_')}_{count}"
-            layers[name] = layer
         nodes = []
-        for k, (name, layer) in enumerate(layers.items()):
+        for k, (name, layer) in enumerate(file.flat().items()):
             weights = {key.removeprefix(f"{layer.name}."): tensors[key] for key in layer.names()}
             nodes.append(_node(name, k, layer, weights))
-        return cls(file, layers, nodes, dict(file.left))
+        return cls(file, nodes, dict(file.left))
 
     def without(self, left: Mapping[str, str]) -> KerasGraph:
         """The same with some of its layers left as they are, for a reason."""
@@ -74,18 +64,14 @@ class KerasGraph:
         """The model in Keras, on torch; see `Graph`."""
         from htcompress.graphs.keras_running import KerasSession
 
-        if not self.file.runs:
-            raise CheckpointError(
-                f"{self.path} holds weights alone, so it cannot be run on data. Give the whole model, as "
-                f'model.save("model.keras") writes it, or a task with --task.'
-            )
-        names = {node.name: self.layers[node.name] for node in self.nodes}
-        return KerasSession(self.file, names if watched else {})
+        layers = self.file.flat()
+        return KerasSession(self.file, {node.name: layers[node.name] for node in self.nodes} if watched else {})
 
     def with_layers(self, module: nn.Module) -> KerasGraph:
         """The model with the compressed ones of a module's layers, by name, written out in the place of its own."""
+        layers = self.file.flat()
         tensors = {
-            f"{self.layers[name].name}.{key}": tensor
+            f"{layers[name].name}.{key}": tensor
             for name, layer in stand_ins(module).items()
             for key, tensor in dense_weights(layer).items()
         }

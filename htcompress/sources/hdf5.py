@@ -19,8 +19,8 @@ _EXPANDS = 1100
 
 
 @contextmanager
-def opened(content: bytes | io.BytesIO, path: Path, mode: str = "r") -> Iterator[Any]:
-    """The bytes of an HDF5 file as h5py's file.
+def opened(content: bytes | io.BytesIO | Path, path: Path, mode: str = "r") -> Iterator[Any]:
+    """An HDF5 file, or its bytes, as h5py's file.
 
     Raises:
         CheckpointError: it is damaged.

@@ -23,6 +23,9 @@ from htcompress.sources.keras_layouts import PARTS, Layout, NotUnderstoodError
 from htcompress.sources.keras_parts import BACKWARD, Part
 from htcompress.vocabulary import Kind
 
+KERAS = "keras"
+"""What reports call the format."""
+
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"
 """What stands in a `.keras` file, which is a zip archive."""
 
@@ -164,6 +167,22 @@ class KerasFile:
             return ".keras"
         return ".h5" if self.runs else ".weights.h5"
 
+    def flat(self) -> dict[str, KerasLayer]:
+        """The layers by names without dots, each given once."""
+        found: dict[str, KerasLayer] = {}
+        for layer in self.layers:
+            base = layer.name.replace(".", "_")
+            name, count = base, 1
+            while name in found:
+                count += 1
+                name = f"{base}_{count}"
+            found[name] = layer
+        return found
+
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+        return [*(name for layer in self.layers for name in layer.names()), *(other.name for other in self.others)]
+
     def tensors(self) -> dict[str, Tensor]:
         """All weights by torch's names, in torch's layouts."""
         found: dict[str, Tensor] = {}
@@ -215,6 +234,15 @@ class KerasFile:
                 {"it": other.name},
                 lambda given, back=back: [np.transpose(given["it"], back)],  # type: ignore[misc]
             )
+
+
+def holds_model(path: Path) -> bool:
+    """Whether an HDF5 file holds a whole model of Keras. Raises `RequestError` where h5py is not installed."""
+    try:
+        with hdf5.opened(path, path) as file:
+            return "model_config" in file.attrs
+    except CheckpointError:
+        return False
 
 
 def read_keras(path: Path, digest: str, size: int, weights: str | None) -> Checkpoint:

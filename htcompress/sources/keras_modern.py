@@ -44,12 +44,15 @@ def _modern(node: Any) -> Any:
     if not isinstance(node, Mapping):
         return node
     made = {key: _modern(value) for key, value in node.items()}
-    config = made.get("config")
+    config, cls = made.get("config"), made.get("class_name")
+    if cls == "Sequential":
+        layers = config.get("layers") if isinstance(config, dict) else config
+        if isinstance(layers, list):
+            layers[:0] = _input(layers)
     if not isinstance(config, dict):
         return made
     if config.get("time_major") is False:
         del config["time_major"]
-    cls = made.get("class_name")
     if cls in _CUDNN:
         made["class_name"] = _CUDNN[cls]
         if cls == "CuDNNGRU":
@@ -58,3 +61,17 @@ def _modern(node: Any) -> Any:
         # Until TensorFlow 2 that was what it did, and files did not say so.
         config.setdefault("reset_after", False)
     return made
+
+
+def _input(layers: list[Any]) -> list[Any]:
+    """What a Sequential begins with where its first layer bears the shape of the inputs, as Keras 2 let it."""
+    first = layers[0] if layers else None
+    if not isinstance(first, Mapping) or first.get("class_name") == "InputLayer":
+        return []
+    config = first.get("config")
+    if not isinstance(config, dict) or "batch_input_shape" not in config:
+        return []
+    shape, dtype = config.pop("batch_input_shape"), config.get("dtype")
+    told = {"dtype": dtype} if isinstance(dtype, str) else {}
+    name = f"{config.get('name', 'first')}_input"
+    return [{"class_name": "InputLayer", "config": {"batch_shape": shape, "name": name, **told}}]
