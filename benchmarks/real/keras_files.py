@@ -3,10 +3,10 @@
     python benchmarks/real/keras_files.py domains OUT.npz
     python benchmarks/real/keras_files.py proteins OUT.npz
 
-`domains`: for `dgaintel/domain_classifier_model.h5` of dgaintel 2.3 (an LSTM 128 to 64 that tells drawn domain names from
-real ones): half are words of Python's own modules and keywords put together, half are drawn letters; `drawn` says which.
-`proteins`: for `bass-model1.h5` of asmscan-bilstm 1.0.0 (a BiLSTM 8 to 8 and an LSTM 16 to 4): fragments of proteins
-drawn with the frequencies of amino acids.
+`domains`: for `dgaintel/domain_classifier_model.h5` of dgaintel 2.3, an LSTM 128 to 64 that tells drawn domain names
+from real ones: half are words of Python's own modules and keywords put together, half are drawn letters; `drawn` says
+which. `proteins`: for `bass-model1.h5` of asmscan-bilstm 1.0.0, a BiLSTM 8 to 8 and an LSTM 16 to 4: fragments of
+proteins drawn with the frequencies of amino acids.
 
 Of `OUT.npz` the first three quarters calibrate, the last is measured on.
 """

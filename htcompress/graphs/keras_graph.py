@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from htcompress.exporting.dense import dense_weights
 from htcompress.graphs.node import RecurrentNode
 from htcompress.model.replace import stand_ins
-from htcompress.sources.keras_file import KERAS, KerasFile, KerasLayer
+from htcompress.sources.keras_file import KERAS, KerasFile
+from htcompress.sources.keras_layers import KerasLayer
 
 if TYPE_CHECKING:
     from htcompress.graphs.keras_running import KerasSession

@@ -20,7 +20,8 @@ from htcompress.errors import CheckpointError, RequestError, TaskError
 from htcompress.graphs.feeds import Feed, Feeds, Value
 from htcompress.graphs.graph import Answers
 from htcompress.sources.keras_config import WRAPPERS, code_in
-from htcompress.sources.keras_file import KerasFile, KerasLayer
+from htcompress.sources.keras_file import KerasFile
+from htcompress.sources.keras_layers import KerasLayer
 from htcompress.sources.keras_modern import modernised
 
 _TYPES = {"float32": "float", "float64": "double"}
