@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from htcompress.errors import CheckpointError
 from htcompress.sources import hdf5, keras_parts
 from htcompress.sources.checkpoint import Checkpoint, checked_name, first_line
 from htcompress.sources.keras_config import Spec
-from htcompress.sources.keras_layers import KerasLayer, Other, layers_of, others_of
+from htcompress.sources.keras_layers import KerasLayer, Other, layers_of, others_of, tensors_of
 
 KERAS = "keras"
 """What reports call the format."""
@@ -119,16 +118,8 @@ class KerasFile:
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights by torch's names, in torch's layouts."""
-        found: dict[str, Tensor] = {}
         with hdf5.opened(_weights_of(self.content, self.path), self.path) as file:
-            for layer in self.layers:
-                for k, (layout, places) in enumerate(layer.directions):
-                    made = layout.to_torch([file[place][()] for place in places])
-                    found |= {key: torch.from_numpy(made[part].copy()) for part, key in layer.keys(k).items()}
-            for other in self.others:
-                array = np.transpose(file[other.place][()], other.axes)
-                found[other.name] = torch.from_numpy(np.array(array, order="C", dtype=_native(array.dtype)))
-        return found
+            return tensors_of(self.layers, self.others, lambda place: file[place][()])
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> tuple[KerasFile, set[str]]:
         """The file with some of its weights replaced, and the names of those; all else is as it was.
@@ -241,8 +232,3 @@ def _array(tensor: Tensor) -> np.ndarray:
     """The numbers of a tensor; real ones in double precision, from which the file's own is taken."""
     own = tensor.detach().cpu()
     return (own.double() if own.is_floating_point() else own).numpy()
-
-
-def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The type in this machine's order of bytes."""
-    return dtype.newbyteorder("=")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.sources.keras_config import Spec, snake_case
@@ -132,6 +136,27 @@ def _kind_by_shape(shapes: Sequence[tuple[int, ...]]) -> Kind:
     if gates not in _KINDS:
         raise NotUnderstoodError(f"has {gates} gates, which no layer of torch has")
     return _KINDS[gates]
+
+
+def tensors_of(
+    layers: Iterable[KerasLayer], others: Iterable[Other], array: Callable[[str], np.ndarray]
+) -> dict[str, Tensor]:
+    """All weights by torch's names, in torch's layouts.
+
+    Args:
+        array: gives the array at a place.
+    """
+    found: dict[str, Tensor] = {}
+    for layer in layers:
+        for k, (layout, places) in enumerate(layer.directions):
+            made = layout.to_torch([array(place) for place in places])
+            found |= {key: _tensor(made[part]) for part, key in layer.keys(k).items()}
+    return found | {other.name: _tensor(np.transpose(array(other.place), other.axes)) for other in others}
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """In memory of its own, in this machine's order of bytes."""
+    return torch.from_numpy(np.array(array, order="C", dtype=array.dtype.newbyteorder("=")))
 
 
 def others_of(

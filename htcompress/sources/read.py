@@ -13,6 +13,7 @@ from htcompress.sources.checkpoint import MAKE_ONE, PREFIXES, Checkpoint, unread
 from htcompress.sources.keras_file import read_keras
 from htcompress.sources.recognise import Container, Foreign, recognise
 from htcompress.sources.safetensors_file import read_safetensors, unreadable_safetensors
+from htcompress.sources.saved_model import is_saved_model, read_saved_model
 from htcompress.sources.shards import INDEX, read_shards, weights_in
 from htcompress.sources.torch_checkpoint import read_torch
 from htcompress.sources.torch_file import read_archive, read_legacy, read_program
@@ -51,6 +52,8 @@ def read_checkpoint(path: str | Path, *, weights: str | None = None) -> Checkpoi
         CheckpointError: the file is missing, empty, broken, holds pickled objects, no state_dict, or none at `weights`.
     """
     path = Path(path)
+    if path.is_dir() and is_saved_model(path):
+        return read_saved_model(path)
     if path.is_dir():
         path = weights_in(path)
     if path.name.endswith(INDEX) and path.is_file():
