@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -26,7 +27,13 @@ METADATA = "keras_metadata.pb"
 
 _MAGIC = bytes.fromhex("57fb808b247547db")
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-_BESIDE = ("optimizer", "keras_api", "save_counter", "_CHECKPOINTABLE_OBJECT_GRAPH")
+_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_BESIDE = ("optimizer", "keras_api", "save_counter")
+_ASIDE = re.compile(
+    r"optimizer|keras_api|save_counter|signatures|(|trainable_|non_trainable_|regularization_)variables|layer-"
+)
+"""What leads from an object to others that are not part of it, or are reached by a better name."""
+
 _TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2", 10: "?"}
 """TensorFlow's numbers for types of numbers."""
 
@@ -40,7 +47,7 @@ class _DamagedError(Exception):
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where an array stands: the number of the file of data, and the place in it."""
+    """Where an array stands: the number of the file of data, and the place in it. Text has no type."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -62,16 +69,17 @@ def read_saved_model(folder: Path) -> Checkpoint:
     index, described = folder / INDEX, folder / METADATA
     try:
         content = _bounded(index)
-        entries = {name: _entry(value) for name, value in _table(content) if name.endswith(_VALUE)}
+        entries = {name: _entry(value) for name, value in _table(content) if name}
         nodes = _nodes(_bounded(described)) if described.is_file() else {}
         shards = _shards(index.parent, entries)
+        paths = _paths(entries, shards)
     except (_DamagedError, OSError, ValueError, IndexError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{folder} is not a readable SavedModel ({first_line(error)}). It may be cut short; save or download it "
             f"again."
         ) from error
-    kept = {name: entry for name, entry in entries.items() if not name.startswith(_BESIDE) and "/.OPT" not in name}
-    parts = list(_parts(kept, nodes))
+    kept = {key: entries[key] for key in paths}
+    parts = list(_parts(paths, nodes))
     shapes = {name: entry.shape for name, entry in kept.items()}
     layers, left = layers_of(parts, shapes)
     others = others_of(parts, shapes, layers)
@@ -107,7 +115,7 @@ def _shards(folder: Path, entries: Mapping[str, _Entry]) -> dict[int, bytes]:
             if len(files) != 1:
                 raise _DamagedError(f"the data of part {entry.shard} is missing")
             found[entry.shard] = files[0].read_bytes()
-        if entry.size != prod(entry.shape) * np.dtype(entry.dtype).itemsize:
+        if entry.dtype and entry.size != prod(entry.shape) * np.dtype(entry.dtype).itemsize:
             raise _DamagedError(f"{name} has {entry.size} bytes for the shape {entry.shape}")
         if entry.offset + entry.size > len(found[entry.shard]):
             raise _DamagedError(f"the data ends before {name}")
@@ -117,10 +125,52 @@ def _shards(folder: Path, entries: Mapping[str, _Entry]) -> dict[int, bytes]:
 # ---- whose weights they are -----------------------------------------------------------------------------------
 
 
-def _parts(entries: Mapping[str, _Entry], nodes: Mapping[str, Spec]) -> Iterator[Part]:
+def _paths(entries: Mapping[str, _Entry], shards: Mapping[int, bytes]) -> dict[str, tuple[str, ...]]:
+    """The arrays of layers, and where each is in the model: the way to it from the top, attribute by attribute."""
+    stored = {key for key, entry in entries.items() if entry.dtype and key.endswith(_VALUE)}
+    if _GRAPH not in entries:
+        return {key: tuple(key.removesuffix(_VALUE).split("/")) for key in stored if not key.startswith(_BESIDE)}
+    entry = entries[_GRAPH]
+    data = shards[entry.shard][entry.offset : entry.offset + entry.size]
+    length, at = _varint(data, 0)
+    objects = [_object(value) for number, value in _fields(data[at + 4 : at + 4 + length]) if number == 1]
+    found: dict[str, tuple[str, ...]] = {}
+    seen, level = {0}, [(0, ())] if objects else []  # type: ignore[var-annotated]
+    while level:
+        below = []
+        for number, path in level:
+            children, key = objects[number]
+            if key in stored:
+                found[key] = path
+            for name, child in sorted(children.items()):
+                if child not in seen and child < len(objects) and not _ASIDE.match(name):
+                    seen.add(child)
+                    below.append((child, (*path, name)))
+        level = below
+    return found
+
+
+def _object(message: int | bytes) -> tuple[dict[str, int], str]:
+    """An object of the graph: the numbers of its children by their names, and the key of its value, if it has one."""
+    children, key = {}, ""
+    for number, value in _fields(_bytes(message)):
+        inner = dict(_fields(_bytes(value))) if number in (1, 2) else {}
+        if number == 1:
+            children[_bytes(inner.get(2, b"")).decode()] = int(inner.get(1, 0))
+        elif number == 2 and inner.get(1) == b"VARIABLE_VALUE":
+            key = _bytes(inner.get(3, b"")).decode()
+    return children, key
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if not isinstance(value, bytes):
+        raise _DamagedError("a message has a number where it should have another message")
+    return value
+
+
+def _parts(paths: Mapping[str, tuple[str, ...]], nodes: Mapping[str, Spec]) -> Iterator[Part]:
     owned: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-    for key in entries:
-        *steps, name = key.removesuffix(_VALUE).split("/")
+    for key, (*steps, name) in paths.items():
         owned.setdefault(tuple(steps), []).append((name, key))
     for owner, arrays in owned.items():
         arrays.sort(key=lambda array: _ORDER.index(array[0]) if array[0] in _ORDER else len(_ORDER))
@@ -206,15 +256,15 @@ def _entry(message: bytes) -> _Entry:
     """Of a `BundleEntryProto`."""
     given = dict(_fields(message))
     shape = given.get(2, b"")
-    if not isinstance(shape, bytes) or given.get(1) not in _TYPES:
-        # Text, say: nothing that is a weight.
-        return _Entry("u1", (0,), 0, 0, 0)
+    numbers = [int(given.get(k, 0)) for k in (3, 4, 5)]
+    kind = _TYPES.get(int(given.get(1, 0)), "")
+    if not isinstance(shape, bytes) or not kind:
+        return _Entry("", (), *numbers)
     sizes = []
     for number, dimension in _fields(shape):
         if number == 2 and isinstance(dimension, bytes):
             sizes.append(int(dict(_fields(dimension)).get(1, 0)))
-    numbers = [int(given.get(k, 0)) for k in (3, 4, 5)]
-    return _Entry(_TYPES[int(given[1])], tuple(sizes), *numbers)
+    return _Entry(kind, tuple(sizes), *numbers)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -61,27 +61,62 @@ def table(entries: Mapping[bytes, bytes]) -> bytes:
     return data + index + footer.ljust(40, b"\0") + MAGIC.to_bytes(8, "little")
 
 
-def saved(folder: Path, arrays: Mapping[str, Array], nodes: Mapping[str, Any]) -> Path:
-    """A SavedModel of Keras 2, without its graph."""
+def graph_of(paths: Mapping[str, str]) -> bytes:
+    """The objects of a model as TensorFlow lists them: the way to each value, and its key in the table."""
+    children: list[dict[str, int]] = [{}]
+    keys: dict[int, str] = {}
+    for path, key in paths.items():
+        at = 0
+        for step in path.split("/"):
+            if step not in children[at]:
+                children[at][step] = len(children)
+                children.append({})
+            at = children[at][step]
+        keys[at] = key
+    # Keras keeps all values once more in a list, and layers once more by their number.
+    children[0]["variables"] = len(children)
+    children.append({str(k): at for k, at in enumerate(keys)})
+    children[0]["layer-0"] = children[0]["layer_with_weights-0"]
+    found = b""
+    for number, own in enumerate(children):
+        said = b"".join(message(f1=message(f1=child, f2=name.encode())) for name, child in own.items())
+        if number in keys:
+            said += message(f2=message(f1=b"VARIABLE_VALUE", f2=b"name", f3=keys[number].encode()))
+        found += message(f1=said)
+    return varint(len(found)) + bytes(4) + found
+
+
+def saved(folder: Path, arrays: Mapping[str, Array], nodes: Mapping[str, Any], *, graph: bool = True) -> Path:
+    """A SavedModel of Keras 2, without its graph of operations.
+
+    Args:
+        graph: whether it holds the graph of objects, and calls arrays after their shortest way; else after the whole.
+    """
     (folder / "variables").mkdir(parents=True)
-    data, entries = b"", {b"": message(f1=1), b"_CHECKPOINTABLE_OBJECT_GRAPH": message(f1=7, f2=b"", f5=3)}
-    for name, array in arrays.items():
+    data, entries = b"", {b"": message(f1=1)}
+    keys = {}
+    for k, (name, array) in enumerate(arrays.items()):
         sizes = b"".join(message(f2=message(f1=size)) for size in array.shape)
         entry = message(f1={"float32": 1, "int64": 9}[array.dtype.name], f2=sizes, f4=len(data), f5=array.nbytes)
-        entries[f"{name}/.ATTRIBUTES/VARIABLE_VALUE".encode()] = entry
+        keys[name] = f"{f'variables/{k}' if graph and name.count('/') > 1 else name}/.ATTRIBUTES/VARIABLE_VALUE"
+        entries[keys[name].encode()] = entry
         data += array.tobytes()
+    if graph:
+        told = graph_of(keys)
+        entries[b"_CHECKPOINTABLE_OBJECT_GRAPH"] = message(f1=7, f2=b"", f4=len(data), f5=len(told))
+        data += told
     (folder / "variables" / "variables.index").write_bytes(table(entries))
     (folder / "variables" / "variables.data-00000-of-00001").write_bytes(data)
-    told = [
+    described = [
         message(f1=message(f2=k, f3=f"root.{path}".encode(), f4=b"_tf_keras_layer", f5=json.dumps(node).encode()))
         for k, (path, node) in enumerate(nodes.items())
     ]
-    (folder / "keras_metadata.pb").write_bytes(b"".join(told))
+    (folder / "keras_metadata.pb").write_bytes(b"".join(described))
     (folder / "saved_model.pb").write_bytes(b"\x08\x01")
     return folder
 
 
-def small(folder: Path) -> tuple[Path, dict[str, list[Array]]]:
+def small(folder: Path, *, graph: bool = True) -> tuple[Path, dict[str, list[Array]]]:
     rng = np.random.default_rng(0)
     weights = {"rec": arrays_of("LSTM", rng), "bi": arrays_of("GRU", rng), "back": arrays_of("GRU", rng),
                "inner": arrays_of("SimpleRNN", rng)}  # fmt: skip
@@ -103,11 +138,12 @@ def small(folder: Path) -> tuple[Path, dict[str, list[Array]]]:
         "layer_with_weights-2.layer_with_weights-0": layer("SimpleRNN", "rnn"),
         "layer_with_weights-3": layer("Dense", "out"),
     }
-    return saved(folder, arrays, nodes), {**weights, "out": [dense]}
+    return saved(folder, arrays, nodes, graph=graph), {**weights, "out": [dense]}
 
 
-def test_read(tmp_path: Path) -> None:
-    folder, weights = small(tmp_path / "m")
+@pytest.mark.parametrize("graph", [True, False])
+def test_read(tmp_path: Path, graph: bool) -> None:
+    folder, weights = small(tmp_path / "m", graph=graph)
     tensors = read_checkpoint(folder).tensors
     x = np.random.default_rng(1).standard_normal((3, 7, INPUTS)).astype(np.float32)
     for name, cls, made, wanted in (
@@ -127,7 +163,7 @@ def test_read(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_told(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "m", {"variables/0": np.zeros((6, 20), np.float32)}, {})
+    folder = saved(tmp_path / "m", {"variables/0": np.zeros((6, 20), np.float32)}, {}, graph=False)
     with pytest.raises(CheckpointError, match="whose recurrent layers cannot be told"):
         read_checkpoint(folder)
 
