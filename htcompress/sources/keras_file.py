@@ -206,12 +206,15 @@ def _member(content: bytes, name: str, path: Path) -> bytes:
 
 def _with_weights(content: bytes, weights: bytes) -> bytes:
     """The file with another HDF5 file in it."""
-    if not content.startswith(b"PK"):
-        return weights
+    return with_member(content, WEIGHTS, weights) if content.startswith(b"PK") else weights
+
+
+def with_member(content: bytes, name: str, value: bytes) -> bytes:
+    """An archive with another file in the place of one."""
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
         for entry in old.infolist():
-            new.writestr(entry, weights if entry.filename == WEIGHTS else old.read(entry))
+            new.writestr(entry, value if entry.filename == name else old.read(entry))
     return made.getvalue()
 
 

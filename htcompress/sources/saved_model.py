@@ -29,9 +29,7 @@ _MAGIC = bytes.fromhex("57fb808b247547db")
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _BESIDE = ("optimizer", "keras_api", "save_counter")
-_ASIDE = re.compile(
-    r"optimizer|keras_api|save_counter|signatures|(|trainable_|non_trainable_|regularization_)variables|layer-"
-)
+_ASIDE = re.compile(r"optimizer|keras_api|save_counter|signatures|((non_)?trainable_)?variables|layer-")
 """What leads from an object to others that are not part of it, or are reached by a better name."""
 
 _TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2", 10: "?"}
@@ -135,9 +133,10 @@ def _paths(entries: Mapping[str, _Entry], shards: Mapping[int, bytes]) -> dict[s
     length, at = _varint(data, 0)
     objects = [_object(value) for number, value in _fields(data[at + 4 : at + 4 + length]) if number == 1]
     found: dict[str, tuple[str, ...]] = {}
-    seen, level = {0}, [(0, ())] if objects else []  # type: ignore[var-annotated]
+    seen = {0}
+    level: list[tuple[int, tuple[str, ...]]] = [(0, ())] if objects else []
     while level:
-        below = []
+        below: list[tuple[int, tuple[str, ...]]] = []
         for number, path in level:
             children, key = objects[number]
             if key in stored:

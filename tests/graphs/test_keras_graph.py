@@ -212,6 +212,46 @@ def test_settings_that_are_no_more(tmp_path: Path) -> None:
     assert_proven(graph, 1, rec_input=frames())
 
 
+def placed(node: Any) -> Any:
+    """A configuration as `.keras` files of Keras 2 have it, with the modules of classes."""
+    if isinstance(node, list):
+        return [placed(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    made = {key: placed(value) for key, value in node.items()}
+    if "class_name" in made:
+        engine = {"Functional": "keras.src.engine.functional", "Sequential": "keras.src.engine.sequential"}
+        made |= {"module": engine.get(made["class_name"], "keras.layers"), "registered_name": None}
+    return made
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_models_of_keras_2(tmp_path: Path, suffix: str) -> None:
+    """A model in a model, whose calls Keras 2 counts from one."""
+    rng = np.random.default_rng(0)
+    lstm, gru = arrays_of("LSTM", rng), arrays_of("GRU", rng, 5)
+    shape = [None, None, INPUTS]
+    inner = model(
+        layer("LSTM", "rec", units=5, return_sequences=True, time_major=False, batch_input_shape=shape), name="inner"
+    )
+    config = model(
+        {**layer("InputLayer", "given", batch_input_shape=shape), "name": "given", "inbound_nodes": []},
+        {**inner, "name": "inner", "inbound_nodes": [[["given", 0, 0, {}]]]},
+        {**layer("GRU", "gru", units=5, reset_after=True, batch_input_shape=None), "name": "gru",
+         "inbound_nodes": [[["inner", 1, 0, {}]]]},
+        cls="Functional",
+    )  # fmt: skip
+    config["config"] |= {"input_layers": [["given", 0, 0]], "output_layers": [["gru", 0, 0]]}
+    path = tmp_path / f"m{suffix}"
+    if suffix == ".h5":
+        legacy(path, {"given": {}, "inner": named("rec/cell", lstm), "gru": named("gru/cell", gru)}, config)
+    else:
+        modern(path, {"layers/sequential/layers/lstm/cell": lstm, "layers/gru/cell": gru}, placed(config))
+    x = frames()
+    values = assert_proven(KerasGraph.read(path), 2, given=x)
+    assert np.abs(values["gru"] - run("GRU", gru, run("LSTM", lstm, x))[:, -1]).max() < 1e-5
+
+
 # ---- the command line -------------------------------------------------------------------------------------------
 
 
