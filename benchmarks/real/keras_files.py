@@ -1,12 +1,12 @@
 """Calibration data for real files of Keras, as `convert --calibration` takes it.
 
     python benchmarks/real/keras_files.py domains OUT.npz
-    python benchmarks/real/keras_files.py proteins OUT.npz
+    python benchmarks/real/keras_files.py gait OUT.npz FOLDER
 
 `domains`: for `dgaintel/domain_classifier_model.h5` of dgaintel 2.3, an LSTM 128 to 64 that tells drawn domain names
 from real ones: half are words of Python's own modules and keywords put together, half are drawn letters; `drawn` says
-which. `proteins`: for `bass-model1.h5` of asmscan-bilstm 1.0.0, a BiLSTM 8 to 8 and an LSTM 16 to 4: fragments of
-proteins drawn with the frequencies of amino acids.
+which. `gait`: for `BEST_0.1753_gru_32_bs_128_k_20_f_16_p_5/gru_model.keras` of ao-compensation-model 0.1.6, a GRU 16 to
+32 that follows the phase of a walk; FOLDER is the package's, whose recorded walks are cut into windows as it does.
 
 Of `OUT.npz` the first three quarters calibrate, the last is measured on.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import keyword
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -44,26 +45,30 @@ def domains() -> dict[str, np.ndarray]:
     return {"input": codes, "drawn": drawn}
 
 
-FREQUENCIES = {
-    "A": 8.25, "R": 5.53, "N": 4.06, "D": 5.46, "C": 1.38, "Q": 3.93, "E": 6.72, "G": 7.07, "H": 2.27, "I": 5.91,
-    "L": 9.65, "K": 5.80, "M": 2.41, "F": 3.86, "P": 4.74, "S": 6.65, "T": 5.36, "W": 1.10, "Y": 2.92, "V": 6.86,
-}  # fmt: skip
-"""Amino acids in Swiss-Prot, in parts of a hundred."""
+CENTRE, SCALE = (0.2125188, -0.1059574), (0.5544400, 2.0092836)
+"""By which ao-compensation-model 0.1.6 scales the angle and the velocity of a hip (its scaler.pkl)."""
 
-FRAGMENT = 40
+WINDOW = 200
 
 
-def proteins() -> dict[str, np.ndarray]:
-    """Fragments of amino acids, numbered from one in the order of their letters."""
-    draw = np.random.default_rng(0)
-    letters = sorted(FREQUENCIES)
-    shares = np.array([FREQUENCIES[letter] for letter in letters])
-    return {"input": 1.0 + draw.choice(len(letters), (COUNT, FRAGMENT), p=shares / shares.sum())}
+def gait(folder: Path) -> dict[str, np.ndarray]:
+    """Windows of recorded steady walks, and the sine and cosine of the phase at the end of each."""
+    inputs, phases = [], []
+    for file in sorted((folder / "dataset" / "training").glob("*[0-9]km_target.csv")):
+        names = file.read_text(encoding="utf-8").splitlines()[0].split(";")
+        columns = [names.index(name) for name in ("Hip_x", "Hip_vel", "target_sin", "target_cos")]
+        rows = np.loadtxt(file, delimiter=";", skiprows=1, usecols=columns)
+        for start in range(0, len(rows) - WINDOW, WINDOW):
+            inputs.append((rows[start : start + WINDOW, :2] - CENTRE) / SCALE)
+            phases.append(rows[start + WINDOW - 1, 2:])
+    chosen = np.random.default_rng(0).permutation(len(inputs))[:COUNT]
+    return {"input": np.array(inputs, np.float32)[chosen], "phase": np.array(phases, np.float32)[chosen]}
 
 
 def main() -> None:
     """Write the samples."""
-    np.savez(sys.argv[2], **{"domains": domains, "proteins": proteins}[sys.argv[1]]())
+    made = gait(Path(sys.argv[3])) if sys.argv[1] == "gait" else domains()
+    np.savez(sys.argv[2], **made)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ def export_as(wish: Wish, observer: Observer) -> Exported:
     observer.stage("writing out the matrices")
     report = read_report(wish.place)
     file = KerasFile.read(_original(wish, report))
-    if not wish.file.name.endswith(file.suffix):
+    if not wish.file.name.endswith(file.endings):
         raise RequestError(
             f"{wish.file} is to be a file like {file.path.name}, and Keras tells them by their names: give one that "
-            f"ends in {file.suffix}."
+            f"ends in {' or '.join(file.endings)}."
         )
     tensors = dense_tensors(wish.place)
     places = _places(file, tensors, report)

@@ -39,6 +39,7 @@ class KerasFile:
         layers: the recurrent layers that torch's modules can stand in for.
         others: all other weights.
         left: the other recurrent layers, and why.
+        listed: whether it is of the older format, a list of arrays for each layer.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class KerasFile:
     layers: tuple[KerasLayer, ...] = ()
     others: tuple[Other, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
+    listed: bool = False
 
     @classmethod
     def read(cls, path: Path) -> KerasFile:
@@ -86,7 +88,7 @@ class KerasFile:
         others = others_of(parts, shapes, layers)
         for name in (*left, *(layer.name for layer in layers), *(other.name for other in others)):
             checked_name(name, path)
-        return cls(path, content, config, tuple(layers), tuple(others), left)
+        return cls(path, content, config, tuple(layers), tuple(others), left, lists)
 
     @property
     def runs(self) -> bool:
@@ -98,7 +100,12 @@ class KerasFile:
         """How such a file is called."""
         if self.content.startswith(b"PK"):
             return ".keras"
-        return ".h5" if self.runs else ".weights.h5"
+        return ".h5" if self.listed else ".weights.h5"
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """How the names of such files may end for Keras to know them."""
+        return (".h5", ".hdf5") if self.listed else (self.suffix,)
 
     def flat(self) -> dict[str, KerasLayer]:
         """The layers by names without dots, each given once."""
