@@ -175,7 +175,9 @@ def converted(checkpoint: str | Path, request: Request, *, observer: Observer | 
         stored = renamed({**read.tensors, **read.extra}, list(own))
         before = {name: stored.get(name, own[name]) for name in own}
         opened_model = Opened(model, lambda: task.model().to(device), before, source)
-        return compressed_model(opened_model, request, Data.of_task(task).on(device), observer)
+        _tell(read.left, observer)
+        made = compressed_model(opened_model, request, Data.of_task(task).on(device), observer)
+        return replace(made, report=replace(made.report, left={**read.left, **made.report.left}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +261,7 @@ def compressed_model(opened_model: Opened, request: Request, data: Data, observe
 
 def _of_tensors(checkpoint: Checkpoint, source: dict[str, Any], request: Request, observer: Observer) -> Compressed:
     """Plan and build from the weights alone."""
-    left: dict[str, str] = {}
+    left: dict[str, str] = {**checkpoint.left}
     every = inventory(checkpoint.tensors, source=str(checkpoint.path), on_left=left.__setitem__)
     names = {layer.name: names_of(layer, checkpoint.tensors) for layer in every}
     layers = [layer for layer in every if layer.name in selected(names, request.layers)]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from htcompress import compression
 from htcompress.compression import Compressed
-from htcompress.directory.write import MODEL
 from htcompress.errors import RequestError
 from htcompress.graphs.calibration import Calibration
-from htcompress.graphs.file import is_onnx
+from htcompress.graphs.formats import GRAPHS, container_of, graph_in
 from htcompress.observer import Observer
 from htcompress.request import FineTuning, Goal, Request
+from htcompress.sources.read import READERS
 
 __all__ = ["convert", "converted"]
 
@@ -34,10 +34,11 @@ def convert(
     """Compress the recurrent layers of a checkpoint file; what `htcompress convert` does.
 
     Args:
-        checkpoint: a state_dict in `.pt`, `.pth`, `.ckpt` or `.safetensors`, or an ONNX model.
+        checkpoint: a state_dict in `.pt`, `.pth`, `.ckpt` or `.safetensors`, an ONNX model, or a file of Keras.
         goal: the budget, the error or the ratio; the scope and the layout.
         task: a task file or module; without one the weights alone are worked from.
-        calibration: for an ONNX model, an `.npz` file with an array for each input, the first axis the samples.
+        calibration: for a model of ONNX or Keras, an `.npz` file with an array for each input, the first axis the
+            samples.
         targets: the name of an array of that file to measure against.
         metric: what is measured: `accuracy`, `mse` or `mae`.
         weights: the state_dict to take of a file that holds several, such as `state_dict_ema`.
@@ -54,12 +55,12 @@ def convert(
 
 
 def is_graph(source: str | Path) -> bool:
-    """Whether a file is an ONNX model, or an output directory that holds one."""
-    return is_onnx(source) or is_onnx(Path(source) / MODEL)
+    """Whether a file is a model of ONNX or Keras, or an output directory that holds one."""
+    return container_of(source) is not None or graph_in(source) is not None
 
 
 def evaluated(source: str | Path, given: Calibration) -> dict[str, float]:
-    """The metrics of an ONNX model, or of an output directory of one; see `htcompress.graphs.measuring.evaluate`."""
+    """The metrics of such a model, or of an output directory of one; see `htcompress.graphs.measuring.evaluate`."""
     from htcompress.graphs import measuring
 
     return measuring.evaluate(Path(source), given)
@@ -70,13 +71,20 @@ def converted(
 ) -> Compressed:
     """What a request makes of a file; see `convert`."""
     given = given or Calibration()
-    if is_onnx(checkpoint):
+    container = container_of(checkpoint)
+    if container is not None and request.task is not None and container not in READERS:
+        raise RequestError(f"{checkpoint} runs by itself: give --calibration X.npz in place of --task.")
+    if container is not None and (request.task is None or given.file is not None):
         from htcompress.graphs import converting
 
-        return converting.converted(Path(checkpoint), request, given, observer)
+        if request.task is not None:
+            raise RequestError(
+                f"{checkpoint} is calibrated by --calibration X.npz or by --task; leave out one of them."
+            )
+        return converting.converted(Path(checkpoint), GRAPHS[container], request, given, observer)
     if given.file is not None:
         raise RequestError(
-            f"--calibration is for models that run from their own file (ONNX); {checkpoint} is none. Give a task with "
-            f"--task, whose calibration() yields the inputs."
+            f"--calibration is for models that run from their own file (ONNX, Keras); {checkpoint} is none. Give a "
+            f"task with --task, whose calibration() yields the inputs."
         )
     return compression.converted(checkpoint, request, observer=observer)

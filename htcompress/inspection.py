@@ -15,13 +15,15 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from htcompress.graphs.file import OnnxFile, is_onnx
+from htcompress.graphs.file import OnnxFile
+from htcompress.graphs.formats import container_of
 from htcompress.matrix.blocks import chunked_gram, working
 from htcompress.model.inventory import inventory, names_of
 from htcompress.model.selection import selected
 from htcompress.nn.dense import DenseLayer
 from htcompress.report import words
 from htcompress.sources.read import read_checkpoint
+from htcompress.sources.recognise import Container
 
 SHARES = (0.5, 0.25, 0.1, 0.01)
 """The parts of the present parameters that an inspection looks at."""
@@ -85,12 +87,13 @@ class Inspection:
 def inspect_checkpoint(path: str | Path, *, layers: str = "*", weights: str | None = None) -> Inspection:
     """Look at a checkpoint without changing anything. Raises as `read_checkpoint` and `inventory` do."""
     left: dict[str, str] = {}
-    if is_onnx(path):
+    if container_of(path) is Container.ONNX:
         file = OnnxFile.read(Path(path))
         read = file.checkpoint()
         left |= file.left
     else:
         read = read_checkpoint(path, weights=weights)
+        left |= read.left
     every = inventory(read.tensors, source=str(path), on_left=left.__setitem__)
     names = selected({layer.name: names_of(layer, read.tensors) for layer in every}, layers)
     found = [layer for layer in every if layer.name in names]

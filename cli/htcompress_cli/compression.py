@@ -170,8 +170,8 @@ def finetune(
 
     if conversion.is_graph(directory):
         raise RequestError(
-            f"{directory} holds an ONNX model, which is fine-tuned while it is converted. Convert it again with more "
-            f"--steps or --epochs."
+            f"{directory} holds a model that runs from its own file, which is fine-tuned while it is converted. "
+            f"Convert it again with more --steps or --epochs."
         )
     from htcompress.directory.read import read_config
     from htcompress.directory.write import check_writable
@@ -199,14 +199,14 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the task's metric of an output directory or of a dense checkpoint; of an ONNX model, its outputs."""
+    """Measure the task's metric of an output directory or a dense checkpoint; of ONNX and Keras, the outputs."""
     from htcompress import continuing, conversion
     from htcompress.errors import RequestError
     from htcompress.graphs.calibration import Calibration
 
     with open_screen(quiet) as screen:
         if task is not None and calibration is not None:
-            raise RequestError("evaluate takes --task, or for ONNX --calibration; leave out one of them.")
+            raise RequestError("evaluate takes --task, or for ONNX and Keras --calibration; leave out one of them.")
         if task is not None:
             metrics = continuing.evaluate(source, task=task, weights=weights, device=device, observer=screen)
         elif conversion.is_graph(source):

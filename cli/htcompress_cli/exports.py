@@ -17,7 +17,9 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="FORM", help="dense: weights for the original class; onnx: for other runtimes; c: C99."
+            "--to",
+            metavar="FORM",
+            help="dense: weights for the original class; onnx: other runtimes; c: C99; keras: the file it came from.",
         ),
     ],
     task: TaskOption = None,
@@ -29,10 +31,14 @@ def export(
         str | None,
         typer.Option(metavar="NAME", help="tanh or relu: what an RNN alone computes, where no task has told it."),
     ] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="For keras: the file that DIR was made from; by default where it was then."),
+    ] = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Leave the format: dense weights for the original class, or ONNX, checked against torch.
+    """Leave the format: dense weights for the original class, ONNX (checked against torch), C, or a file of Keras.
 
     For onnx a task gives the model around the layers; without one the recurrent layers are exported alone.
     """
@@ -43,7 +49,14 @@ def export(
     destination = one_of(exporting.Destination, to, "--to")
     with open_screen(quiet) as screen:
         done = exporting.export(
-            directory, out, to=destination, task=task, lengths=lengths, nonlinearity=nonlinearity, observer=screen
+            directory,
+            out,
+            to=destination,
+            task=task,
+            lengths=lengths,
+            nonlinearity=nonlinearity,
+            original=original,
+            observer=screen,
         )
     console = result_console()
     for file in done.files:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from htcompress.request import FineTuning
 
 Checkpoint = Annotated[
-    Path, typer.Argument(metavar="CKPT", help="A trained state_dict: .pt, .pth, .ckpt, .safetensors.")
+    Path, typer.Argument(metavar="CKPT", help="A trained model: .pt, .pth, .ckpt, .safetensors, .onnx, .keras, .h5.")
 ]
 TaskOption = Annotated[
     str | None, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
@@ -24,7 +24,9 @@ NeededTask = Annotated[
 CalibrationOption = Annotated[
     Path | None,
     typer.Option(
-        "--calibration", metavar="X.npz", help="For an ONNX model: an array for each input, first axis the samples."
+        "--calibration",
+        metavar="X.npz",
+        help="For a model of ONNX or Keras: an array for each input, first axis the samples.",
     ),
 ]
 Targets = Annotated[

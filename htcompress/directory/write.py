@@ -23,9 +23,6 @@ from htcompress.errors import RequestError
 from htcompress.files import is_left_over
 from htcompress.report import Report, model_card, to_html, to_markdown
 
-MODEL = "model.onnx"
-"""The graph in an output directory of what was a graph."""
-
 
 def check_writable(directory: Path) -> None:
     """Raise `RequestError` where an output directory could not be written, before any work is done."""

@@ -15,11 +15,12 @@ from htcompress.observer import Observer
 
 
 class Destination(StrEnum):
-    """Where to: the original class, ONNX runtimes, or C99."""
+    """Where to: the original class, ONNX runtimes, C99, or the file of Keras that it came from."""
 
     DENSE = "dense"
     ONNX = "onnx"
     C = "c"
+    KERAS = "keras"
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class Wish:
     lengths: bool
     nonlinearity: str | None
     config: dict[str, Any]
+    original: Path | None = None
 
 
 EXPORTERS = {
     Destination.DENSE: "htcompress.exporting.to_dense",
     Destination.ONNX: "htcompress.exporting.to_onnx",
     Destination.C: "htcompress.exporting.to_c",
+    Destination.KERAS: "htcompress.exporting.to_keras",
 }
 """All exports: modules with `export_as(wish, observer)`, imported when they are asked for."""
 
@@ -67,6 +70,7 @@ def export(
     task: str | Path | None = None,
     lengths: bool = False,
     nonlinearity: str | None = None,
+    original: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Exported:
     """Write an output directory in another form.
@@ -76,7 +80,8 @@ def export(
     each recurrent layer alone (`out` for one, `out` with the layer's name before the suffix for several). Batch and
     time are dynamic; the file holds the cores. It is run by onnxruntime on other batches and lengths than it was made
     with before it is written. `c`: a folder with a header, C99 source and a program that tests it, for each stack of
-    recurrent layers.
+    recurrent layers. `keras`: the file of Keras that the directory was made from, with the
+    weights of the directory written out in the place of its own.
 
     Args:
         directory: as written by `htcompress convert`.
@@ -86,6 +91,7 @@ def export(
         lengths: whether layers alone read the lengths of padded sequences, in place of torch's packed ones.
         nonlinearity: `tanh` or `relu`: what an RNN alone computes, where the directory was made without the model and
             does not know.
+        original: for `keras`, the file that the directory was made from, where it is no longer where it was.
         observer: is told the stages, and what had to be assumed.
 
     Raises:
@@ -99,12 +105,16 @@ def export(
     _check_file(file, folder=Destination(to) is Destination.C)
     if lengths and (task is not None or Destination(to) is not Destination.ONNX):
         raise RequestError("--lengths is an input of recurrent layers alone: --to onnx without --task.")
-    if nonlinearity is not None and (task is not None or Destination(to) is Destination.DENSE):
+    if original is not None and Destination(to) is not Destination.KERAS:
+        raise RequestError("--original is for --to keras; leave it out.")
+    written_out = (Destination.DENSE, Destination.KERAS)
+    if nonlinearity is not None and (task is not None or Destination(to) in written_out):
         raise RequestError(
             "--nonlinearity is for recurrent layers alone: --to onnx without --task; the model knows its own."
         )
+    given = None if original is None else Path(original)
     exporter = import_module(EXPORTERS[Destination(to)])
-    made: Exported = exporter.export_as(Wish(place, file, task, lengths, nonlinearity, config), observer)
+    made: Exported = exporter.export_as(Wish(place, file, task, lengths, nonlinearity, config, given), observer)
     return made
 
 

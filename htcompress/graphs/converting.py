@@ -1,4 +1,4 @@
-"""`convert` of an ONNX file: the stages of `htcompress.compression` on the torch twins of its recurrent nodes."""
+"""`convert` of a model that runs from its file: the stages of `htcompress.compression` on torch twins of its nodes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import onnx
 import torch
 from torch import nn
 
 from htcompress.compression import Compressed, Opened, compressed_model
 from htcompress.data import Data, Items
-from htcompress.directory.write import MODEL
 from htcompress.errors import CheckpointError, RequestError
 from htcompress.graphs.calibration import METRICS, Calibration
 from htcompress.graphs.feeds import Feeds
-from htcompress.graphs.file import OnnxFile
+from htcompress.graphs.graph import Graph, Session
 from htcompress.graphs.measuring import ERROR, answers_of, difference, feeds_for, metrics_of
-from htcompress.graphs.running import Runner, entering, entering_of, outputs_of, watched
+from htcompress.graphs.passing import entering, entering_of, outputs_of
 from htcompress.graphs.twins import Entering, Twins, follows
 from htcompress.isolation import restored
 from htcompress.model.latency import LATENCY_OF, interleaved
@@ -65,12 +62,19 @@ class Kept:
             self._kept = kept
 
 
-def converted(checkpoint: Path, request: Request, given: Calibration, observer: Observer | None = None) -> Compressed:
-    """Compress the recurrent nodes of an ONNX file.
+def converted(
+    checkpoint: Path,
+    read: Callable[[Path], Graph],
+    request: Request,
+    given: Calibration,
+    observer: Observer | None = None,
+) -> Compressed:
+    """Compress the recurrent nodes of a graph.
 
     Args:
         checkpoint: the file.
-        request: as for any checkpoint; its task is not used.
+        read: what reads files of its format.
+        request: as for any checkpoint, without a task.
         given: data; without any, the weights alone are worked from.
 
     Returns:
@@ -81,15 +85,13 @@ def converted(checkpoint: Path, request: Request, given: Calibration, observer: 
     """
     observer = observer or Observer()
     given.check()
-    if request.task is not None:
-        raise RequestError("An ONNX file runs by itself: give --calibration X.npz in place of --task.")
     if request.weights is not None or request.device != "cpu":
-        raise RequestError("An ONNX file holds one model and is run on the CPU: leave out --weights and --device.")
+        raise RequestError(f"{checkpoint} holds one model, which is run on the CPU: leave out --weights and --device.")
     with restored():
         observer.stage("reading the graph")
         _, digest, _ = identified(checkpoint)
-        graph = OnnxFile.read(checkpoint)
-        source = {"file": checkpoint.name, "sha256": digest, "path": str(checkpoint), "format": "onnx"}
+        graph = read(checkpoint)
+        source = {"file": checkpoint.name, "sha256": digest, "path": str(checkpoint), "format": graph.format}
         data, feeds, proven = Data(), None, graph
         if given.file is not None and graph.nodes:
             proven, data, feeds = _with_data(graph, given, observer)
@@ -100,21 +102,21 @@ def converted(checkpoint: Path, request: Request, given: Calibration, observer: 
         return _finished(made, proven, feeds, observer)
 
 
-def _tell(graph: OnnxFile, observer: Observer) -> None:
+def _tell(graph: Graph, observer: Observer) -> None:
     for sentence in words.left(graph.left):
         observer.message(sentence)
     if not graph.nodes:
         reasons = " ".join(words.left(graph.left)) or "It has no LSTM, GRU or RNN nodes."
-        raise CheckpointError(f"None of the recurrent nodes of {graph.path} can be compressed. {reasons}")
+        raise CheckpointError(f"None of the recurrent layers of {graph.path} can be compressed. {reasons}")
 
 
-def _with_data(graph: OnnxFile, given: Calibration, observer: Observer) -> tuple[OnnxFile, Data, Feeds]:
+def _with_data(graph: Graph, given: Calibration, observer: Observer) -> tuple[Graph, Data, Feeds]:
     """The graph with those nodes that their twins answer for, and the data that passes through it."""
     if given.file is None:
         raise ValueError("There is no file of data.")
     observer.stage("trying twins")
-    runner = Runner(graph.model, graph.path, watched=watched(graph.nodes))
-    feeds = feeds_for(runner, given)
+    session = graph.session(watched=True)
+    feeds = feeds_for(session, given)
     # Whole batches, of which there may be a fixed size.
     kept = max(feeds.size, feeds.samples // _EVALUATED // feeds.size * feeds.size)
     if feeds.samples - kept < feeds.size:
@@ -124,19 +126,19 @@ def _with_data(graph: OnnxFile, given: Calibration, observer: Observer) -> tuple
         seen, apart = feeds, feeds
     else:
         seen, apart = feeds.part(0, feeds.samples - kept), feeds.part(feeds.samples - kept, feeds.samples)
-    proven = _proven(graph, runner, seen)
+    proven = _proven(graph, session, seen)
     if not proven.nodes:
         return proven, Data(), apart
 
     twins = Twins(proven.nodes)
-    chained = _chained(proven, twins, runner, seen)
+    chained = _chained(proven, twins, session, seen)
 
     def passing() -> Iterator[dict[str, Entering]]:
-        return entering(runner, seen, proven.nodes, proven.stored, chained)
+        return entering(session, seen, proven.nodes, proven.stored, chained)
 
     def following(module: nn.Module) -> Items:
         """What enters each node behind the compressed ones, and what it gives in the original."""
-        compact = Runner(proven.with_layers(module), graph.path, watched=watched(proven.nodes))
+        compact = proven.with_layers(module).session(watched=True)
 
         def behind() -> Iterator[dict[str, Entering]]:
             pairs = zip(entering(compact, seen, proven.nodes, proven.stored, chained), items(), strict=True)
@@ -148,12 +150,12 @@ def _with_data(graph: OnnxFile, given: Calibration, observer: Observer) -> tuple
         return Kept(behind)
 
     items = Kept(passing)
-    plain = Runner(graph.model, graph.path)
+    plain = graph.session()
     wanted = answers_of(plain, apart)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         layers = stand_ins(module)
-        answers = wanted if not layers else answers_of(Runner(graph.with_layers(module), graph.path), apart)
+        answers = wanted if not layers else answers_of(proven.with_layers(module).session(), apart)
         return {**metrics_of(given, answers, apart, plain), ERROR: difference(answers, wanted, plain, apart)}
 
     higher = False if feeds.targets is None else METRICS[given.headline][1]
@@ -162,64 +164,60 @@ def _with_data(graph: OnnxFile, given: Calibration, observer: Observer) -> tuple
     return proven, data if len(proven.nodes) == 1 else replace(data, following=following), apart
 
 
-def _proven(graph: OnnxFile, runner: Runner, feeds: Feeds) -> OnnxFile:
+def _proven(graph: Graph, session: Session, feeds: Feeds) -> Graph:
     """The graph without the nodes that nothing passes through, or whose twins answer otherwise on the first batch."""
-    twins, left = Twins(graph.nodes), dict(graph.left)
+    twins, left = Twins(graph.nodes), {}
     first = next(iter(feeds.sequences()))
-    values = {**graph.stored, **runner.answers(first[:1], feeds)[0]}
+    values = {**graph.stored, **session.answers(first[:1], feeds)[0]}
     for node in graph.nodes:
+        if node.x not in values:
+            left[node.name] = "is nothing that the model's inputs reach"
+            continue
         given = entering_of(node, values)
         with torch.no_grad():
             pairs = zip(twins.outputs(node.name, given), outputs_of(node, values), strict=True)
             apart = max((float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in pairs), default=0.0)
         if not apart <= (_QUANTISED_ALIKE if node.quantised else _ALIKE):
             left[node.name] = f"is not what torch computes (apart by {apart:.2g} on the first batch)"
-    return replace(graph, nodes=[node for node in graph.nodes if node.name not in left], left=left)
+    return graph.without(left)
 
 
-def _chained(graph: OnnxFile, twins: Twins, runner: Runner, feeds: Feeds) -> bool:
+def _chained(graph: Graph, twins: Twins, session: Session, feeds: Feeds) -> bool:
     """Whether every node goes on from call to call with its own state."""
     if not feeds.calls:
         return False
     calls = next(iter(feeds.sequences()))
-    values = [{**graph.stored, **answers} for answers in runner.answers(calls, feeds)]
+    values = [{**graph.stored, **answers} for answers in session.answers(calls, feeds)]
     with torch.no_grad():
         return all(follows(twins, node.name, [entering_of(node, own) for own in values]) for node in graph.nodes)
 
 
-def _finished(made: Compressed, graph: OnnxFile, feeds: Feeds | None, observer: Observer) -> Compressed:
-    """With the graph, the numbers of the whole file, and times in onnxruntime."""
+def _finished(made: Compressed, graph: Graph, feeds: Feeds | None, observer: Observer) -> Compressed:
+    """With the graph, the numbers of the whole file, and times of the graph where that has changed."""
     observer.stage("writing the graph")
     if made.model is None:
         raise RuntimeError("A graph is compressed as a model.")
     result = graph.with_layers(made.model)
-    try:
-        onnx.checker.check_model(result)
-    except onnx.checker.ValidationError as error:
-        # What was not valid before may be so still.
-        try:
-            onnx.checker.check_model(graph.model)
-        except onnx.checker.ValidationError:
-            pass
-        else:
-            raise RuntimeError(f"The graph that was made is not valid: {error}") from error
-    others = sum(int(np.prod(tensor.dims)) for tensor in graph.weights())
-    others -= sum(t.numel() for node in graph.nodes for t in node.weights.values())
+    name, content = result.content()
+    others = max(0, graph.numbers() - sum(t.numel() for node in graph.nodes for t in node.weights.values()))
     totals = made.report.totals
     totals = replace(
         totals,
-        model_parameters_before=totals.model_parameters_before + max(0, others),
-        model_parameters_after=totals.model_parameters_after + max(0, others),
+        model_parameters_before=totals.model_parameters_before + others,
+        model_parameters_after=totals.model_parameters_after + others,
     )
     report = replace(made.report, totals=totals, left={**graph.left, **made.report.left})
     if feeds is not None:
-        report = replace(report, latency=_latency(graph, result, feeds))
-    return replace(made, report=report, files={MODEL: result.SerializeToString()})
+        report = replace(report, latency=_latency(made, graph, result, feeds))
+    return replace(made, report=report, files={name: content})
 
 
-def _latency(graph: OnnxFile, result: onnx.ModelProto, feeds: Feeds) -> Latency:
-    """How long a call takes in onnxruntime, before and after."""
+def _latency(made: Compressed, graph: Graph, result: Graph, feeds: Feeds) -> Latency | None:
+    """How long a call takes, before and after: of the graph, or of its recurrent layers alone in torch."""
+    if not result.keeps_cores:
+        alone = made.report.latency
+        return None if alone is None else replace(alone, of=f"the recurrent layers alone, {LATENCY_OF}")
     calls = next(iter(feeds.sequences()))[:1]
-    runners = {name: Runner(m, graph.path, threads=1) for name, m in (("dense", graph.model), ("compact", result))}
-    found = interleaved({name: partial(runner.answers, calls, feeds) for name, runner in runners.items()})
-    return Latency(found["dense"], found["compact"], f"one call in onnxruntime, {LATENCY_OF}")
+    sessions = {name: one.session(threads=1) for name, one in (("dense", graph), ("compact", result))}
+    found = interleaved({name: partial(session.answers, calls, feeds) for name, session in sessions.items()})
+    return Latency(found["dense"], found["compact"], f"one call in {graph.runtime}, {LATENCY_OF}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
@@ -14,13 +15,16 @@ from htcompress.errors import CheckpointError, RequestError
 from htcompress.model.replace import stand_ins
 from htcompress.sources.checkpoint import Checkpoint
 from htcompress.sources.read import identified
-from htcompress.sources.recognise import Container, recognise
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from htcompress.graphs.nodes import RecurrentNode
+    from htcompress.graphs.node import RecurrentNode
+    from htcompress.graphs.running import Runner
+
+ONNX_FILE = "model.onnx"
+"""What the graph is called in an output directory."""
 
 _WHOLE = ("INT64", "INT32", "BOOL", "STRING")
 """Types of initializers that are shapes and indices, not weights."""
@@ -37,6 +41,10 @@ class OnnxFile:
         left: the others, and why not.
         stored: lengths and initial states of nodes that are constants, by name.
     """
+
+    format: ClassVar[str] = "onnx"
+    runtime: ClassVar[str] = "onnxruntime"
+    keeps_cores: ClassVar[bool] = True
 
     path: Path
     model: onnx.ModelProto
@@ -73,11 +81,43 @@ class OnnxFile:
         values = {name: constants(name) for node in nodes for name in (node.lengths, *node.initial) if name}
         return cls(path, model, nodes, left, {name: value for name, value in values.items() if value is not None})
 
-    def with_layers(self, module: nn.Module) -> onnx.ModelProto:
+    def without(self, left: Mapping[str, str]) -> OnnxFile:
+        """The same with some of its nodes left as they are, for a reason."""
+        nodes = [node for node in self.nodes if node.name not in left]
+        return replace(self, nodes=nodes, left={**self.left, **left})
+
+    def session(self, *, watched: bool = False, threads: int | None = None) -> Runner:
+        """The model in onnxruntime; see `Graph`."""
+        from htcompress.graphs.running import Runner
+
+        values = [value for node in self.nodes for value in node.values] if watched else []
+        return Runner(self.model, self.path, watched=values, threads=threads)
+
+    def with_layers(self, module: nn.Module) -> OnnxFile:
         """The model with the compressed ones of a module's layers, by name, in the place of nodes."""
         from htcompress.graphs.replaced import replaced
 
-        return replaced(self.model, self.nodes, stand_ins(module))
+        return replace(self, model=replaced(self.model, self.nodes, stand_ins(module)))
+
+    def numbers(self) -> int:
+        """How many numbers its weights are."""
+        return sum(prod(tensor.dims) for tensor in self.weights())
+
+    def content(self) -> tuple[str, bytes]:
+        """The file's name and bytes. Raises `RuntimeError` where the model is not valid, and it was before."""
+        import onnx
+
+        try:
+            onnx.checker.check_model(self.model)
+        except onnx.checker.ValidationError as error:
+            # What was not valid before may be so still.
+            try:
+                onnx.checker.check_model(onnx.load(str(self.path)))
+            except onnx.checker.ValidationError:
+                pass
+            else:
+                raise RuntimeError(f"The graph that was made is not valid: {error}") from error
+        return ONNX_FILE, self.model.SerializeToString()
 
     def weights(self) -> Iterator[onnx.TensorProto]:
         """Its initializers that are weights."""
@@ -97,15 +137,6 @@ class OnnxFile:
             if other.name not in own and other.name not in tensors:
                 tensors[other.name] = torch.from_numpy(numpy_helper.to_array(other).copy())
         return Checkpoint(self.path, digest, tensors, size)
-
-
-def is_onnx(path: str | Path) -> bool:
-    """Whether a file is an ONNX model, by what is in it."""
-    place = Path(path)
-    try:
-        return place.is_file() and recognise(place, place.stat().st_size) is Container.ONNX
-    except OSError:
-        return False
 
 
 def _check_packages(path: Path) -> None:

@@ -6,53 +6,52 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 
-from htcompress.directory.write import MODEL
 from htcompress.errors import CheckpointError, RequestError, TaskError
 from htcompress.graphs.calibration import METRICS, Calibration
 from htcompress.graphs.feeds import Feeds, read_feeds
-from htcompress.graphs.running import Answers, Runner
+from htcompress.graphs.formats import graph_in, read_graph
+from htcompress.graphs.graph import Answers, Session
 from htcompress.report import read_report
 
 ERROR = "output_error"
 """The metric where there are no targets; see `difference`."""
 
 
-def feeds_for(runner: Runner, given: Calibration) -> Feeds:
+def feeds_for(session: Session, given: Calibration) -> Feeds:
     """The data for a graph: in batches, or one by one where it takes no batches though it says so.
 
     Raises `TaskError` where there is none that it takes.
     """
-    feeds = read_feeds(given.file or Path(), runner.inputs, runner.outputs, targets=given.targets)
+    feeds = read_feeds(given.file or Path(), session.inputs, session.outputs, targets=given.targets)
     try:
-        runner.answers(next(iter(feeds.sequences()))[:1], feeds)
+        session.answers(next(iter(feeds.sequences()))[:1], feeds)
     except TaskError:
         feeds = feeds.singly()
-        runner.answers(next(iter(feeds.sequences()))[:1], feeds)
+        session.answers(next(iter(feeds.sequences()))[:1], feeds)
     return feeds
 
 
-def answers_of(runner: Runner, feeds: Feeds) -> list[Answers]:
+def answers_of(session: Session, feeds: Feeds) -> list[Answers]:
     """What a graph answers to all samples, batch by batch."""
-    return [runner.answers(calls, feeds) for calls in feeds.sequences()]
+    return [session.answers(calls, feeds) for calls in feeds.sequences()]
 
 
-def _compared(runner: Runner, feeds: Feeds) -> list[str]:
+def _compared(session: Session, feeds: Feeds) -> list[str]:
     """The outputs that are compared: what is not passed on as a state, if there is any; real numbers, if any are."""
     passed = set(feeds.states.values())
-    own = [o for o in runner.outputs if o.name not in passed] or runner.outputs
+    own = [o for o in session.outputs if o.name not in passed] or session.outputs
     real = [o.name for o in own if o.type in ("tensor(float)", "tensor(float16)", "tensor(double)")]
     return real or [o.name for o in own]
 
 
-def difference(found: Sequence[Answers], wanted: Sequence[Answers], runner: Runner, feeds: Feeds) -> float:
+def difference(found: Sequence[Answers], wanted: Sequence[Answers], session: Session, feeds: Feeds) -> float:
     """How far outputs are apart, in the mean over them: the root of the squared difference over their variance.
 
     Of whole numbers (classes, say) it is the part of those that differ.
     """
     parts = []
-    for name in _compared(runner, feeds):
+    for name in _compared(session, feeds):
         pairs = [(a[name], b[name]) for calls in zip(found, wanted, strict=True) for a, b in zip(*calls, strict=True)]
         parts.append(_apart(pairs))
     return sum(parts) / len(parts) if parts else 0.0
@@ -70,12 +69,12 @@ def _apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     return float(np.sqrt(lost / max(spread, 1e-30)))
 
 
-def metrics_of(given: Calibration, answers: Sequence[Answers], feeds: Feeds, runner: Runner) -> dict[str, float]:
+def metrics_of(given: Calibration, answers: Sequence[Answers], feeds: Feeds, session: Session) -> dict[str, float]:
     """The metric of the first output against the targets; nothing where there are none."""
     if feeds.targets is None:
         return {}
     measure, _ = METRICS[given.headline]
-    name = runner.outputs[0].name
+    name = session.outputs[0].name
     found = np.concatenate([calls[-1][name] for calls in answers])
     try:
         return {given.headline: measure(found, feeds.targets[: len(found)])}
@@ -87,7 +86,7 @@ def metrics_of(given: Calibration, answers: Sequence[Answers], feeds: Feeds, run
 
 
 def evaluate(source: Path, given: Calibration) -> dict[str, float]:
-    """The metrics of an ONNX file against targets, or of an output directory beside the model it was made from.
+    """The metrics of a graph against targets, or of an output directory beside the model it was made from.
 
     All samples of the file count.
 
@@ -96,19 +95,19 @@ def evaluate(source: Path, given: Calibration) -> dict[str, float]:
         HTCompressError: the files are nothing that can be worked with.
     """
     given.check()
+    place = graph_in(source) or source
     if given.file is None:
-        raise RequestError(f"{source} is ONNX: give --calibration X.npz to measure it on.")
-    place = source / MODEL if source.is_dir() else source
-    runner = Runner(onnx.load(str(place)), place)
-    feeds = feeds_for(runner, given)
-    found = answers_of(runner, feeds)
-    metrics = metrics_of(given, found, feeds, runner)
+        raise RequestError(f"{place} runs by itself: give --calibration X.npz to measure it on.")
+    session = read_graph(place).session()
+    feeds = feeds_for(session, given)
+    found = answers_of(session, feeds)
+    metrics = metrics_of(given, found, feeds, session)
     if source.is_dir():
         path = read_report(source).source.get("path")
         original = None if path is None else source / path
         if original is not None and original.is_file():
-            wanted = answers_of(Runner(onnx.load(str(original)), original), feeds)
-            metrics[ERROR] = difference(found, wanted, runner, feeds)
+            wanted = answers_of(read_graph(original).session(), feeds)
+            metrics[ERROR] = difference(found, wanted, session, feeds)
         elif not metrics:
             raise CheckpointError(f"The model {path} that {source} was made from is not found. Give --targets NAME.")
     if not metrics:

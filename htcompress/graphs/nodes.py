@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,8 +10,9 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
+from htcompress.graphs.node import RecurrentNode
 from htcompress.nn.recurrence import RECURRENCES, Recurrence, recurrence_of
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.vocabulary import Kind
@@ -32,47 +32,6 @@ _LARGEST = 1 << 30
 
 class NotUnderstoodError(Exception):
     """A node does what no module of torch does; the text says what, as what follows the node's name."""
-
-
-@dataclass(frozen=True, eq=False)
-class RecurrentNode:
-    """One LSTM, GRU or RNN node as torch has it.
-
-    Attributes:
-        name: of the node, or of what it puts out; unlike that of any other.
-        index: of the node in its graph.
-        settings: one layer, one or both directions.
-        weights: by the names of torch's module.
-        reverse: whether its one direction reads from the end.
-        batch_first: the node's own layout.
-        half: whether its numbers are of half precision.
-        quantised: whether its weights are integers, so that torch answers nearly alike only.
-        x, lengths, initial: the values that enter it; empty where there is none.
-        outputs: the values that it puts out: Y, Y_h, Y_c; empty where nobody reads one.
-        stored: the values that its weights are.
-    """
-
-    name: str
-    index: int
-    settings: RecurrentSettings
-    weights: dict[str, Tensor]
-    reverse: bool
-    batch_first: bool
-    half: bool
-    quantised: bool
-    x: str
-    lengths: str
-    initial: tuple[str, ...]
-    outputs: tuple[str, ...]
-    stored: tuple[str, ...] = ()
-
-    def module(self) -> nn.Module:
-        """A module of torch with the weights of the node, in float32."""
-        s = self.settings
-        more = {} if s.recurrence.nonlinearity is None else {"nonlinearity": s.recurrence.nonlinearity}
-        made = s.recurrence.torch_layer(s.input_size, s.hidden_size, bias=s.bias, bidirectional=s.bidirectional, **more)
-        made.load_state_dict(self.weights)
-        return made.eval()
 
 
 def opset_of(model: onnx.ModelProto) -> int:

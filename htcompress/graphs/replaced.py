@@ -8,7 +8,8 @@ import onnx
 
 from htcompress.exporting.graph import IR_VERSION, Graph
 from htcompress.exporting.recurrent import add_node
-from htcompress.graphs.nodes import RecurrentNode, opset_of
+from htcompress.graphs.node import RecurrentNode
+from htcompress.graphs.nodes import opset_of
 from htcompress.nn.recurrent import HTRecurrent
 
 LEAST_OPSET = 7

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from htcompress.graphs.nodes import RecurrentNode
+from htcompress.graphs.node import RecurrentNode
 from htcompress.nn.recurrent import HTRecurrent
 
 _ALIKE = 1e-4

@@ -68,7 +68,7 @@ def model_card(report: Report) -> str:
             f"\nThe hidden units of {', '.join(reordered)} stand in another order than in the original, and so do the "
             f"weights that read them:\ntake all tensors from here.\n"
         )
-    graph = report.source.get("format") == "onnx"
+    graph = _GRAPHS.get(report.source.get("format") or "")
     before = f"{words.count(t.parameters_before)} ({words.size(t.bytes_before)})"
     after = f"{words.count(t.parameters_after)} numbers ({words.size(t.bytes_after)})"
     return f"""{_front_matter(report)}# {report.source["file"]}, compressed
@@ -77,7 +77,7 @@ The recurrent layers of this model are stored in Hierarchical Tucker form:
 {after} in place of {before},
 {words.ratio(t.bytes_before, t.bytes_after)}. {quality}
 
-{_GRAPH if graph else _LOAD}
+{graph or _LOAD}
 - `model.safetensors`: every tensor of {"the recurrent layers" if graph else "the model"}
 - `config.json`: the layers' settings, layouts, trees and ranks
 - `report.html`, `report.md`, `report.json`: what was spent and lost in each layer
@@ -93,19 +93,31 @@ Load it into an instance of the original class; its recurrent modules are replac
     model = htcompress.load("path/to/this/directory", OriginalModel())
 """
 
-_GRAPH = """\
+_GRAPHS = {
+    "onnx": """\
 `model.onnx` takes and gives what the original does, under the same names; run it as that:
 
     import onnxruntime
     session = onnxruntime.InferenceSession("path/to/this/directory/model.onnx")
-"""
+""",
+    "keras": """\
+`model.keras` or `model.h5` is the original file with the compressed layers' matrices written out, as large as before:
+
+    import keras
+    model = keras.saving.load_model("path/to/this/directory/model.keras")
+
+The compressed layers themselves are in `model.safetensors`, each as a module of torch.
+""",
+}
+"""How a model that runs from its own file is loaded, by its format."""
 
 
 def _front_matter(report: Report) -> str:
     """What model hubs read of a card."""
     kinds = dict.fromkeys(layer.kind.partition("_")[0] for layer in report.layers)
     tags = ["htcompress", "hierarchical-tucker", "model-compression", *kinds]
-    library = "onnx" if report.source.get("format") == "onnx" else "htcompress"
+    format = report.source.get("format") or ""
+    library = format if format in _GRAPHS else "htcompress"
     lines = [f"library_name: {library}", "tags:", *(f"- {tag}" for tag in tags)]
     if report.quality.metric is not None and re.fullmatch(r"[\w-]+", report.quality.metric):
         lines += ["metrics:", f"- {report.quality.metric}"]

@@ -33,6 +33,7 @@ class Checkpoint:
         metadata: the versions of modules that torch keeps in `state_dict()._metadata`; None where the file has none,
             or where names were changed.
         extra: what modules gave by `get_extra_state`, by names that end in `_extra_state`; tensors are in `tensors`.
+        left: recurrent layers that torch's modules cannot stand in for, and why; their weights bear their own names.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Checkpoint:
     others: tuple[str, ...] = ()
     metadata: Mapping[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
 
 
 def unreadable(path: Path, reason: str) -> CheckpointError:

@@ -10,8 +10,10 @@ from pathlib import Path
 from htcompress.errors import CheckpointError
 from htcompress.sources import nesting
 from htcompress.sources.checkpoint import MAKE_ONE, PREFIXES, Checkpoint, unreadable
+from htcompress.sources.keras_file import read_keras
 from htcompress.sources.recognise import Container, Foreign, recognise
 from htcompress.sources.safetensors_file import read_safetensors, unreadable_safetensors
+from htcompress.sources.saved_model import is_saved_model, read_saved_model
 from htcompress.sources.shards import INDEX, read_shards, weights_in
 from htcompress.sources.torch_checkpoint import read_torch
 from htcompress.sources.torch_file import read_archive, read_legacy, read_program
@@ -27,6 +29,8 @@ READERS: dict[Container, Callable[[Path, str, int, str | None], Checkpoint]] = {
     Container.PROGRAM: partial(read_torch, read_program),
     Container.LEGACY: partial(read_torch, read_legacy),
     Container.SAFETENSORS: read_safetensors,
+    Container.KERAS: read_keras,
+    Container.HDF5: read_keras,
 }
 """All sources: of a path, the file's digest and size, and the key of the weights that are asked for."""
 
@@ -34,11 +38,11 @@ READERS: dict[Container, Callable[[Path, str, int, str | None], Checkpoint]] = {
 def read_checkpoint(path: str | Path, *, weights: str | None = None) -> Checkpoint:
     """Read a state_dict from a file of `torch.save`, of safetensors or of TorchScript, whatever the file is called.
 
-    Also from a program of `torch.export`, from a directory of Hugging Face or an index of shards. Nothing of the file
-    is run: objects of unknown classes, whole modules among them, are looked through for tensors. The state_dict may
-    stand under `state_dict`, `model`, `model_state` or `model_state_dict`, or be the only one, or several that then
-    belong together (`{"encoder": ..., "decoder": ...}` gives `encoder.rnn.weight_ih_l0`). Its names may begin with
-    `module.` or `_orig_mod.`.
+    Also from a program of `torch.export`, from a directory of Hugging Face or an index of shards, and from files of
+    Keras, whose layers come by torch's names. Nothing of the file is run: objects of unknown classes, whole modules
+    among them, are looked through for tensors. The state_dict may stand under `state_dict`, `model`, `model_state` or
+    `model_state_dict`, or be the only one, or several that then belong together (`{"encoder": ..., "decoder": ...}`
+    gives `encoder.rnn.weight_ih_l0`). Its names may begin with `module.` or `_orig_mod.`.
 
     Args:
         path: the file.
@@ -48,6 +52,8 @@ def read_checkpoint(path: str | Path, *, weights: str | None = None) -> Checkpoi
         CheckpointError: the file is missing, empty, broken, holds pickled objects, no state_dict, or none at `weights`.
     """
     path = Path(path)
+    if path.is_dir() and is_saved_model(path):
+        return read_saved_model(path)
     if path.is_dir():
         path = weights_in(path)
     if path.name.endswith(INDEX) and path.is_file():

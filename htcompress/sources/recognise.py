@@ -21,6 +21,8 @@ class Container(StrEnum):
     LEGACY = "a torch file from before 1.6"
     SAFETENSORS = "a safetensors file"
     ONNX = "an ONNX file"
+    KERAS = "a Keras file"
+    HDF5 = "an HDF5 file"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,6 @@ class Foreign:
     step: str = 'Save one with torch.save(model.state_dict(), "model.pt").'
 
 
-_KERAS = 'Export it with keras.saving.load_model(...).export("model.onnx", format="onnx"), and give that.'
 _UNPACK = "Unpack it, and give the file of weights that is in it."
 _SHOWN, _LOOKED_AT = 5, 1 << 26
 """Names of an archive that are told, and the unpacked bytes that they are looked for in."""
@@ -40,7 +41,6 @@ _MOST_HEADER = 100_000_000
 """The bytes that safetensors allows a header."""
 
 _STARTS: tuple[tuple[bytes, Foreign], ...] = (
-    (b"\x89HDF\r\n\x1a\n", Foreign("an HDF5 file (Keras, or others)", _KERAS)),
     (b"BZh", Foreign("a bzip2 archive", _UNPACK)),
     (b"\xfd7zXZ\x00", Foreign("an xz archive", _UNPACK)),
     (b"\x28\xb5\x2f\xfd", Foreign("a Zstandard archive", _UNPACK)),
@@ -87,6 +87,8 @@ def recognise(path: Path, size: int) -> Container | Foreign | None:
         return Foreign("a TensorFlow Lite file", step)
     if _ONNX.match(head) and size > 64:
         return Container.ONNX
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return Container.HDF5
     if _PAGE.match(head):
         return Foreign("a web page, perhaps of a download that failed", "Download the file again.")
     return next((what for start, what in _STARTS if head.startswith(start)), None)
@@ -137,8 +139,11 @@ def _archive(path: Path) -> Container | Foreign | None:
         return Container.ARCHIVE
     if "models/model.json" in ends or any(name.startswith("serialized_exported_program") for name in ends):
         return Container.PROGRAM
-    if "model.weights.h5" in names or ("metadata.json" in names and "config.json" in names):
-        return Foreign("a Keras file", _KERAS)
+    if "model.weights.h5" in names:
+        return Container.KERAS
+    if "metadata.json" in names and "config.json" in names:
+        step = 'Save it with model.save("model.keras") where h5py is installed.'
+        return Foreign("a Keras file without model.weights.h5 in it", step)
     if any(name.startswith(".data/") for name in ends):
         return Foreign("a package of torch.package")
     if names and all(name.endswith(".npy") for name in names):

@@ -16,8 +16,8 @@ from onnx_models import feed, node_model, tagger
 
 import htcompress
 from htcompress.graphs.nodes import find
+from htcompress.graphs.passing import entering_of, outputs_of
 from htcompress.graphs.replaced import replaced
-from htcompress.graphs.running import entering_of, outputs_of
 from htcompress.graphs.twins import Twins
 
 EVERY = [

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,11 @@ def test_what_archives_hold_is_told(tmp_path: Path) -> None:
 
 
 def test_the_next_step_is_that_of_the_format(tmp_path: Path) -> None:
-    (tmp_path / "m.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    with pytest.raises(CheckpointError, match=r'export\("model.onnx", format="onnx"\)'):
-        read_checkpoint(tmp_path / "m.h5")
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        for name in ("metadata.json", "config.json", "model.weights.npz"):
+            archive.writestr(name, "{}")
+    with pytest.raises(CheckpointError, match=r'model.save\("model.keras"\) where h5py is installed'):
+        read_checkpoint(tmp_path / "m.keras")
     (tmp_path / "m.tflite").write_bytes(b"\x1c\x00\x00\x00TFL3" + bytes(100))
     with pytest.raises(CheckpointError, match=r"tf2onnx.convert --tflite"):
         read_checkpoint(tmp_path / "m.tflite")

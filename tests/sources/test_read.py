@@ -365,8 +365,8 @@ def taped(path: Path) -> None:
 
 
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "keras 3": (zipped("config.json", "metadata.json", "model.weights.h5"), "is a Keras file"),
-    "hdf5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "is an HDF5 file"),
+    "keras 3": (zipped("config.json", "metadata.json", "model.weights.h5"), "is not a readable HDF5 file"),
+    "hdf5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "is not a readable HDF5 file"),
     "onnx": (lambda p: p.write_bytes(b"\x08\x08\x12\x07pytorch" + bytes(100)), "is an ONNX file"),
     "zip": (zipped("a.txt", "b/c.txt"), "is a zip archive without a torch checkpoint"),
     "npz": (zipped("a.npy"), "an archive of NumPy arrays"),

@@ -1,0 +1,75 @@
+"""Calibration data for real files of Keras, as `convert --calibration` takes it.
+
+    python benchmarks/real/keras_files.py domains OUT.npz
+    python benchmarks/real/keras_files.py gait OUT.npz FOLDER
+
+`domains`: for `dgaintel/domain_classifier_model.h5` of dgaintel 2.3, an LSTM 128 to 64 that tells drawn domain names
+from real ones: half are words of Python's own modules and keywords put together, half are drawn letters; `drawn` says
+which. `gait`: for `BEST_0.1753_gru_32_bs_128_k_20_f_16_p_5/gru_model.keras` of ao-compensation-model 0.1.6, a GRU 16 to
+32 that follows the phase of a walk; FOLDER is the package's, whose recorded walks are cut into windows as it does.
+
+Of `OUT.npz` the first three quarters calibrate, the last is measured on.
+"""
+
+from __future__ import annotations
+
+import keyword
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+
+COUNT = 640
+
+LETTERS = "-.0123456789_abcdefghijklmnopqrstuvwxyz"
+"""The alphabet of dgaintel, each letter by its place."""
+
+LONGEST = 82
+ENDS = ("com", "net", "org", "info", "biz", "de", "io")
+
+
+def domains() -> dict[str, np.ndarray]:
+    """Names of both kinds, in turns, and which are drawn."""
+    draw = random.Random(0)
+    words = sorted({w.lower() for w in (*keyword.kwlist, *sys.stdlib_module_names) if w.isalpha() and len(w) > 2})
+    codes, drawn = np.zeros((COUNT, LONGEST), np.float32), np.zeros((COUNT, 1), np.float32)
+    for k in range(COUNT):
+        if k % 2:
+            name = "".join(draw.choice(LETTERS[13:]) for _ in range(draw.randint(10, 24)))
+        else:
+            name = "".join(draw.choice(words) for _ in range(draw.randint(1, 3)))
+        text = f"{name}.{draw.choice(ENDS)}"[:LONGEST]
+        codes[k, : len(text)] = [LETTERS.index(letter) for letter in text]
+        drawn[k] = k % 2
+    return {"input": codes, "drawn": drawn}
+
+
+CENTRE, SCALE = (0.2125188, -0.1059574), (0.5544400, 2.0092836)
+"""By which ao-compensation-model 0.1.6 scales the angle and the velocity of a hip (its scaler.pkl)."""
+
+WINDOW = 200
+
+
+def gait(folder: Path) -> dict[str, np.ndarray]:
+    """Windows of recorded steady walks, and the sine and cosine of the phase at the end of each."""
+    inputs, phases = [], []
+    for file in sorted((folder / "dataset" / "training").glob("*[0-9]km_target.csv")):
+        names = file.read_text(encoding="utf-8").splitlines()[0].split(";")
+        columns = [names.index(name) for name in ("Hip_x", "Hip_vel", "target_sin", "target_cos")]
+        rows = np.loadtxt(file, delimiter=";", skiprows=1, usecols=columns)
+        for start in range(0, len(rows) - WINDOW, WINDOW):
+            inputs.append((rows[start : start + WINDOW, :2] - CENTRE) / SCALE)
+            phases.append(rows[start + WINDOW - 1, 2:])
+    chosen = np.random.default_rng(0).permutation(len(inputs))[:COUNT]
+    return {"input": np.array(inputs, np.float32)[chosen], "phase": np.array(phases, np.float32)[chosen]}
+
+
+def main() -> None:
+    """Write the samples."""
+    made = gait(Path(sys.argv[3])) if sys.argv[1] == "gait" else domains()
+    np.savez(sys.argv[2], **made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""A recurrent node of a graph: what it is in torch, what enters it and what it puts out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from htcompress.nn.settings import RecurrentSettings
+
+
+@dataclass(frozen=True, eq=False)
+class RecurrentNode:
+    """One LSTM, GRU or RNN of a graph as torch has it.
+
+    Attributes:
+        name: of the node, or of what it puts out; unlike that of any other, and without dots.
+        index: of the node in its graph.
+        settings: one layer, one or both directions.
+        weights: by the names of torch's module.
+        reverse: whether its one direction reads from the end.
+        batch_first: the node's own layout.
+        half: whether its numbers are of half precision.
+        quantised: whether its weights are integers, so that torch answers nearly alike only.
+        x, lengths, initial: the values that enter it; empty where there is none. Lengths may be missing among them.
+        outputs: the values that it puts out: Y, Y_h, Y_c; empty where nobody reads one.
+        stored: the values that its weights are.
+    """
+
+    name: str
+    index: int
+    settings: RecurrentSettings
+    weights: dict[str, Tensor]
+    reverse: bool
+    batch_first: bool
+    half: bool
+    quantised: bool
+    x: str
+    lengths: str
+    initial: tuple[str, ...]
+    outputs: tuple[str, ...]
+    stored: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> list[str]:
+        """All values that enter it and that it puts out."""
+        return [name for name in (self.x, self.lengths, *self.initial, *self.outputs) if name]
+
+    def module(self) -> nn.Module:
+        """A module of torch with the weights of the node, in float32."""
+        s = self.settings
+        more = {} if s.recurrence.nonlinearity is None else {"nonlinearity": s.recurrence.nonlinearity}
+        made = s.recurrence.torch_layer(s.input_size, s.hidden_size, bias=s.bias, bidirectional=s.bidirectional, **more)
+        made.load_state_dict(self.weights)
+        return made.eval()
