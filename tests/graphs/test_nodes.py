@@ -183,7 +183,8 @@ def test_integer_weights_of_onnxruntime() -> None:
     quantised: dict[str, np.ndarray] = {"B": stored["B"]}
     for name in "WR":
         dense = stored[name].transpose(0, 2, 1)
-        scale = np.abs(dense).max((1, 2)) / 127
+        # Seven bits: without VNNI a processor adds two products of eight in 16 bits, which overflow.
+        scale = np.abs(dense).max((1, 2)) / 63
         quantised[name] = np.round(dense / scale[:, None, None]).astype(np.int8)
         quantised[f"{name}s"], quantised[f"{name}z"] = scale.astype(np.float32), np.zeros(2, np.int8)
     node = helper.make_node(
