@@ -125,7 +125,8 @@ def inspection_to_terminal(found: Inspection) -> RenderableType:
     head = Text.assemble(
         (found.file, "bold cyan"),
         f": {len(found.layers)} recurrent layer{'s' * (len(found.layers) != 1)}, "
-        f"{words.count(found.rnn_parameters)} of {words.count(found.parameters)} parameters",
+        f"{words.count(found.rnn_parameters)} of {words.count(found.parameters)} parameters "
+        f"({words.percent(found.rnn_parameters / max(1, found.parameters))})",
     )
     tables: list[RenderableType] = []
     for index, layer in enumerate(found.layers):
@@ -162,6 +163,8 @@ def inspection_to_terminal(found: Inspection) -> RenderableType:
         style="dim",
     )
     remarks = words.left(found.left)
+    rest = words.elsewhere(found.rnn_parameters, found.parameters)
+    remarks += [] if rest is None else [rest]
     if found.others:
         remarks.append(f"The file also holds {', '.join(found.others)}; look at those weights with --weights.")
     notes = [Padding(Text(remark, style="yellow"), (0, 2)) for remark in remarks]

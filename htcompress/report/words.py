@@ -119,9 +119,26 @@ def left(layers: Mapping[str, str]) -> list[str]:
     return [f"{name or 'The recurrent layer'} stays dense: {reason.rstrip('.')}." for name, reason in layers.items()]
 
 
+def elsewhere(recurrent: int, model: int) -> str | None:
+    """Says how much of a model is not in its recurrent layers; None where it is less than half."""
+    rest = model - recurrent
+    if rest < model / 2:
+        return None
+    part = percent(rest / model)
+    return (
+        f"{part} of the model's {count(model)} numbers stand outside of these recurrent layers and stay as they are: "
+        f"however small the layers become, the model keeps at least {part} of its numbers."
+    )
+
+
 def notes(report: Report) -> list[str]:
     """What a reader should know beside the numbers."""
-    found = [*left(report.left), sensitive(report), NOT_LOOKED_AT if report.quality.metric is None else None]
+    found = [
+        *left(report.left),
+        elsewhere(report.totals.parameters_before, report.totals.model_parameters_before),
+        sensitive(report),
+        NOT_LOOKED_AT if report.quality.metric is None else None,
+    ]
     return [note for note in found if note is not None]
 
 

@@ -156,6 +156,17 @@ def test_the_view_of_an_inspection(golden: Golden) -> None:
     golden("inspection.txt", shown(inspection_to_terminal(inspection())))
 
 
+def test_what_stands_outside_of_recurrent_layers_is_told(report: Report) -> None:
+    most = shown(inspection_to_terminal(replace(inspection(), parameters=60_000_000, rnn_parameters=3_600_000)))
+    assert "3,600,000 of 60,000,000 parameters (6 %)" in most
+    assert "94 % of the model's 60,000,000 numbers stand outside" in most
+    assert words.elsewhere(31, 60) is None
+    assert words.elsewhere(29, 60) is not None
+    large = replace(report.totals, model_parameters_before=10 * report.totals.parameters_before)
+    assert not any("stand outside" in note for note in words.notes(report))
+    assert any("90 % of the model's" in note for note in words.notes(replace(report, totals=large)))
+
+
 @pytest.mark.parametrize(
     ("number", "text"),
     [
