@@ -58,7 +58,7 @@ from htcompress.vocabulary import Format, LayoutKind, Scope, UnitOrder, one_of
 
 Evaluate = Callable[[nn.Module], Mapping[str, float] | float]
 
-__all__ = ["Compressed", "Opened", "compress", "compressed_model", "converted", "save"]
+__all__ = ["Compressed", "Opened", "compress", "compressed_model", "converted", "save", "save_pretrained"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,10 @@ class Compressed:
     report: Report
     config: dict[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the output directory; see `save`."""
+        save(self, directory)
 
 
 def compress(
@@ -330,6 +334,11 @@ def save(compressed: Compressed, directory: str | Path) -> None:
     relative = None if path is None else os.path.relpath(path, place)
     report = replace(compressed.report, source={**compressed.report.source, "path": relative})
     write_directory(place, compressed.tensors, compressed.config, report, files=compressed.files)
+
+
+def save_pretrained(compressed: Compressed, directory: str | Path) -> None:
+    """`save`, by the name that users of Hugging Face's libraries know."""
+    save(compressed, directory)
 
 
 def _tell(left: Mapping[str, str], observer: Observer) -> None:
