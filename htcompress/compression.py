@@ -167,7 +167,7 @@ def converted(checkpoint: str | Path, request: Request, *, observer: Observer | 
         device = device_named(request.device)
         task = None if request.task is None else load_task(request.task)
         observer.stage("reading the checkpoint")
-        read = read_checkpoint(checkpoint, weights=request.weights)
+        read = read_checkpoint(checkpoint, weights=request.weights, names=request.names)
         source = {"file": read.path.name, "sha256": read.sha256, "path": str(checkpoint)}
         if request.weights is not None:
             source["weights"] = request.weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def evaluate(
     *,
     task: str | Path,
     weights: str | None = None,
+    names: Mapping[str, str] | None = None,
     device: str = "cpu",
     observer: Observer | None = None,
 ) -> dict[str, float]:
@@ -102,6 +104,7 @@ def evaluate(
 
     Args:
         weights: the state_dict to take of a checkpoint that holds several.
+        names: torch's names for tensors that a checkpoint calls otherwise.
     """
     observer = observer or Observer()
     with restored():
@@ -112,7 +115,7 @@ def evaluate(
         if place.is_dir():
             model = opened(place, loaded, observer)
         else:
-            model = dense_model(loaded, read_checkpoint(place, weights=weights), observer)
+            model = dense_model(loaded, read_checkpoint(place, weights=weights, names=names), observer)
         observer.stage("evaluating")
         model = model.to(where).eval()
         with seeded(0), without_packing(model):

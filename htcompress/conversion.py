@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from htcompress import compression
 from htcompress.compression import Compressed
 from htcompress.errors import RequestError
 from htcompress.graphs.calibration import Calibration
-from htcompress.graphs.formats import GRAPHS, container_of, graph_in
+from htcompress.graphs.formats import GRAPHS, container_of, graph_in, refuse_names
 from htcompress.observer import Observer
 from htcompress.request import FineTuning, Goal, Request
 from htcompress.sources.read import READERS
@@ -26,6 +27,7 @@ def convert(
     metric: str | None = None,
     layers: str = "*",
     weights: str | None = None,
+    names: Mapping[str, str] | None = None,
     finetuning: FineTuning | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -34,7 +36,7 @@ def convert(
     """Compress the recurrent layers of a checkpoint file; what `htcompress convert` does.
 
     Args:
-        checkpoint: a state_dict in `.pt`, `.pth`, `.ckpt` or `.safetensors`, an ONNX model, or a file of Keras.
+        checkpoint: a state_dict in `.pt`, `.pth`, `.ckpt`, `.safetensors` or `.npz`, an ONNX model, or a file of Keras.
         goal: the budget, the error or the ratio; the scope and the layout.
         task: a task file or module; without one the weights alone are worked from.
         calibration: for a model of ONNX or Keras, an `.npz` file with an array for each input, the first axis the
@@ -42,6 +44,7 @@ def convert(
         targets: the name of an array of that file to measure against.
         metric: what is measured: `accuracy`, `mse` or `mae`.
         weights: the state_dict to take of a file that holds several, such as `state_dict_ema`.
+        names: torch's names for tensors that the file calls otherwise: `{"rnn.weight_ih_l0": "w_ih"}`.
         finetuning: how to fine-tune; None: not at all.
         device: where calibration, fine-tuning and evaluation run.
 
@@ -49,7 +52,7 @@ def convert(
         HTCompressError: as `compress`, and `CheckpointError`, `TaskError` for the files.
     """
     asked = None if task is None else str(task)
-    request = Request(goal, layers, finetuning, seed, asked, weights, device)
+    request = Request(goal, layers, finetuning, seed, asked, weights, device, names)
     given = Calibration(None if calibration is None else Path(calibration), targets, metric)
     return converted(checkpoint, request, given, observer=observer)
 
@@ -77,6 +80,7 @@ def converted(
     if container is not None and (request.task is None or given.file is not None):
         from htcompress.graphs import converting
 
+        refuse_names(checkpoint, request.names)
         if request.task is not None:
             raise RequestError(
                 f"{checkpoint} is calibrated by --calibration X.npz or by --task; leave out one of them."

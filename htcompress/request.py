@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -177,6 +178,7 @@ class Request:
         task: the task file or module; None where there is none.
         weights: the state_dict to take of a file that holds several.
         device: where calibration, fine-tuning and evaluation run.
+        names: torch's names for tensors that the file calls otherwise.
     """
 
     goal: Goal
@@ -186,6 +188,7 @@ class Request:
     task: str | None = None
     weights: str | None = None
     device: str = "cpu"
+    names: Mapping[str, str] | None = None
 
     @classmethod
     def of_options(
@@ -247,6 +250,7 @@ class Request:
             "layers": self.layers,
             "weights": self.weights,
             "device": self.device,
+            "names": None if self.names is None else dict(self.names),
             "steps": 0 if tuning is None else tuning.steps,
             "epochs": None if tuning is None else tuning.epochs,
             "time_limit": None if tuning is None else tuning.time_limit,
@@ -284,6 +288,7 @@ class Request:
                 request.get("task"),
                 request.get("weights"),
                 request.get("device", "cpu"),
+                request.get("names"),
             )
         except (TypeError, AttributeError) as error:
             raise RequestError(f"This is no request of a compression: {error}.") from error
@@ -312,6 +317,7 @@ class Request:
             ("--bits", goal.bits, None if goal.bytes is not None else WIDEST),
             ("--layers", self.layers, "*"),
             ("--weights", self.weights, None),
+            ("--names", None if self.names is None else json.dumps(dict(self.names)), None),
             ("--device", self.device, "cpu"),
             ("--steps", tuning.steps if tunes and tuning is not None else None, None),
             ("--epochs", None if tuning is None else tuning.epochs, None),

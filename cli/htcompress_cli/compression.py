@@ -20,6 +20,7 @@ from htcompress_cli.options import (
     Json,
     Layers,
     Metric,
+    Names,
     NeededTask,
     Quiet,
     Seed,
@@ -40,13 +41,15 @@ def inspect(
     checkpoint: Checkpoint,
     layers: Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers.")] = "*",
     weights: Weights = None,
+    names: Names = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """List the recurrent layers found, their sizes and spectra, and what a few budgets would give."""
     from htcompress.inspection import inspect_checkpoint, inspection_to_terminal
+    from htcompress.sources.naming import names_of
 
-    found = inspect_checkpoint(checkpoint, layers=layers, weights=weights)
+    found = inspect_checkpoint(checkpoint, layers=layers, weights=weights, names=names_of(names))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
@@ -57,12 +60,14 @@ def init(
     checkpoint: Checkpoint,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The task file.")] = Path("task.py"),
     weights: Weights = None,
+    names: Names = None,
     debug: Debug = False,
 ) -> None:
     """Write a task file to begin with: the layers and tensors of a checkpoint, and what is to be filled in."""
+    from htcompress.sources.naming import names_of
     from htcompress.starting import write_task
 
-    typer.echo(f"written to {write_task(checkpoint, output, weights=weights)}")
+    typer.echo(f"written to {write_task(checkpoint, output, weights=weights, names=names_of(names))}")
 
 
 def convert(
@@ -103,6 +108,7 @@ def convert(
     ] = None,
     layers: Layers = "*",
     weights: Weights = None,
+    names: Names = None,
     finetune: Finetune = True,
     steps: Steps = None,
     epochs: Epochs = None,
@@ -115,6 +121,7 @@ def convert(
 ) -> None:
     """Compress a checkpoint: calibrate, decompose, fine-tune, evaluate, write the output directory."""
     from htcompress.request import Request
+    from htcompress.sources.naming import names_of
 
     request = Request.of_options(
         budget=budget,
@@ -131,6 +138,7 @@ def convert(
         task=None if task is None else str(task),
         weights=weights,
         device=device,
+        names=names_of(names),
     )
     place = output if output is not None else Path(f"{checkpoint.stem}-ht")
     from htcompress.directory.write import check_writable
@@ -194,6 +202,7 @@ def evaluate(
     targets: Targets = None,
     metric: Metric = None,
     weights: Weights = None,
+    names: Names = None,
     device: Device = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -203,12 +212,15 @@ def evaluate(
     from htcompress import continuing, conversion
     from htcompress.errors import RequestError
     from htcompress.graphs.calibration import Calibration
+    from htcompress.sources.naming import names_of
 
     with open_screen(quiet) as screen:
         if task is not None and calibration is not None:
             raise RequestError("evaluate takes --task, or for ONNX and Keras --calibration; leave out one of them.")
         if task is not None:
-            metrics = continuing.evaluate(source, task=task, weights=weights, device=device, observer=screen)
+            metrics = continuing.evaluate(
+                source, task=task, weights=weights, names=names_of(names), device=device, observer=screen
+            )
         elif conversion.is_graph(source):
             metrics = conversion.evaluated(source, Calibration(calibration, targets, metric))
         else:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from htcompress.request import FineTuning
 
 Checkpoint = Annotated[
-    Path, typer.Argument(metavar="CKPT", help="A trained model: .pt, .pth, .ckpt, .safetensors, .onnx, .keras, .h5.")
+    Path,
+    typer.Argument(metavar="CKPT", help="A trained model: .pt, .pth, .ckpt, .safetensors, .npz, .onnx, .keras, .h5."),
 ]
 TaskOption = Annotated[
     str | None, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
@@ -41,6 +42,12 @@ ScopeOption = Annotated[
 Layers = Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers; the others stay dense.")]
 Weights = Annotated[
     str | None, typer.Option(metavar="KEY", help="Which state_dict of a file that holds several: state_dict_ema.")
+]
+Names = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=ARRAY,...", help="Torch's names for arrays that are called otherwise; ARRAY.T: the transpose."
+    ),
 ]
 UnitOrderOption = Annotated[
     str, typer.Option("--unit-order", metavar="HOW", help="How hidden units are ordered to fold: auto, readers, keep.")
