@@ -53,7 +53,7 @@ from htcompress.stages import (
     tried,
     tuned,
 )
-from htcompress.task import load_task
+from htcompress.task import Task, load_task
 from htcompress.vocabulary import Format, LayoutKind, Scope, UnitOrder, one_of
 
 Evaluate = Callable[[nn.Module], Mapping[str, float] | float]
@@ -160,12 +160,15 @@ def compress(
         return compressed_model(opened_model, request, data, observer or Observer())
 
 
-def converted(checkpoint: str | Path, request: Request, *, observer: Observer | None = None) -> Compressed:
-    """What a request makes of a checkpoint file; see `convert`."""
+def converted(
+    checkpoint: str | Path, request: Request, *, task: Task | None = None, observer: Observer | None = None
+) -> Compressed:
+    """What a request makes of a checkpoint file; see `convert`. `task` stands in for the one that it names."""
     observer = observer or Observer()
     with restored():
         device = device_named(request.device)
-        task = None if request.task is None else load_task(request.task)
+        if task is None and request.task is not None:
+            task = load_task(request.task)
         observer.stage("reading the checkpoint")
         read = read_checkpoint(checkpoint, weights=request.weights, names=request.names)
         source = {"file": read.path.name, "sha256": read.sha256, "path": str(checkpoint)}

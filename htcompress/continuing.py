@@ -19,7 +19,7 @@ from htcompress.report import read_report
 from htcompress.request import FineTuning
 from htcompress.sources.read import read_checkpoint
 from htcompress.stages import Clock, measured, read_back, snapshot, training_batches, tried, tuned
-from htcompress.task import load_task
+from htcompress.task import Task, load_task
 
 __all__ = ["evaluate", "finetune"]
 
@@ -27,7 +27,7 @@ __all__ = ["evaluate", "finetune"]
 def finetune(
     directory: str | Path,
     *,
-    task: str | Path,
+    task: str | Path | Task,
     teacher: str | Path | None = None,
     options: FineTuning | None = None,
     device: str = "cpu",
@@ -94,7 +94,7 @@ def finetune(
 def evaluate(
     source: str | Path,
     *,
-    task: str | Path,
+    task: str | Path | Task,
     weights: str | None = None,
     names: Mapping[str, str] | None = None,
     device: str = "cpu",

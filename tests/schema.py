@@ -54,6 +54,7 @@ REPORT: dict[str, Any] = {
         "weights": (str, NoneType),
         "device": str,
         "names": (dict, NoneType),
+        "model": (dict, NoneType),
         "finetuning": (dict, NoneType),
         "steps": (int, NoneType),
         "epochs": MAYBE,

@@ -20,8 +20,9 @@ from htcompress_cli.options import (
     Json,
     Layers,
     Metric,
+    ModelArguments,
+    ModelOption,
     Names,
-    NeededTask,
     Quiet,
     Seed,
     Steps,
@@ -80,6 +81,8 @@ def convert(
     ] = None,
     ratio: Annotated[str | None, typer.Option(metavar="R", help="Instead: how many times smaller: 100.")] = None,
     task: TaskOption = None,
+    model: ModelOption = None,
+    model_arguments: ModelArguments = None,
     calibration: CalibrationOption = None,
     targets: Targets = None,
     metric: Metric = None,
@@ -120,6 +123,7 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Compress a checkpoint: calibrate, decompose, fine-tune, evaluate, write the output directory."""
+    from htcompress.construction import Constructed
     from htcompress.request import Request
     from htcompress.sources.naming import names_of
 
@@ -139,6 +143,7 @@ def convert(
         weights=weights,
         device=device,
         names=names_of(names),
+        model=Constructed.of_options(model, model_arguments, calibration, targets, metric),
     )
     place = output if output is not None else Path(f"{checkpoint.stem}-ht")
     from htcompress.directory.write import check_writable
@@ -157,7 +162,12 @@ def convert(
 
 def finetune(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output directory of convert.")],
-    task: NeededTask,
+    task: TaskOption = None,
+    model: ModelOption = None,
+    model_arguments: ModelArguments = None,
+    calibration: CalibrationOption = None,
+    targets: Targets = None,
+    metric: Metric = None,
     teacher: Annotated[
         Path | None,
         typer.Option(metavar="CKPT", help="The dense checkpoint; by default the one the directory was made from."),
@@ -174,8 +184,10 @@ def finetune(
     """Continue fine-tuning of an output directory; it is replaced when all is done."""
     options = finetuning_of(steps, epochs, time_limit, seed)
     from htcompress import compression, continuing, conversion
+    from htcompress.construction import Constructed
     from htcompress.errors import RequestError
 
+    asked = Constructed.of_options(model, model_arguments, calibration, targets, metric)
     if conversion.is_graph(directory):
         raise RequestError(
             f"{directory} holds a model that runs from its own file, which is fine-tuned while it is converted. "
@@ -184,11 +196,12 @@ def finetune(
     from htcompress.directory.read import read_config
     from htcompress.directory.write import check_writable
 
-    read_config(directory)
-    check_writable(directory)
     with open_screen(quiet) as screen:
+        given = conversion.task_of(directory, task, asked, purpose="finetune", teacher=teacher, observer=screen)
+        read_config(directory)
+        check_writable(directory)
         result = continuing.finetune(
-            directory, task=task, teacher=teacher, options=options, device=device, observer=screen
+            directory, task=given, teacher=teacher, options=options, device=device, observer=screen
         )
         screen.stage("writing")
         compression.save(result, directory)
@@ -198,6 +211,8 @@ def finetune(
 def evaluate(
     source: Annotated[Path, typer.Argument(metavar="DIR_OR_CKPT", help="An output directory, or a checkpoint.")],
     task: TaskOption = None,
+    model: ModelOption = None,
+    model_arguments: ModelArguments = None,
     calibration: CalibrationOption = None,
     targets: Targets = None,
     metric: Metric = None,
@@ -210,21 +225,22 @@ def evaluate(
 ) -> None:
     """Measure the task's metric of an output directory or a dense checkpoint; of ONNX and Keras, the outputs."""
     from htcompress import continuing, conversion
+    from htcompress.construction import Constructed
     from htcompress.errors import RequestError
     from htcompress.graphs.calibration import Calibration
     from htcompress.sources.naming import names_of
 
+    asked = Constructed.of_options(model, model_arguments, calibration, targets, metric)
     with open_screen(quiet) as screen:
         if task is not None and calibration is not None:
             raise RequestError("evaluate takes --task, or for ONNX and Keras --calibration; leave out one of them.")
-        if task is not None:
+        if task is not None or asked is not None or not conversion.is_graph(source):
+            given = conversion.task_of(source, task, asked, purpose="evaluate", observer=screen)
             metrics = continuing.evaluate(
-                source, task=task, weights=weights, names=names_of(names), device=device, observer=screen
+                source, task=given, weights=weights, names=names_of(names), device=device, observer=screen
             )
-        elif conversion.is_graph(source):
-            metrics = conversion.evaluated(source, Calibration(calibration, targets, metric))
         else:
-            raise RequestError("evaluate needs --task TASK, whose evaluate(model) is the metric.")
+            metrics = conversion.evaluated(source, Calibration(calibration, targets, metric))
     if as_json:
         # JSON has no NaN: null, as everything that is not known.
         typer.echo(json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}, indent=2))

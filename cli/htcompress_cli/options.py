@@ -22,12 +22,19 @@ TaskOption = Annotated[
 NeededTask = Annotated[
     str, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
 ]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODULE:CLASS", help="In place of a task: the model's class; it is run as such."),
+]
+ModelArguments = Annotated[
+    str | None, typer.Option(metavar="JSON", help="What it is constructed with: '{\"hidden\": 256}'.")
+]
 CalibrationOption = Annotated[
     Path | None,
     typer.Option(
         "--calibration",
         metavar="X.npz",
-        help="For a model of ONNX or Keras: an array for each input, first axis the samples.",
+        help="For --model, and for ONNX and Keras: an array for each input, first axis the samples.",
     ),
 ]
 Targets = Annotated[
