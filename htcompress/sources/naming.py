@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
+import torch
 from torch import Tensor
 
 from htcompress.errors import CheckpointError, RequestError
@@ -15,6 +16,8 @@ from htcompress.sources.checkpoint import Checkpoint
 
 TRANSPOSED, AS_IT_IS = ".T", ".N"
 """What may follow a name in a mapping: the transpose is meant, or the matrix as it is."""
+NONE = "0"
+"""In a mapping, a bias that is not there: zeros."""
 
 _RECURRENT = re.compile(r"(?:^|\.)(weight|bias)_([ih]h|hr)((?:_l[0-9]{1,6}(?:_reverse)?)?)$")
 _GATES = (1, 3, 4)
@@ -59,24 +62,28 @@ def renamed(checkpoint: Checkpoint, names: Mapping[str, str]) -> Checkpoint:
     A recurrent weight of which only the transpose fits the other weights of its layer is transposed.
 
     Args:
-        names: torch's names, and what the tensors are called; `.T` behind that: the transpose, `.N`: as it is.
+        names: torch's names, and what the tensors are called; `.T` behind that: the transpose, `.N`: as it is. `0` for
+            a bias: zeros, where the file has but one of the two that torch adds.
 
     Raises `CheckpointError` where there is no such tensor, a name is taken, the matrices of a layer fit in no way, or
     in several.
     """
     given = checkpoint.tensors
     sources, said = {}, {}
+    none = [name for name, own in names.items() if own == NONE and NONE not in given]
     for name, own in names.items():
-        sources[name], said[name] = _meant(own, checkpoint)
+        if name not in none:
+            sources[name], said[name] = _meant(own, checkpoint)
     left = {name: tensor for name, tensor in given.items() if name not in sources.values()}
     taken = next((name for name in names if name in left), None)
     if taken is not None:
         raise CheckpointError(f"{checkpoint.path} has an array {taken} already, which --names gives to another.")
     tensors = {**left, **{name: given[own] for name, own in sources.items()}}
     turned = {name for name, way in said.items() if way == TRANSPOSED}
+    tensors |= {name: torch.zeros_like(_other_bias(name, tensors, checkpoint)) for name in none}
     for group in _layers(tensors):
         # What is not mapped is in torch's own layout.
-        free = [name for name in group if name in names and said[name] is None and tensors[name].ndim == 2]
+        free = [name for name in group if name in sources and said[name] is None and tensors[name].ndim == 2]
         turned |= _turned(group, tensors, free, turned, checkpoint, sources)
     tensors = {n: t.T.contiguous() if n in turned and t.ndim == 2 else t for n, t in tensors.items()}
     return replace(checkpoint, tensors=tensors, metadata=None)
@@ -108,6 +115,19 @@ def _meant(own: str, checkpoint: Checkpoint) -> tuple[str, str | None]:
             if known in checkpoint.tensors and way in (None, TRANSPOSED, AS_IT_IS):
                 return known, way
     raise CheckpointError(f"{checkpoint.path} has no array {own}; it holds {_shown(checkpoint)}. Correct --names.")
+
+
+def _other_bias(name: str, tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> Tensor:
+    """The bias that torch adds to one."""
+    match = _RECURRENT.search(name)
+    other = {"ih": "hh", "hh": "ih"}.get(match[2]) if match is not None and match[1] == "bias" else None
+    found = None if other is None else tensors.get(name.replace(f"bias_{match[2]}", f"bias_{other}"))  # type: ignore[index]
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: {name}={NONE} stands for a bias of zeros beside another bias, bias_ih or bias_hh; "
+            f"found none. Correct --names."
+        )
+    return found
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:

@@ -114,6 +114,18 @@ def test_what_could_be_either_is_not_guessed(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "w.npz", names={"weight_ih_l0": "w", "weight_hh_l0": "u"})
 
 
+def test_one_bias_for_two(tmp_path: Path) -> None:
+    own = arrays(nn.LSTM(10, 6))
+    np.savez(tmp_path / "w.npz", w=own["weight_ih_l0"].T, u=own["weight_hh_l0"], b=own["bias_ih_l0"])
+    names = {"weight_ih_l0": "w", "weight_hh_l0": "u", "bias_ih_l0": "b", "bias_hh_l0": "0"}
+    found = read_checkpoint(tmp_path / "w.npz", names=names).tensors
+    assert np.array_equal(found["weight_ih_l0"].numpy(), own["weight_ih_l0"])
+    assert torch.equal(found["bias_hh_l0"], torch.zeros(24))
+    for wrong in ({"weight_hh_l0": "u", "bias_hh_l0": "0"}, names | {"weight_ih_l0": "0"}):
+        with pytest.raises(CheckpointError, match="stands for a bias of zeros"):
+            read_checkpoint(tmp_path / "w.npz", names=wrong)
+
+
 def test_names_are_for_any_file_of_weights(tmp_path: Path) -> None:
     state = tagger().state_dict()
     torch.save({name.replace("rnn.", "enc_"): tensor for name, tensor in state.items()}, tmp_path / "m.pt")
