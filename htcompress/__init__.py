@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from htcompress.checks import Verdict, check
-    from htcompress.compression import Compressed, compress, save
+    from htcompress.compression import Compressed, compress, save, save_pretrained
     from htcompress.continuing import evaluate, finetune
     from htcompress.conversion import convert
+    from htcompress.directory.pretrained import from_pretrained
     from htcompress.directory.read import load
     from htcompress.errors import HTCompressError
     from htcompress.exporting import Exported, export
@@ -40,9 +41,11 @@ _HOMES = {
     "evaluate": "htcompress.continuing",
     "export": "htcompress.exporting",
     "finetune": "htcompress.continuing",
+    "from_pretrained": "htcompress.directory.pretrained",
     "load": "htcompress.directory.read",
     "read_report": "htcompress.report",
     "save": "htcompress.compression",
+    "save_pretrained": "htcompress.compression",
 }
 
 __all__ = [
@@ -62,9 +65,11 @@ __all__ = [
     "evaluate",
     "export",
     "finetune",
+    "from_pretrained",
     "load",
     "read_report",
     "save",
+    "save_pretrained",
 ]
 
 

@@ -53,12 +53,12 @@ from htcompress.stages import (
     tried,
     tuned,
 )
-from htcompress.task import load_task
+from htcompress.task import Task, load_task
 from htcompress.vocabulary import Format, LayoutKind, Scope, UnitOrder, one_of
 
 Evaluate = Callable[[nn.Module], Mapping[str, float] | float]
 
-__all__ = ["Compressed", "Opened", "compress", "compressed_model", "converted", "save"]
+__all__ = ["Compressed", "Opened", "compress", "compressed_model", "converted", "save", "save_pretrained"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,10 @@ class Compressed:
     report: Report
     config: dict[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the output directory; see `save`."""
+        save(self, directory)
 
 
 def compress(
@@ -156,14 +160,17 @@ def compress(
         return compressed_model(opened_model, request, data, observer or Observer())
 
 
-def converted(checkpoint: str | Path, request: Request, *, observer: Observer | None = None) -> Compressed:
-    """What a request makes of a checkpoint file; see `convert`."""
+def converted(
+    checkpoint: str | Path, request: Request, *, task: Task | None = None, observer: Observer | None = None
+) -> Compressed:
+    """What a request makes of a checkpoint file; see `convert`. `task` stands in for the one that it names."""
     observer = observer or Observer()
     with restored():
         device = device_named(request.device)
-        task = None if request.task is None else load_task(request.task)
+        if task is None and request.task is not None:
+            task = load_task(request.task)
         observer.stage("reading the checkpoint")
-        read = read_checkpoint(checkpoint, weights=request.weights)
+        read = read_checkpoint(checkpoint, weights=request.weights, names=request.names)
         source = {"file": read.path.name, "sha256": read.sha256, "path": str(checkpoint)}
         if request.weights is not None:
             source["weights"] = request.weights
@@ -330,6 +337,11 @@ def save(compressed: Compressed, directory: str | Path) -> None:
     relative = None if path is None else os.path.relpath(path, place)
     report = replace(compressed.report, source={**compressed.report.source, "path": relative})
     write_directory(place, compressed.tensors, compressed.config, report, files=compressed.files)
+
+
+def save_pretrained(compressed: Compressed, directory: str | Path) -> None:
+    """`save`, by the name that users of Hugging Face's libraries know."""
+    save(compressed, directory)
 
 
 def _tell(left: Mapping[str, str], observer: Observer) -> None:

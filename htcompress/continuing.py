@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from htcompress.report import read_report
 from htcompress.request import FineTuning
 from htcompress.sources.read import read_checkpoint
 from htcompress.stages import Clock, measured, read_back, snapshot, training_batches, tried, tuned
-from htcompress.task import load_task
+from htcompress.task import Task, load_task
 
 __all__ = ["evaluate", "finetune"]
 
@@ -26,7 +27,7 @@ __all__ = ["evaluate", "finetune"]
 def finetune(
     directory: str | Path,
     *,
-    task: str | Path,
+    task: str | Path | Task,
     teacher: str | Path | None = None,
     options: FineTuning | None = None,
     device: str = "cpu",
@@ -93,8 +94,9 @@ def finetune(
 def evaluate(
     source: str | Path,
     *,
-    task: str | Path,
+    task: str | Path | Task,
     weights: str | None = None,
+    names: Mapping[str, str] | None = None,
     device: str = "cpu",
     observer: Observer | None = None,
 ) -> dict[str, float]:
@@ -102,6 +104,7 @@ def evaluate(
 
     Args:
         weights: the state_dict to take of a checkpoint that holds several.
+        names: torch's names for tensors that a checkpoint calls otherwise.
     """
     observer = observer or Observer()
     with restored():
@@ -112,7 +115,7 @@ def evaluate(
         if place.is_dir():
             model = opened(place, loaded, observer)
         else:
-            model = dense_model(loaded, read_checkpoint(place, weights=weights), observer)
+            model = dense_model(loaded, read_checkpoint(place, weights=weights, names=names), observer)
         observer.stage("evaluating")
         model = model.to(where).eval()
         with seeded(0), without_packing(model):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from htcompress import compression
 from htcompress.compression import Compressed
+from htcompress.construction import Constructed
 from htcompress.errors import RequestError
 from htcompress.graphs.calibration import Calibration
-from htcompress.graphs.formats import GRAPHS, container_of, graph_in
+from htcompress.graphs.formats import GRAPHS, container_of, graph_in, refuse_names
+from htcompress.isolation import restored
 from htcompress.observer import Observer
+from htcompress.report import read_report
 from htcompress.request import FineTuning, Goal, Request
 from htcompress.sources.read import READERS
+from htcompress.sources.recognise import Container
+from htcompress.task import Task
 
 __all__ = ["convert", "converted"]
 
@@ -24,8 +32,11 @@ def convert(
     calibration: str | Path | None = None,
     targets: str | None = None,
     metric: str | None = None,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
     layers: str = "*",
     weights: str | None = None,
+    names: Mapping[str, str] | None = None,
     finetuning: FineTuning | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -34,14 +45,17 @@ def convert(
     """Compress the recurrent layers of a checkpoint file; what `htcompress convert` does.
 
     Args:
-        checkpoint: a state_dict in `.pt`, `.pth`, `.ckpt` or `.safetensors`, an ONNX model, or a file of Keras.
+        checkpoint: a state_dict in `.pt`, `.pth`, `.ckpt`, `.safetensors` or `.npz`, an ONNX model, or a file of Keras.
         goal: the budget, the error or the ratio; the scope and the layout.
         task: a task file or module; without one the weights alone are worked from.
-        calibration: for a model of ONNX or Keras, an `.npz` file with an array for each input, the first axis the
-            samples.
+        calibration: for a model of ONNX or Keras, or beside `model`, an `.npz` file with an array for each input, the
+            first axis the samples.
         targets: the name of an array of that file to measure against.
         metric: what is measured: `accuracy`, `mse` or `mae`.
+        model: in place of a task, the class of the model, `package.module:Class`; it is imported and run.
+        model_arguments: what it is constructed with, by name; values of JSON.
         weights: the state_dict to take of a file that holds several, such as `state_dict_ema`.
+        names: torch's names for tensors that the file calls otherwise: `{"rnn.weight_ih_l0": "w_ih"}`.
         finetuning: how to fine-tune; None: not at all.
         device: where calibration, fine-tuning and evaluation run.
 
@@ -49,7 +63,10 @@ def convert(
         HTCompressError: as `compress`, and `CheckpointError`, `TaskError` for the files.
     """
     asked = None if task is None else str(task)
-    request = Request(goal, layers, finetuning, seed, asked, weights, device)
+    data = (None if calibration is None else str(calibration), targets, metric)
+    arguments = None if model_arguments is None else json.dumps(dict(model_arguments))
+    constructed = Constructed.of_options(model, arguments, *data)
+    request = Request(goal, layers, finetuning, seed, asked, weights, device, names, constructed)
     given = Calibration(None if calibration is None else Path(calibration), targets, metric)
     return converted(checkpoint, request, given, observer=observer)
 
@@ -66,17 +83,65 @@ def evaluated(source: str | Path, given: Calibration) -> dict[str, float]:
     return measuring.evaluate(Path(source), given)
 
 
+def task_of(
+    source: str | Path,
+    task: str | Path | None,
+    asked: Constructed | None,
+    *,
+    purpose: str,
+    teacher: str | Path | None = None,
+    observer: Observer | None = None,
+) -> str | Path | Task:
+    """The task that goes on with an output directory, or evaluates a checkpoint.
+
+    Args:
+        source: the directory, or the checkpoint.
+        task: a task file or module.
+        asked: a class and its data in its place.
+        purpose: what needs it, for messages.
+        teacher: the dense checkpoint of a directory; None: the one whose path its report keeps.
+
+    Raises `RequestError` where neither or both are given; it says how the directory was made.
+    """
+    from htcompress.plain_task import made_task, task_for_directory
+
+    if task is not None and asked is not None:
+        raise RequestError("--task and --model both say what the model is; leave out one of them.")
+    if task is not None:
+        return task
+    if asked is not None and asked.calibration is None:
+        raise RequestError("--model tells nothing of the data: give --calibration X.npz, an array for each input.")
+    place, observer = Path(source), observer or Observer()
+    ours = place.is_dir() and (place / "report.json").is_file()
+    if asked is not None and not ours:
+        return made_task(asked, None, observer)
+    if asked is not None:
+        return task_for_directory(asked, place, observer, teacher=teacher)
+    made = ""
+    if ours:
+        known = Request.of_report(read_report(place).request)
+        told = known.model.command() if known.model is not None else known.task and f"--task {known.task}"
+        made = f" {place} was made with {told}." if told else ""
+    raise RequestError(
+        f"{purpose} needs --task TASK, or --model package.module:Class and --calibration X.npz: the model, its data "
+        f"and its metric.{made}"
+    )
+
+
 def converted(
     checkpoint: str | Path, request: Request, given: Calibration | None = None, *, observer: Observer | None = None
 ) -> Compressed:
     """What a request makes of a file; see `convert`."""
-    given = given or Calibration()
+    given, observer = given or Calibration(), observer or Observer()
     container = container_of(checkpoint)
+    if request.model is not None:
+        return _constructed(checkpoint, request, request.model, container, observer)
     if container is not None and request.task is not None and container not in READERS:
         raise RequestError(f"{checkpoint} runs by itself: give --calibration X.npz in place of --task.")
     if container is not None and (request.task is None or given.file is not None):
         from htcompress.graphs import converting
 
+        refuse_names(checkpoint, request.names)
         if request.task is not None:
             raise RequestError(
                 f"{checkpoint} is calibrated by --calibration X.npz or by --task; leave out one of them."
@@ -84,7 +149,23 @@ def converted(
         return converting.converted(Path(checkpoint), GRAPHS[container], request, given, observer)
     if given.file is not None:
         raise RequestError(
-            f"--calibration is for models that run from their own file (ONNX, Keras); {checkpoint} is none. Give a "
-            f"task with --task, whose calibration() yields the inputs."
+            f"--calibration is for models that run from their own file (ONNX, Keras); {checkpoint} is none. Name its "
+            f"class with --model package.module:Class, or give a task with --task, whose calibration() yields the "
+            f"inputs."
         )
     return compression.converted(checkpoint, request, observer=observer)
+
+
+def _constructed(
+    checkpoint: str | Path, request: Request, asked: Constructed, container: Container | None, observer: Observer
+) -> Compressed:
+    """A checkpoint in a model that a class makes, in place of a task."""
+    from htcompress.plain_task import task_for_checkpoint
+
+    if request.task is not None:
+        raise RequestError("--task and --model both say what the model is; leave out one of them.")
+    if container is not None and container not in READERS:
+        raise RequestError(f"{checkpoint} runs by itself: leave out --model; --calibration X.npz is enough.")
+    with restored():
+        task = task_for_checkpoint(asked, checkpoint, request, observer)
+        return compression.converted(checkpoint, request, task=task, observer=observer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from htcompress.graphs.file import OnnxFile
-from htcompress.graphs.formats import container_of
+from htcompress.graphs.formats import container_of, refuse_names
 from htcompress.matrix.blocks import chunked_gram, working
 from htcompress.model.inventory import inventory, names_of
 from htcompress.model.selection import selected
@@ -84,19 +84,22 @@ class Inspection:
         return asdict(self)
 
 
-def inspect_checkpoint(path: str | Path, *, layers: str = "*", weights: str | None = None) -> Inspection:
-    """Look at a checkpoint without changing anything. Raises as `read_checkpoint` and `inventory` do."""
+def inspect_checkpoint(
+    path: str | Path, *, layers: str = "*", weights: str | None = None, names: Mapping[str, str] | None = None
+) -> Inspection:
+    """Look at a checkpoint without changing anything. Arguments and errors: those of `read_checkpoint`, `inventory`."""
     left: dict[str, str] = {}
     if container_of(path) is Container.ONNX:
+        refuse_names(path, names)
         file = OnnxFile.read(Path(path))
         read = file.checkpoint()
         left |= file.left
     else:
-        read = read_checkpoint(path, weights=weights)
+        read = read_checkpoint(path, weights=weights, names=names)
         left |= read.left
     every = inventory(read.tensors, source=str(path), on_left=left.__setitem__)
-    names = selected({layer.name: names_of(layer, read.tensors) for layer in every}, layers)
-    found = [layer for layer in every if layer.name in names]
+    chosen = selected({layer.name: names_of(layer, read.tensors) for layer in every}, layers)
+    found = [layer for layer in every if layer.name in chosen]
     spectra: list[tuple[tuple[int, int], Tensor]] = []
     inspected = []
     for layer in found:

@@ -16,6 +16,7 @@ from htcompress.model.names import listed, own_names, renamed
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.observer import Observer
 from htcompress.report import Report
+from htcompress.request import Request
 from htcompress.sources.read import Checkpoint, read_checkpoint
 from htcompress.task import Task
 
@@ -45,12 +46,12 @@ def teacher_of(
 
     Raises `TaskError` where it is not found and the task has nothing else to train on.
     """
-    weights = report.source.get("weights")
+    weights, names = report.source.get("weights"), Request.of_report(report.request).names
     if given is not None:
-        return dense_model(task, read_checkpoint(given, weights=weights), observer)
+        return dense_model(task, read_checkpoint(given, weights=weights, names=names), observer)
     path = report.source.get("path")
-    if path is not None and (place / path).is_file():
-        found = read_checkpoint(place / path, weights=weights)
+    if path is not None and (place / path).exists():
+        found = read_checkpoint(place / path, weights=weights, names=names)
         if found.sha256 == report.source["sha256"]:
             return dense_model(task, found, observer)
         observer.message(f"{place / path} is no longer the checkpoint that {place} was made from; it is not used.")

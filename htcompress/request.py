@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from htcompress.construction import Constructed
 from htcompress.errors import RequestError
 from htcompress.numbers import budget_of, real, whole
 from htcompress.vocabulary import BITS, HARMLESS, INTEGER_BITS, WIDEST, Format, LayoutKind, Scope, UnitOrder, one_of
@@ -177,6 +179,8 @@ class Request:
         task: the task file or module; None where there is none.
         weights: the state_dict to take of a file that holds several.
         device: where calibration, fine-tuning and evaluation run.
+        names: torch's names for tensors that the file calls otherwise.
+        model: in place of a task, a class and its data.
     """
 
     goal: Goal
@@ -186,6 +190,8 @@ class Request:
     task: str | None = None
     weights: str | None = None
     device: str = "cpu"
+    names: Mapping[str, str] | None = None
+    model: Constructed | None = None
 
     @classmethod
     def of_options(
@@ -247,6 +253,8 @@ class Request:
             "layers": self.layers,
             "weights": self.weights,
             "device": self.device,
+            "names": None if self.names is None else dict(self.names),
+            "model": None if self.model is None else self.model.to_report(),
             "steps": 0 if tuning is None else tuning.steps,
             "epochs": None if tuning is None else tuning.epochs,
             "time_limit": None if tuning is None else tuning.time_limit,
@@ -265,6 +273,9 @@ class Request:
             steps = request.get("steps", 0)
             if tuning is None and steps:
                 tuning = {"steps": steps, "time_limit": request.get("time_limit"), "seed": seed}
+            names, model = request.get("names"), request.get("model")
+            if names is not None and not all(isinstance(word, str) for pair in names.items() for word in pair):
+                raise TypeError("its names are no text")
             goal = Goal(
                 request.get("budget"),
                 request.get("error"),
@@ -284,8 +295,10 @@ class Request:
                 request.get("task"),
                 request.get("weights"),
                 request.get("device", "cpu"),
+                names,
+                None if model is None else Constructed.of_report(model),
             )
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, KeyError) as error:
             raise RequestError(f"This is no request of a compression: {error}.") from error
 
     def command(self, checkpoint: str, output: str | None = None) -> str:
@@ -297,13 +310,15 @@ class Request:
         What only the library can ask for (`FineTuning` beyond steps and time limit) is not in it.
         """
         goal, tuning = self.goal, self.finetuning
-        tunes = self.task is not None and tuning is not None and tuning.trains
+        modelled = self.task is not None or self.model is not None
+        tunes = modelled and tuning is not None and tuning.trains
         words: list[Any] = ["htcompress", "convert", checkpoint]
         options = (
             ("--budget", goal.budget if goal.bytes is None else f"{goal.bytes}B", None),
             ("--error", goal.error, None),
             ("--ratio", goal.ratio, None),
             ("--task", self.task, None),
+            *(() if self.model is None else self.model.options()),
             ("--output", output, None),
             ("--scope", goal.scope, Scope.AUTO),
             ("--layout", goal.layout, LayoutKind.AUTO),
@@ -312,6 +327,7 @@ class Request:
             ("--bits", goal.bits, None if goal.bytes is not None else WIDEST),
             ("--layers", self.layers, "*"),
             ("--weights", self.weights, None),
+            ("--names", None if self.names is None else json.dumps(dict(self.names)), None),
             ("--device", self.device, "cpu"),
             ("--steps", tuning.steps if tunes and tuning is not None else None, None),
             ("--epochs", None if tuning is None else tuning.epochs, None),
@@ -320,6 +336,6 @@ class Request:
         for option, value, default in options:
             if value is not None and value != default:
                 words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
-        if self.task is not None and not tunes:
+        if modelled and not tunes:
             words.append("--no-finetune")
         return shlex.join([*words, "--seed", str(self.seed)])

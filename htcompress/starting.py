@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from htcompress.errors import RequestError
@@ -60,7 +61,9 @@ higher_is_better = True  # TODO: False for an error or a loss
 '''
 
 
-def write_task(checkpoint: str | Path, out: str | Path, *, weights: str | None = None) -> Path:
+def write_task(
+    checkpoint: str | Path, out: str | Path, *, weights: str | None = None, names: Mapping[str, str] | None = None
+) -> Path:
     """Write a task file for a checkpoint, its layers and tensors listed, with what is to be filled in.
 
     Raises:
@@ -72,7 +75,7 @@ def write_task(checkpoint: str | Path, out: str | Path, *, weights: str | None =
         raise RequestError(f"{place} exists, and is left as it is. Give another with -o.")
     if not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
         raise RequestError(f"The folder {place.parent} cannot be written to; give another file with -o.")
-    read = read_checkpoint(checkpoint, weights=weights)
+    read = read_checkpoint(checkpoint, weights=weights, names=names)
     layers = inventory(read.tensors, source=str(checkpoint))
     own = {tensor for layer in layers for name in names_of(layer, read.tensors) for tensor in tensor_names(layer, name)}
     others = {name: tuple(tensor.shape) for name, tensor in read.tensors.items() if name not in own}

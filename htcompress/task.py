@@ -127,8 +127,8 @@ class Task:
         )
 
 
-def load_task(source: str | Path) -> Task:
-    """Load a task from a file (`path/to/task.py`) or a module (`package.module`).
+def load_task(source: str | Path | Task) -> Task:
+    """Load a task from a file (`path/to/task.py`) or a module (`package.module`); a task that is one is given back.
 
     It is the user's own code and is run as such: what lies in its folder can be imported, then and later, as for a
     script.
@@ -136,11 +136,25 @@ def load_task(source: str | Path) -> Task:
     Raises:
         TaskError: it is missing, does not import, or lacks `model()`.
     """
-    text = str(source)
+    if isinstance(source, Task):
+        return source
+    task = Task(str(source), *imported(str(source), "task"))
+    task.require("model", purpose="every command")
+    return task
+
+
+def imported(text: str, what: str) -> tuple[ModuleType, str]:
+    """A module of the user's, from a file or by its name, and the folder that it imports from.
+
+    Args:
+        what: it is called in messages.
+
+    Raises `TaskError` where it is missing or does not import.
+    """
     path = Path(text)
     looks_like_file = path.suffix == ".py" or "/" in text or path.is_file()
     if looks_like_file and not path.is_file():
-        raise TaskError(f"There is no task file {text}. Give a Python file (task.py) or a module (package.module).")
+        raise TaskError(f"There is no {what} file {text}. Give a Python file ({what}.py) or a module (package.module).")
     try:
         module = _from_file(path) if looks_like_file else _from_module(text)
     except TaskError:
@@ -149,16 +163,14 @@ def load_task(source: str | Path) -> Task:
         line = "" if error.lineno is None else f" in line {error.lineno}"
         place = "" if error.filename is None or Path(error.filename).name == path.name else f" of {error.filename}"
         raise TaskError(
-            f"The task {text} has a syntax error{line}{place}: {error.msg}. Correct it and try again."
+            f"The {what} {text} has a syntax error{line}{place}: {error.msg}. Correct it and try again."
         ) from error
     except (Exception, SystemExit) as error:
         where = _where(error, str(path.resolve()))
         raise TaskError(
-            f"The task {text} failed while it was imported: {_said(error)}{where}. Correct it and try again."
+            f"The {what} {text} failed while it was imported: {_said(error)}{where}. Correct it and try again."
         ) from error
-    task = Task(text, module, str(path.resolve().parent) if looks_like_file else str(Path.cwd()))
-    task.require("model", purpose="every command")
-    return task
+    return module, str(path.resolve().parent) if looks_like_file else str(Path.cwd())
 
 
 def metrics_of(result: Any, *, source: str) -> dict[str, float]:

@@ -130,6 +130,8 @@ def sample_report() -> Report:
             "layers": "*",
             "weights": None,
             "device": "cpu",
+            "names": None,
+            "model": None,
             "steps": 400,
             "time_limit": None,
             "epochs": None,

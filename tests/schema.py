@@ -53,6 +53,8 @@ REPORT: dict[str, Any] = {
         "layers": str,
         "weights": (str, NoneType),
         "device": str,
+        "names": (dict, NoneType),
+        "model": (dict, NoneType),
         "finetuning": (dict, NoneType),
         "steps": (int, NoneType),
         "epochs": MAYBE,

@@ -20,7 +20,9 @@ from htcompress_cli.options import (
     Json,
     Layers,
     Metric,
-    NeededTask,
+    ModelArguments,
+    ModelOption,
+    Names,
     Quiet,
     Seed,
     Steps,
@@ -40,13 +42,15 @@ def inspect(
     checkpoint: Checkpoint,
     layers: Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers.")] = "*",
     weights: Weights = None,
+    names: Names = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """List the recurrent layers found, their sizes and spectra, and what a few budgets would give."""
     from htcompress.inspection import inspect_checkpoint, inspection_to_terminal
+    from htcompress.sources.naming import names_of
 
-    found = inspect_checkpoint(checkpoint, layers=layers, weights=weights)
+    found = inspect_checkpoint(checkpoint, layers=layers, weights=weights, names=names_of(names))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
@@ -57,12 +61,14 @@ def init(
     checkpoint: Checkpoint,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The task file.")] = Path("task.py"),
     weights: Weights = None,
+    names: Names = None,
     debug: Debug = False,
 ) -> None:
     """Write a task file to begin with: the layers and tensors of a checkpoint, and what is to be filled in."""
+    from htcompress.sources.naming import names_of
     from htcompress.starting import write_task
 
-    typer.echo(f"written to {write_task(checkpoint, output, weights=weights)}")
+    typer.echo(f"written to {write_task(checkpoint, output, weights=weights, names=names_of(names))}")
 
 
 def convert(
@@ -75,6 +81,8 @@ def convert(
     ] = None,
     ratio: Annotated[str | None, typer.Option(metavar="R", help="Instead: how many times smaller: 100.")] = None,
     task: TaskOption = None,
+    model: ModelOption = None,
+    model_arguments: ModelArguments = None,
     calibration: CalibrationOption = None,
     targets: Targets = None,
     metric: Metric = None,
@@ -103,6 +111,7 @@ def convert(
     ] = None,
     layers: Layers = "*",
     weights: Weights = None,
+    names: Names = None,
     finetune: Finetune = True,
     steps: Steps = None,
     epochs: Epochs = None,
@@ -114,7 +123,9 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Compress a checkpoint: calibrate, decompose, fine-tune, evaluate, write the output directory."""
+    from htcompress.construction import Constructed
     from htcompress.request import Request
+    from htcompress.sources.naming import names_of
 
     request = Request.of_options(
         budget=budget,
@@ -131,6 +142,8 @@ def convert(
         task=None if task is None else str(task),
         weights=weights,
         device=device,
+        names=names_of(names),
+        model=Constructed.of_options(model, model_arguments, calibration, targets, metric),
     )
     place = output if output is not None else Path(f"{checkpoint.stem}-ht")
     from htcompress.directory.write import check_writable
@@ -149,7 +162,12 @@ def convert(
 
 def finetune(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output directory of convert.")],
-    task: NeededTask,
+    task: TaskOption = None,
+    model: ModelOption = None,
+    model_arguments: ModelArguments = None,
+    calibration: CalibrationOption = None,
+    targets: Targets = None,
+    metric: Metric = None,
     teacher: Annotated[
         Path | None,
         typer.Option(metavar="CKPT", help="The dense checkpoint; by default the one the directory was made from."),
@@ -166,8 +184,10 @@ def finetune(
     """Continue fine-tuning of an output directory; it is replaced when all is done."""
     options = finetuning_of(steps, epochs, time_limit, seed)
     from htcompress import compression, continuing, conversion
+    from htcompress.construction import Constructed
     from htcompress.errors import RequestError
 
+    asked = Constructed.of_options(model, model_arguments, calibration, targets, metric)
     if conversion.is_graph(directory):
         raise RequestError(
             f"{directory} holds a model that runs from its own file, which is fine-tuned while it is converted. "
@@ -176,11 +196,12 @@ def finetune(
     from htcompress.directory.read import read_config
     from htcompress.directory.write import check_writable
 
-    read_config(directory)
-    check_writable(directory)
     with open_screen(quiet) as screen:
+        given = conversion.task_of(directory, task, asked, purpose="finetune", teacher=teacher, observer=screen)
+        read_config(directory)
+        check_writable(directory)
         result = continuing.finetune(
-            directory, task=task, teacher=teacher, options=options, device=device, observer=screen
+            directory, task=given, teacher=teacher, options=options, device=device, observer=screen
         )
         screen.stage("writing")
         compression.save(result, directory)
@@ -190,10 +211,13 @@ def finetune(
 def evaluate(
     source: Annotated[Path, typer.Argument(metavar="DIR_OR_CKPT", help="An output directory, or a checkpoint.")],
     task: TaskOption = None,
+    model: ModelOption = None,
+    model_arguments: ModelArguments = None,
     calibration: CalibrationOption = None,
     targets: Targets = None,
     metric: Metric = None,
     weights: Weights = None,
+    names: Names = None,
     device: Device = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -201,18 +225,22 @@ def evaluate(
 ) -> None:
     """Measure the task's metric of an output directory or a dense checkpoint; of ONNX and Keras, the outputs."""
     from htcompress import continuing, conversion
+    from htcompress.construction import Constructed
     from htcompress.errors import RequestError
     from htcompress.graphs.calibration import Calibration
+    from htcompress.sources.naming import names_of
 
+    asked = Constructed.of_options(model, model_arguments, calibration, targets, metric)
     with open_screen(quiet) as screen:
         if task is not None and calibration is not None:
             raise RequestError("evaluate takes --task, or for ONNX and Keras --calibration; leave out one of them.")
-        if task is not None:
-            metrics = continuing.evaluate(source, task=task, weights=weights, device=device, observer=screen)
-        elif conversion.is_graph(source):
-            metrics = conversion.evaluated(source, Calibration(calibration, targets, metric))
+        if task is not None or asked is not None or not conversion.is_graph(source):
+            given = conversion.task_of(source, task, asked, purpose="evaluate", observer=screen)
+            metrics = continuing.evaluate(
+                source, task=given, weights=weights, names=names_of(names), device=device, observer=screen
+            )
         else:
-            raise RequestError("evaluate needs --task TASK, whose evaluate(model) is the metric.")
+            metrics = conversion.evaluated(source, Calibration(calibration, targets, metric))
     if as_json:
         # JSON has no NaN: null, as everything that is not known.
         typer.echo(json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}, indent=2))

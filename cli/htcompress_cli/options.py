@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from htcompress.request import FineTuning
 
 Checkpoint = Annotated[
-    Path, typer.Argument(metavar="CKPT", help="A trained model: .pt, .pth, .ckpt, .safetensors, .onnx, .keras, .h5.")
+    Path,
+    typer.Argument(metavar="CKPT", help="A trained model: .pt, .pth, .ckpt, .safetensors, .npz, .onnx, .keras, .h5."),
 ]
 TaskOption = Annotated[
     str | None, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
@@ -21,12 +22,19 @@ TaskOption = Annotated[
 NeededTask = Annotated[
     str, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
 ]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODULE:CLASS", help="In place of a task: the model's class; it is run as such."),
+]
+ModelArguments = Annotated[
+    str | None, typer.Option(metavar="JSON", help="What it is constructed with: '{\"hidden\": 256}'.")
+]
 CalibrationOption = Annotated[
     Path | None,
     typer.Option(
         "--calibration",
         metavar="X.npz",
-        help="For a model of ONNX or Keras: an array for each input, first axis the samples.",
+        help="For --model, and for ONNX and Keras: an array for each input, first axis the samples.",
     ),
 ]
 Targets = Annotated[
@@ -41,6 +49,12 @@ ScopeOption = Annotated[
 Layers = Annotated[str, typer.Option(metavar="GLOB", help="Which recurrent layers; the others stay dense.")]
 Weights = Annotated[
     str | None, typer.Option(metavar="KEY", help="Which state_dict of a file that holds several: state_dict_ema.")
+]
+Names = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=ARRAY,...", help="Torch's names for arrays that are called otherwise; ARRAY.T: the transpose."
+    ),
 ]
 UnitOrderOption = Annotated[
     str, typer.Option("--unit-order", metavar="HOW", help="How hidden units are ordered to fold: auto, readers, keep.")

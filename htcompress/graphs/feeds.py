@@ -143,19 +143,7 @@ def read_feeds(
     """
     path = Path(path)
     wanted = ", ".join(f"{value.name} {value.said}" for value in inputs)
-    if not path.is_file():
-        raise TaskError(f"There is no file {path}. Give an .npz file with an array for each input: {wanted}.")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:
-        raise TaskError(
-            f"{path} is no .npz file of plain arrays ({str(error).splitlines()[0]}). Save one with numpy.savez("
-            f"'{path.name}', {inputs[0].name if inputs else 'x'}=...), an array for each input: {wanted}."
-        ) from error
-    if targets is not None and targets not in arrays:
-        raise TaskError(f"{path} has no array {targets}; it holds {', '.join(arrays)}.")
-    wanted_of = None if targets is None else arrays.pop(targets)
+    arrays, wanted_of = read_arrays(path, targets, wanted, inputs[0].name if inputs else "x")
     if len(arrays) == 1 and len(inputs) == 1:
         arrays = {inputs[0].name: next(iter(arrays.values()))}  # there is but one place for it
     known = {value.name: value for value in inputs}
@@ -183,6 +171,33 @@ def read_feeds(
             f"model with an open batch."
         )
     return feeds
+
+
+def read_arrays(
+    path: Path, targets: str | None, wanted: str, example: str
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """The arrays of an `.npz` file by their names, and the one of them that is the targets.
+
+    Args:
+        targets: its name; None: there is none.
+        wanted: what the model takes, for messages.
+        example: a name of an input.
+
+    Raises `TaskError` where the file is not there, no archive of plain arrays, or has no such targets.
+    """
+    if not path.is_file():
+        raise TaskError(f"There is no file {path}. Give an .npz file with an array for each input: {wanted}.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:
+        raise TaskError(
+            f"{path} is no .npz file of plain arrays ({str(error).splitlines()[0]}). Save one with numpy.savez("
+            f"'{path.name}', {example}=...), an array for each input: {wanted}."
+        ) from error
+    if targets is not None and targets not in arrays:
+        raise TaskError(f"{path} has no array {targets}; it holds {', '.join(arrays)}.")
+    return arrays, None if targets is None else arrays.pop(targets)
 
 
 def _typed(array: np.ndarray, value: Value) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from htcompress.errors import CheckpointError
+from htcompress.errors import CheckpointError, RequestError
 from htcompress.graphs.file import ONNX_FILE, OnnxFile
 from htcompress.graphs.graph import Graph
 from htcompress.graphs.keras_graph import KERAS_FILES, KerasGraph
@@ -33,6 +33,12 @@ def container_of(path: str | Path) -> Container | None:
     if found is None or isinstance(found, Foreign) or found not in GRAPHS:
         return None
     return None if found is Container.HDF5 and not holds_model(place) else found
+
+
+def refuse_names(path: str | Path, names: Mapping[str, str] | None) -> None:
+    """Raise `RequestError` where names are given for a graph, whose layers are found by its nodes."""
+    if names:
+        raise RequestError(f"--names is for files of weights; the layers of {path} bear names already. Leave it out.")
 
 
 def graph_in(directory: str | Path) -> Path | None:

@@ -53,11 +53,12 @@ def difference(found: Sequence[Answers], wanted: Sequence[Answers], session: Ses
     parts = []
     for name in _compared(session, feeds):
         pairs = [(a[name], b[name]) for calls in zip(found, wanted, strict=True) for a, b in zip(*calls, strict=True)]
-        parts.append(_apart(pairs))
+        parts.append(apart(pairs))
     return sum(parts) / len(parts) if parts else 0.0
 
 
-def _apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+def apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """How far arrays are from those that are wanted, as one number; see `difference`."""
     if not all(b.dtype.kind == "f" for _, b in pairs):
         unlike = sum(int((a != b).sum()) if a.shape == b.shape else b.size for a, b in pairs)
         return unlike / max(1, sum(b.size for _, b in pairs))

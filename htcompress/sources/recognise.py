@@ -23,6 +23,7 @@ class Container(StrEnum):
     ONNX = "an ONNX file"
     KERAS = "a Keras file"
     HDF5 = "an HDF5 file"
+    NUMPY = "an .npz archive"
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,7 @@ _STARTS: tuple[tuple[bytes, Foreign], ...] = (
     (b"7z\xbc\xaf\x27\x1c", Foreign("a 7z archive", _UNPACK)),
     (
         b"\x93NUMPY",
-        Foreign(
-            "an array of NumPy (.npy)", 'Save all arrays with torch.save({name: torch.from_numpy(a)}, "model.pt").'
-        ),
+        Foreign("an array of NumPy (.npy), alone", "Give the folder that the arrays of the model are in, or an .npz."),
     ),
     (b"GGUF", Foreign("a GGUF file")),
     (
@@ -147,7 +146,6 @@ def _archive(path: Path) -> Container | Foreign | None:
     if any(name.startswith(".data/") for name in ends):
         return Foreign("a package of torch.package")
     if names and all(name.endswith(".npy") for name in names):
-        step = 'Save them with torch.save({name: torch.from_numpy(a) for name, a in arrays.items()}, "model.pt").'
-        return Foreign("an archive of NumPy arrays (.npz)", step)
+        return Container.NUMPY
     held = ", ".join(name[:80] for name in names if name.isprintable() and not name.endswith("/"))[:200]
     return Foreign(f"a zip archive without a torch checkpoint in it (no data.pkl), with {held or 'nothing'}", _UNPACK)

@@ -19,6 +19,11 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 _MOST_INDEX = 1 << 26
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder has a file of weights, or an index of shards, under a name that is known."""
+    return any((folder / f"{name}{end}").is_file() for name in FILES for end in ("", INDEX))
+
+
 def weights_in(folder: Path) -> Path:
     """The file of weights in a folder, or the index of its shards.
 
@@ -36,7 +41,7 @@ def weights_in(folder: Path) -> Path:
                 return place
     raise CheckpointError(
         f"{folder} is a directory without {' or '.join(FILES)}; expected a checkpoint file (.pt, .pth, .ckpt, "
-        f".safetensors), an ONNX file, or a directory of Hugging Face."
+        f".safetensors), an ONNX file, a directory of Hugging Face, or one of .npy files."
     )
 
 

@@ -369,7 +369,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "hdf5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "is not a readable HDF5 file"),
     "onnx": (lambda p: p.write_bytes(b"\x08\x08\x12\x07pytorch" + bytes(100)), "is an ONNX file"),
     "zip": (zipped("a.txt", "b/c.txt"), "is a zip archive without a torch checkpoint"),
-    "npz": (zipped("a.npy"), "an archive of NumPy arrays"),
+    "npz": (zipped("a.npy"), "no .npy file of plain arrays"),
     "exported": (zipped("m/models/model.json", "m/data/weights/w"), "a program of torch.export"),
     "tar": (taped, "is a tar archive"),
     "gzip": (lambda p: p.write_bytes(b"\x1f\x8b\x08" + bytes(100)), "is a gzip archive"),
