@@ -105,8 +105,10 @@ class _Gathered:
 
     def moments(self, count: int) -> tuple[Tensor, Tensor]:
         """The mean over so many batches of both; one tensor where they are the same."""
-        ih = torch.as_tensor(self.ih / count)
-        return ih, ih if self.hh is self.ih else torch.as_tensor(self.hh / count)
+        if not isinstance(self.ih, Tensor) or not isinstance(self.hh, Tensor):
+            raise RuntimeError("Nothing was gathered yet.")
+        ih = self.ih / count
+        return ih, ih if self.hh is self.ih else self.hh / count
 
 
 def _moment(delta: Tensor) -> Tensor:
