@@ -17,6 +17,8 @@ from htcompress.errors import TaskError
 from htcompress.model import statistics as module_under_test
 from htcompress.model.replace import recurrent_modules
 from htcompress.model.statistics import collect
+from htcompress.nn import watched
+from htcompress.nn.recurrence import Recurrence
 from htcompress.values import tensors_of
 
 INPUTS, HIDDEN, STEPS, BATCH = 4, 3, 6, 5
@@ -225,9 +227,21 @@ CASES = [
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("way", ["by the kernel", "step by step"])
 @pytest.mark.parametrize("form", ["padded", "packed", "packed unsorted", "unbatched", "given state"])
 @pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
-def test_layers_equal_loops_by_hand(kind: str, options: dict[str, Any], form: str) -> None:
+def test_layers_equal_loops_by_hand(
+    kind: str, options: dict[str, Any], form: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[Tensor] = []
+    loop = watched.run_direction
+
+    def counted(recurrence: Recurrence, z: Tensor, *arguments: Any, **named: Any) -> Any:
+        steps.append(z)
+        return loop(recurrence, z, *arguments, **named)
+
+    monkeypatch.setattr(watched, "run_direction", counted)
+    monkeypatch.setattr(watched, "pays_at", lambda *_, **__: way == "step by step")
     rnn = make(kind, **options)
     batches: list[tuple[Any, ...]] = []
     for _ in range(2):
@@ -247,6 +261,7 @@ def test_layers_equal_loops_by_hand(kind: str, options: dict[str, Any], form: st
             first = bool(options.get("batch_first"))
             batches.append((pack_padded_sequence(x, torch.tensor(lengths), first, form == "packed"), hx))
     check(Tagger(rnn), batches)
+    assert bool(steps) == (way == "step by step")
 
 
 # ---- cells, several modules, several calls --------------------------------------------------------------
