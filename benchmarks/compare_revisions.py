@@ -116,6 +116,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
     cases, runs = options.case or list(CASES), []
+    # Named by what they are now: HEAD may be another by the end.
+    shown = [revision if revision == "." else _short(revision) for revision in options.revisions]
     with tempfile.TemporaryDirectory(prefix="revisions-") as name:
         trees = []
         try:
@@ -128,7 +130,6 @@ def main() -> int:
             for tree in trees:
                 if tree != ROOT:
                     subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True)
-    shown = [revision if revision == "." else _short(revision) for revision in options.revisions]
     print(f"{shown[0]} and {shown[1]}; seeds {options.seeds}, {options.steps} steps of fine-tuning, 1 thread")
     beyond = show(runs, shown)
     print(f"{beyond} figures differ beyond noise (= equal, ~ within noise, + better, - worse, ? one seed cannot tell)")
