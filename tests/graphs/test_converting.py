@@ -277,4 +277,4 @@ def test_calibration_is_for_models_that_run_by_themselves(htc: Command, graph: P
     torch.save(torch.nn.LSTM(8, 8).state_dict(), "model.pt")
     ended = htc("convert", "model.pt", "--ratio", "3", "--calibration", "x.npz")
     assert ended.code == 2
-    assert "is none. Give a task" in ended.err
+    assert "is none. Name its class with --model" in ended.err

@@ -406,7 +406,7 @@ def test_with_a_task_and_back(htc: Command, here: Path, name: str) -> None:
 def test_what_makes_no_sense(htc: Command, here: Path) -> None:
     (here / "task.py").write_text(TASK)
     for given, said in (
-        (("tagger.weights.h5", "--calibration", "only.npz"), "tagger.weights.h5 is none. Give a task"),
+        (("tagger.weights.h5", "--calibration", "only.npz"), "tagger.weights.h5 is none. Name its class with --model"),
         (("tagger.keras", "--calibration", "only.npz", "--task", "task.py"), "leave out one of them"),
         (("tagger.keras", "--device", "cuda", "--calibration", "only.npz"), "leave out --weights and --device"),
         (("tagger.h5", "--calibration", "x.npz"), "holds given, wanted; the model's inputs are given (any, any, 6)"),
