@@ -15,6 +15,9 @@ from htcompress.values import leaves
 _MOST_BYTES = 1 << 28
 """Of answers that are kept: 256 MB."""
 
+_GLANCED = 1 << 12
+"""Numbers of a tensor that are looked at first: all of them only where these have been seen before."""
+
 _TRIED = 3
 """Kept answers that are held against fresh ones before any is taken: a teacher may draw at random, or go on from
 call to call."""
@@ -58,9 +61,11 @@ class Taught:
         self._left, self._to_try = _MOST_BYTES, _TRIED
 
     def __call__(self, arguments: Sequence[Any]) -> Answer:
-        key = fingerprint(arguments) if self._left > 0 or self._kept else None
-        if key is None:
+        glance = fingerprint(arguments, _GLANCED) if self._left > 0 or self._kept else None
+        if glance is None or glance not in self._seen:
+            self._seen |= set() if glance is None else {glance}
             return self._ask(arguments)
+        key = fingerprint(arguments) or glance
         kept = self._kept.get(key)
         if kept is not None and self._to_try == 0:
             return kept
@@ -71,30 +76,36 @@ class Taught:
                 # It does not depend on the arguments alone: nothing is kept from here on.
                 self._kept.clear()
                 self._left = 0
-        elif key in self._seen and found.bytes <= self._left:
+        elif found.bytes <= self._left:
             self._kept[key] = found
             self._left -= found.bytes
-        self._seen.add(key)
         return found
 
 
-def fingerprint(value: Any) -> bytes | None:
-    """What tells arguments from others, by all their numbers; None where something of them is not understood."""
+def fingerprint(value: Any, most: int | None = None) -> bytes | None:
+    """What tells arguments from others, by all their numbers or at most so many of each tensor.
+
+    None where something of them is not understood.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    return digest.digest() if _digested(value, digest) else None
+    return digest.digest() if _digested(value, digest, most) else None
 
 
-def _digested(value: Any, digest: Any) -> bool:
+def _digested(value: Any, digest: Any, most: int | None) -> bool:
     if isinstance(value, Tensor):
         if value.device.type != "cpu" or value.layout is not torch.strided:
             return False
         digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        flat = value.detach().reshape(-1)
+        flat = flat if most is None or flat.numel() <= most else flat[:: flat.numel() // most]
+        digest.update(flat.contiguous().view(torch.uint8).numpy().data)
         return True
     if isinstance(value, dict):
-        return all(_digested(part, digest) for pair in value.items() for part in pair)
+        return all(_digested(part, digest, most) for pair in value.items() for part in pair)
     if isinstance(value, list | tuple):
         digest.update(f"{type(value).__name__}{len(value)}".encode())
-        return all(_digested(part, digest) for part in value) and _digested(getattr(value, "named", None), digest)
+        return all(_digested(part, digest, most) for part in value) and _digested(
+            getattr(value, "named", None), digest, most
+        )
     digest.update(repr(value).encode())
     return value is None or isinstance(value, bool | int | float | str)

@@ -105,6 +105,17 @@ def test_arguments_are_told_apart_by_all_that_is_in_them() -> None:
     assert fingerprint((torch.stack([x, x], 1)[:, 0],)) == found[0]
 
 
+def test_batches_alike_at_a_glance_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taught, "_GLANCED", 2)
+    teacher = Counting()
+    keeping = Taught(teacher)
+    every = [(torch.tensor([[1.0, x, 3.0, 4.0]]),) for x in (2.0, 5.0)]
+    assert len({fingerprint(batch, 2) for batch in every}) == 1
+    for _ in range(5):
+        for batch in every:
+            assert torch.equal(keeping(batch).output, 2 * batch[0])
+
+
 def test_what_is_not_understood_is_not_kept() -> None:
     for value in ((object(),), (torch.randn(3).to_sparse(),), ([object()],)):
         assert fingerprint(value) is None
