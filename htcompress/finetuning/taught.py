@@ -61,11 +61,9 @@ class Taught:
         self._left, self._to_try = _MOST_BYTES, _TRIED
 
     def __call__(self, arguments: Sequence[Any]) -> Answer:
-        glance = fingerprint(arguments, _GLANCED) if self._left > 0 or self._kept else None
-        if glance is None or glance not in self._seen:
-            self._seen |= set() if glance is None else {glance}
+        key = self._key(arguments)
+        if key is None:
             return self._ask(arguments)
-        key = fingerprint(arguments) or glance
         kept = self._kept.get(key)
         if kept is not None and self._to_try == 0:
             return kept
@@ -80,6 +78,16 @@ class Taught:
             self._kept[key] = found
             self._left -= found.bytes
         return found
+
+    def _key(self, arguments: Sequence[Any]) -> bytes | None:
+        """What arguments are known by that seem to repeat; None of others, or where nothing can be kept."""
+        glance = fingerprint(arguments, _GLANCED) if self._left > 0 or self._kept else None
+        if glance is None:
+            return None
+        if glance in self._seen:
+            return fingerprint(arguments)
+        self._seen.add(glance)
+        return None
 
 
 def fingerprint(value: Any, most: int | None = None) -> bytes | None:
@@ -107,5 +115,5 @@ def _digested(value: Any, digest: Any, most: int | None) -> bool:
         return all(_digested(part, digest, most) for part in value) and _digested(
             getattr(value, "named", None), digest, most
         )
-    digest.update(repr(value).encode())
+    digest.update(f"{value!r};".encode())
     return value is None or isinstance(value, bool | int | float | str)

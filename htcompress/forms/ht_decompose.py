@@ -197,7 +197,9 @@ class Half:
 
     def cores(self, split: RootSplit, rank: int, ranks: Sequence[int]) -> list[Tensor]:
         """The cores of the half for these ranks (its nodes in post-order), the first `rank` columns only."""
-        # Candidates share their halves.
+        if len(self.modes) == 1:
+            return [_fold((split.left if self.side is Side.ROWS else split.right)[:, :rank], self.modes)]
+        # Candidates share their halves; what is kept of them is small.
         key = rank, *ranks[:-1]
         if key not in self._known:
             self._known[key] = self._cores(split, rank, ranks)
@@ -206,8 +208,6 @@ class Half:
     def _cores(self, split: RootSplit, rank: int, ranks: Sequence[int]) -> list[Tensor]:
         rows = self.side is Side.ROWS
         factor = (split.left if rows else split.right)[:, :rank]
-        if len(self.modes) == 1:
-            return [_fold(factor, self.modes)]
         floor = 1e-8 * float(split.values[0]) or 1.0  # a zero matrix has nothing to scale by
         scale = split.values[:rank].clamp_min(floor) if rows else torch.ones_like(split.values[:rank])
         tree = self._open_tree

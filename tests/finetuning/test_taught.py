@@ -91,6 +91,8 @@ def test_arguments_are_told_apart_by_all_that_is_in_them() -> None:
         (x, 1.0),
         (x, True),
         (x, "1"),
+        (x, 1, 23),
+        (x, 12, 3),
         (packed,),
         (torch.empty(0),),
         (torch.tensor(1.0),),
