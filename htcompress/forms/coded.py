@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import exp, log
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from htcompress.forms.core_problem import Feedback
 from htcompress.forms.dense import DenseMatrix
 from htcompress.forms.form import Choice, Ladder, MatrixSearch, Search, front
 from htcompress.forms.rounding import Rounded, rounded_plainly, rounded_with_feedback, spread
-from htcompress.matrix.stored import StoredMatrix
 from htcompress.storage import Codec, codec_within
 from htcompress.storage.integer import Integer
 from htcompress.storage.registry import PLAIN
@@ -32,6 +33,9 @@ _FLOATS = {2: torch.float16, 4: torch.float32, 8: torch.float64}
 _TRIED = 4
 """Bits of the trial."""
 
+_EACH = 3
+"""One choice of so many is tried."""
+
 _FEEDBACK = 0.3
 """What feedback leaves of the loss, before anything was rounded with it."""
 
@@ -44,14 +48,13 @@ class CodedChoice(Choice):
     expected: bool = True
 
 
-def coded(choice: Choice, search: Search, bits: int) -> CodedChoice:
+def coded(choice: Choice, feedback: Feedback, bits: int) -> CodedChoice:
     """A choice as it is stored in so many bits a number, its error what it comes to."""
     if bits not in INTEGER_BITS:
         raise ValueError(f"Numbers are whole in {INTEGER_BITS} bits, not in {bits}.")
-    if choice.matrix is None or choice.matrix.is_dense:
-        made = rounded_with_feedback(DenseMatrix(search.matrix.dense().double()), search.target, bits)
-    else:
-        made = rounded_with_feedback(spread(choice.matrix), search.target, bits)
+    dense = choice.matrix is None or choice.matrix.is_dense
+    start = DenseMatrix(feedback.dense.best) if dense or choice.matrix is None else spread(choice.matrix)
+    made = rounded_with_feedback(start, feedback, bits)
     return CodedChoice(choice.parameters, made.error, made.matrix, made.bytes, _named(made), bits, expected=False)
 
 
@@ -73,7 +76,8 @@ class CodedSearch(Search):
     def __init__(self, base: MatrixSearch, bits: Sequence[int], *, width: int, dense: bool) -> None:
         self.base, self.bits, self.width, self.rounds_dense = base, tuple(bits), width, dense
         self.target = base.target
-        self._lost: dict[int, float] = {}
+        self.feedback = Feedback(base.target)
+        self._dense: dict[int, CodedChoice] = {}
 
     @property
     def in_numbers(self) -> MatrixSearch:
@@ -115,20 +119,37 @@ class CodedSearch(Search):
         return CodedChoice(own.parameters, own.error, None, self.bytes_of(own, bits), {}, bits)
 
     def lost(self, choice: Choice) -> float:
-        """What the trial loses beyond the choice's own error."""
-        if choice.parameters not in self._lost:
-            matrix: StoredMatrix = (
-                DenseMatrix(self.matrix.dense().double()) if choice.matrix is None else spread(choice.matrix)
-            )
-            tried = rounded_plainly(matrix, self.target, _TRIED).error
-            own = 0.0 if choice.matrix is None else self.target.error_of(choice.matrix)
-            self._lost[choice.parameters] = max(tried - own, 1e-12 * self.total)
-        return self._lost[choice.parameters]
+        """What the trial loses beyond the choice's own error; between those that were tried, what theirs come to."""
+        if choice.matrix is None:
+            return self._lost_by_dense
+        numbers, lost = self._trials
+        return float(np.exp(np.interp(log(choice.parameters), numbers, lost)))
+
+    @cached_property
+    def _lost_by_dense(self) -> float:
+        return self._tried(self.base.dense)
+
+    @cached_property
+    def _trials(self) -> tuple[list[float], list[float]]:
+        """The logarithms of some choices' numbers, ascending, and of what rounding them lost."""
+        every = [choice for choice in self._base_ladder.choices if choice.matrix is not None]
+        some = [choice for k, choice in enumerate(every) if k % _EACH == 0 or k == len(every) - 1]
+        return [log(choice.parameters) for choice in some], [log(self._tried(choice)) for choice in some]
+
+    def _tried(self, choice: Choice) -> float:
+        matrix = DenseMatrix(self.feedback.dense.best) if choice.matrix is None else spread(choice.matrix)
+        tried = rounded_plainly(matrix, self.target, _TRIED).error
+        own = 0.0 if choice.matrix is None else self.target.error_of(choice.matrix)
+        return max(tried - own, 1e-12 * self.total, 1e-300)
 
     def stored(self, choice: Choice, bits: int) -> CodedChoice:
         """A choice as it is stored in so many bits a number; in 16 or more its rounding is harmless."""
         if bits in INTEGER_BITS:
-            return coded(choice, self, bits)
+            if choice.matrix is not None:
+                return coded(choice, self.feedback, bits)
+            if bits not in self._dense:
+                self._dense[bits] = coded(choice, self.feedback, bits)
+            return self._dense[bits]
         matrix = DenseMatrix(self.matrix.dense()) if choice.matrix is None else choice.matrix.balance()
         codec, size, every = codec_within(bits, _FLOATS[self.width]), 0, []
         codecs: dict[str, tuple[Codec, Tensor | None]] = {}

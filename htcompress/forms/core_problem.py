@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import opt_einsum
@@ -13,6 +14,7 @@ from torch import Tensor
 from htcompress.matrix.network import Network, equation
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import WeightedMatrix
+from htcompress.storage.feedback import unit_lower
 
 ROWS_DAMPED, COLS_DAMPED = 0.1, 0.01
 """What is added to a moment before errors are passed on by it, as a part of its mean eigenvalue: moments are
@@ -32,6 +34,18 @@ Operand = tuple[Tensor, tuple[str, ...]]
 """A tensor and the names of its axes."""
 
 
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A symmetric matrix, and what passes errors on by it."""
+
+    matrix: Tensor
+
+    @cached_property
+    def lower(self) -> Tensor:
+        """Unit lower triangular, see `unit_lower`."""
+        return unit_lower(self.matrix)[0]
+
+
 @dataclass(frozen=True)
 class CoreProblem:
     """What a core should be, and what an error of it counts: ||L_rows^T E L_cols||^2 or nearly so.
@@ -42,22 +56,34 @@ class CoreProblem:
     """
 
     best: Tensor
-    rows: Tensor | None
-    cols: Tensor | None
+    rows: Moment | None
+    cols: Moment | None
 
 
-def row_moment(target: WeightedMatrix) -> Tensor | None:
-    """G to pass errors on by; None: it passes nothing on."""
-    root = target.metric.row_root.root
-    return None if root is None or root.ndim == 1 else damped(root @ root, ROWS_DAMPED)
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """How the errors of a matrix are passed on in its metric: found once for all that is rounded in it."""
 
+    target: WeightedMatrix
 
-def col_moment(target: WeightedMatrix) -> Tensor | None:
-    """A to pass errors on by; None: it is the identity, or too large to be formed."""
-    metric = target.metric
-    if metric.inputs is None or metric.cols > _WIDEST_MOMENT:
-        return None
-    return damped(metric.input_moment, COLS_DAMPED)
+    @cached_property
+    def rows(self) -> Moment | None:
+        """G; None: it passes nothing on."""
+        root = self.target.metric.row_root.root
+        return None if root is None or root.ndim == 1 else Moment(damped(root @ root, ROWS_DAMPED))
+
+    @cached_property
+    def cols(self) -> Moment | None:
+        """A; None: it is the identity, or too large to be formed."""
+        metric = self.target.metric
+        if metric.inputs is None or metric.cols > _WIDEST_MOMENT:
+            return None
+        return Moment(damped(metric.input_moment, COLS_DAMPED))
+
+    @property
+    def dense(self) -> CoreProblem:
+        """The problem of the dense matrix, of which this is a copy in float64."""
+        return CoreProblem(self.target.matrix.dense().double(), self.rows, self.cols)
 
 
 def damped(moment: Tensor, part: float) -> Tensor:
@@ -66,8 +92,9 @@ def damped(moment: Tensor, part: float) -> Tensor:
     return moment + part * size * torch.eye(len(moment), dtype=moment.dtype)
 
 
-def core_problem(matrix: StoredMatrix, target: WeightedMatrix, t: int) -> CoreProblem:
+def core_problem(matrix: StoredMatrix, feedback: Feedback, t: int) -> CoreProblem:
     """The problem of core `t` of a product of two factors."""
+    target = feedback.target
     networks, factors = matrix.factor_networks, matrix.factors()
     if networks is None or factors is None:
         raise RuntimeError("Only a product of two factors is taken core by core.")
@@ -85,29 +112,29 @@ def core_problem(matrix: StoredMatrix, target: WeightedMatrix, t: int) -> CorePr
     else:
         weighed = row_weighed(rows)
         other, towards, weigh = rows.T @ weighed, target.matrix.transposed(weighed), metric.through
-    every, own = matrix.operands(), networks[index]
+    every, network = matrix.operands(), networks[index]
     core = every[t]
-    stored = [k for k in own.cores if isinstance(matrix.cores[k], Tensor)]
+    stored = [k for k in network.cores if isinstance(matrix.cores[k], Tensor)]
     if stored == [t] and core.numel() == factors[index].numel():
         # The core is F itself: M F S = M T, whatever M.
         other = damped(other, _SINGULAR)
-        moment = row_moment(target) if index == 0 else col_moment(target)
-        return CoreProblem(torch.linalg.solve(other, towards.T).T, moment, other)
+        own = feedback.rows if index == 0 else feedback.cols
+        return CoreProblem(torch.linalg.solve(other, towards.T).T, own, Moment(other))
     seen = _seen_rows(target) if index == 0 else metric.seen_inputs
     ridge = (1.0 if seen is None else 0.0) if index == 0 else metric.shrinkage[1]
-    place = own.cores.index(t)
-    factor = _Factor(own.network, [every[k] for k in own.cores], place, other)
+    place = network.cores.index(t)
+    factor = _Factor(network.network, [every[k] for k in network.cores], place, other)
     if core.numel() <= _WHOLE_CORE:
         moment = factor.moment(seen, ridge, range(len(factor.axes)))
         step = torch.linalg.solve(damped(moment, _SINGULAR), factor.gradient(weigh(towards - factors[index] @ other)))
-        return CoreProblem((core.reshape(-1) + step)[:, None], damped(moment, COLS_DAMPED), None)
+        return CoreProblem((core.reshape(-1) + step)[:, None], Moment(damped(moment, COLS_DAMPED)), None)
     # As if the quadratic were a product of one of the last axis and one of all others.
     last = max(k for k, size in enumerate(factor.sizes) if size == core.shape[-1])
     others = [k for k in range(len(factor.axes)) if k != last]
     return CoreProblem(
         core.reshape(-1, core.shape[-1]),
-        damped(factor.moment(seen, ridge, others), COLS_DAMPED),
-        damped(factor.moment(seen, ridge, [last]), _SINGULAR),
+        Moment(damped(factor.moment(seen, ridge, others), COLS_DAMPED)),
+        Moment(damped(factor.moment(seen, ridge, [last]), _SINGULAR)),
     )
 
 

@@ -7,19 +7,18 @@ The bases of an HT tensor are balanced and turned first, so that all numbers of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from htcompress.forms.core_problem import col_moment, core_problem, row_moment
+from htcompress.forms.core_problem import CoreProblem, Feedback, core_problem
 from htcompress.forms.dense import DenseMatrix
 from htcompress.forms.ht import HTMatrix
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import WeightedMatrix
 from htcompress.storage.feedback import nearest_plane
-from htcompress.storage.integer import Integer, column, nearest
+from htcompress.storage.integer import Integer, column, nearest_levels
 from htcompress.tensor.gauge import turned
 
 
@@ -66,19 +65,19 @@ def rounded_plainly(matrix: StoredMatrix, target: WeightedMatrix, bits: int) -> 
     return Rounded(stored, codecs, tuple(scales), target.error_of(stored))
 
 
-def rounded_with_feedback(matrix: StoredMatrix, target: WeightedMatrix, bits: int) -> Rounded:
+def rounded_with_feedback(matrix: StoredMatrix, feedback: Feedback, bits: int) -> Rounded:
     """A matrix rounded so that errors make up for each other in the metric; no worse than `rounded_plainly`.
 
     Args:
         matrix: with its numbers `spread`; a form that is no product of two factors is rounded plainly.
-        target: W and its metric.
+        feedback: of W and its metric.
         bits: 2 to 8.
     """
-    best = rounded_plainly(matrix, target, bits)
+    best = rounded_plainly(matrix, feedback.target, bits)
     if isinstance(matrix, DenseMatrix):
-        found = _dense(target, bits)
+        found = _dense(feedback, bits)
     elif matrix.factor_networks is not None:
-        found = _Cores(matrix, target, bits).rounded()
+        found = _Cores(matrix, feedback, bits).rounded()
     else:
         return best
     return min(best, found, key=lambda made: made.error)
@@ -89,31 +88,26 @@ def _codecs(matrix: StoredMatrix, bits: int) -> tuple[Integer | None, ...]:
     return tuple(Integer(bits, by_rows) if isinstance(core, Tensor) else None for core in matrix.cores)
 
 
-def _grid(codec: Integer, scales: Tensor, like: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """What numbers are rounded to that stand in some rows of a core, for `nearest_plane`."""
-    steps = column(scales, like)[:, 0]
-
-    def to_grid(values: Tensor, rows: Tensor) -> Tensor:
-        own = steps[rows] if codec.by_rows else steps
-        return nearest(values / own, codec.width) * own
-
-    return to_grid
+def _to_grid(problem: CoreProblem, codec: Integer, scales: Tensor) -> Tensor:
+    """The best numbers of a core rounded with feedback."""
+    steps = column(scales, problem.best)[:, 0]
+    steps = steps if codec.by_rows else steps.expand(len(problem.best))
+    rows, cols = (None if moment is None else moment.lower for moment in (problem.rows, problem.cols))
+    return nearest_plane(problem.best, steps, lambda ratios: nearest_levels(ratios, codec.width), rows, cols)
 
 
-def _dense(target: WeightedMatrix, bits: int) -> Rounded:
-    values = target.matrix.dense().double()
-    codec = Integer(bits, by_rows=True)
-    scales = codec.scales(values)
-    found = nearest_plane(values, _grid(codec, scales, values), row_moment(target), col_moment(target))
-    matrix = DenseMatrix(found)
-    return Rounded(matrix, (codec,), (scales,), target.error_of(matrix))
+def _dense(feedback: Feedback, bits: int) -> Rounded:
+    problem, codec = feedback.dense, Integer(bits, by_rows=True)
+    scales = codec.scales(problem.best)
+    matrix = DenseMatrix(_to_grid(problem, codec, scales))
+    return Rounded(matrix, (codec,), (scales,), feedback.target.error_of(matrix))
 
 
 class _Cores:
     """A product of two factors on its way to the grid, core by core, the largest first."""
 
-    def __init__(self, matrix: StoredMatrix, target: WeightedMatrix, bits: int) -> None:
-        self.target, self.codec = target, Integer(bits)
+    def __init__(self, matrix: StoredMatrix, feedback: Feedback, bits: int) -> None:
+        self.feedback, self.codec = feedback, Integer(bits)
         self.matrix = matrix.with_cores([c.double() if isinstance(c, Tensor) else c for c in matrix.cores])
         self.scales: list[Tensor | None] = [None] * len(matrix.cores)
 
@@ -123,12 +117,12 @@ class _Cores:
         for t in sorted(sizes, key=lambda t: -sizes[t]):
             self._round(t)
         codecs = _codecs(self.matrix, self.codec.width)
-        return Rounded(self.matrix, codecs, tuple(self.scales), self.target.error_of(self.matrix))
+        return Rounded(self.matrix, codecs, tuple(self.scales), self.feedback.target.error_of(self.matrix))
 
     def _round(self, t: int) -> None:
-        problem = core_problem(self.matrix, self.target, t)
+        problem = core_problem(self.matrix, self.feedback, t)
         scales = self.codec.scales(problem.best)
-        found = nearest_plane(problem.best, _grid(self.codec, scales, problem.best), problem.rows, problem.cols)
+        found = _to_grid(problem, self.codec, scales)
         self.scales[t] = scales
         cores = list(self.matrix.cores)
         cores[t] = found.reshape(self.matrix.operands()[t].shape)

@@ -238,7 +238,13 @@ class RowRoot:
 
     def to(self, dtype: torch.dtype) -> RowRoot:
         """The same in another precision."""
-        return self if self.root is None or self.root.dtype == dtype else RowRoot(self.root.to(dtype))
+        if self.root is None or self.root.dtype == dtype:
+            return self
+        return self._single if dtype is torch.float32 else RowRoot(self.root.to(dtype))
+
+    @cached_property
+    def _single(self) -> RowRoot:
+        return RowRoot(None if self.root is None else self.root.float())
 
     def apply(self, matrix: Tensor) -> Tensor:
         """G^(1/2) times a matrix."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from htcompress.model.statistics import DirectionStatistics
 from htcompress.nn.dense import DenseDirection
 from htcompress.nn.gates import NARROWEST_BIAS, GateMatrices
 from htcompress.nn.order import order_words
+from htcompress.planning.knapsack import combined
 from htcompress.storage import Codec, codec_within
 from htcompress.storage.registry import PLAIN
 from htcompress.vocabulary import WIDEST, Format, LayoutKind, Scope
@@ -251,16 +253,11 @@ class DirectionProblem:
         """The direction's options that no other beats in both size and error, by ascending size."""
         options = []
         for recipe in self.recipes:
-            partial: list[tuple[int, float, tuple[Choice, ...]]] = [(recipe.fixed + recipe.words, 0.0, ())]
-            for part in recipe.parts:
-                partial = _front(
-                    [
-                        (p + c.size, e + part.weight * c.error, (*chosen, c))
-                        for p, e, chosen in partial
-                        for c in ladders[part].choices
-                    ]
-                )
-            options += [Option(p, e, recipe, chosen) for p, e, chosen in partial]
+            choices = [ladders[part].choices for part in recipe.parts]
+            found = combined(choices, sys.maxsize, [part.weight for part in recipe.parts])
+            for size, error, taken in zip(found.sizes, found.errors, found.items.T, strict=True):
+                chosen = tuple(group[at] for group, at in zip(choices, taken, strict=True))
+                options.append(Option(int(size) + recipe.fixed + recipe.words, float(error), recipe, chosen))
         ordered = sorted(options, key=lambda o: (o.size, o.error))
         kept: list[Option] = []
         for option in ordered:
@@ -360,13 +357,3 @@ def _taken(values: Tensor | None, at: Tensor | None) -> Tensor | None:
 
 def _add(bias: Tensor | None, change: Tensor | None) -> Tensor | None:
     return bias if bias is None or change is None else (bias.double() + change).to(bias.dtype)
-
-
-def _front(
-    points: list[tuple[int, float, tuple[Choice, ...]]],
-) -> list[tuple[int, float, tuple[Choice, ...]]]:
-    kept: list[tuple[int, float, tuple[Choice, ...]]] = []
-    for point in sorted(points, key=lambda p: (p[0], p[1])):
-        if not kept or point[1] < kept[-1][1]:
-            kept.append(point)
-    return kept

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from htcompress.errors import UnreachableError
 from htcompress.forms.coded import coded
+from htcompress.forms.core_problem import Feedback
 from htcompress.forms.form import Choice, Search
 from htcompress.matrix.weighted import relative
 from htcompress.model.statistics import DirectionStatistics
@@ -19,11 +20,10 @@ from htcompress.nn.order import order_words
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.planning.direction import DirectionProblem, Ladders, Option, Part, Recipe, Unit
+from htcompress.planning.knapsack import combined
 from htcompress.request import Goal
 from htcompress.vocabulary import BITS, INTEGER_BITS, WIDEST, Scope
 
-_MERGED = 4000
-"""Points of a merged frontier up to which the allocation is exact; a few dozen points a matrix stay far below."""
 _SHOWN = 64  # singular values of a matrix
 _CURVE = 40  # points of a frontier
 _ORDERS = 0.1
@@ -259,39 +259,19 @@ def _frontier(
     targets: Sequence[DirectionProblem], ladders: Sequence[Ladders], budget: int
 ) -> tuple[tuple[int, float], ...]:
     """The expected error for every budget up to this one, relative to that of zero matrices."""
-    merged = merge([_with_dense(*pair) for pair in zip(targets, ladders, strict=True)], budget)
+    found = combined([_with_dense(*pair) for pair in zip(targets, ladders, strict=True)], budget)
     total = sum(part.weight * part.search.target.total for target in targets for part in target.recipes[-1].parts)
-    step = -(-len(merged) // _CURVE)
-    kept = [*merged[::step], *merged[-1:]] if merged else []
-    return tuple(dict.fromkeys((numbers, float(f"{relative(error, total):.4g}")) for numbers, error, _ in kept))
+    points = list(zip(found.sizes.tolist(), found.errors.tolist(), strict=True))
+    kept = [*points[:: -(-len(points) // _CURVE)], *points[-1:]] if points else []
+    return tuple(dict.fromkeys((numbers, float(f"{relative(error, total):.4g}")) for numbers, error in kept))
 
 
 def allocate(frontiers: Sequence[Sequence[Option]], budget: int) -> list[Option] | None:
     """One option from each frontier, of least total error within the budget; None where nothing fits."""
-    merged = merge(frontiers, budget)
-    return list(merged[-1][2]) if merged else None
-
-
-def merge(frontiers: Sequence[Sequence[Option]], budget: int) -> list[tuple[int, float, tuple[Option, ...]]]:
-    """The combinations of one option from each frontier that no other beats, within the budget.
-
-    A multiple-choice knapsack, solved by merging the frontiers one after the other and keeping what no
-    other combination beats; exact as long as a merged frontier holds no more than a few thousand points.
-    """
-    merged: list[tuple[int, float, tuple[Option, ...]]] = [(0, 0.0, ())]
-    for frontier in frontiers:
-        points = [
-            (p + o.size, e + o.error, (*taken, o)) for p, e, taken in merged for o in frontier if p + o.size <= budget
-        ]
-        points.sort(key=lambda point: (point[0], point[1]))
-        kept: list[tuple[int, float, tuple[Option, ...]]] = []
-        for point in points:
-            if not kept or point[1] < kept[-1][1]:
-                kept.append(point)
-        # Too many to go on with: keep an even spread and both ends.
-        step = -(-len(kept) // _MERGED) if kept else 1
-        merged = kept[::step] + ([kept[-1]] if step > 1 else [])
-    return merged
+    found = combined(frontiers, budget)
+    if not len(found):
+        return None
+    return [frontier[at] for frontier, at in zip(frontiers, found.items[:, -1], strict=True)]
 
 
 def _spend(chosen: list[Chosen], budget: int) -> list[Chosen]:
@@ -346,7 +326,7 @@ def _spectrum(values: Tensor | None) -> tuple[float, ...] | None:
 def _ready(search: Search, choice: Choice, unit: Unit) -> Choice:
     """A choice as it will be stored and trained."""
     if unit.width is None and unit.bits[0] in INTEGER_BITS:
-        return coded(choice, search, unit.bits[0])
+        return coded(choice, Feedback(search.target), unit.bits[0])
     return choice if choice.matrix is None or choice.codecs else replace(choice, matrix=choice.matrix.balance())
 
 

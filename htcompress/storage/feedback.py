@@ -11,8 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 from torch import Tensor
+
+Array = NDArray[np.float64]
+
+Levels = Callable[[Array], Array]
+"""To what numbers are rounded, in units of the steps of their rows."""
 
 _TILE = 32
 """Rows and columns of a tile. Within tiles numbers are rounded along antidiagonals, which do not see each other."""
@@ -22,23 +30,24 @@ _DAMPING = 1e-8
 
 
 def nearest_plane(
-    values: Tensor, rounded: Callable[[Tensor, Tensor], Tensor], rows: Tensor | None = None, cols: Tensor | None = None
+    values: Tensor, steps: Tensor, levels: Levels, rows: Tensor | None = None, cols: Tensor | None = None
 ) -> Tensor:
     """A matrix rounded so that its error is small in a metric.
 
     Args:
         values: (m, n), in float64.
-        rounded: of some numbers and of the rows that they stand in, (k,) each, what they are rounded to.
-        rows: (m, m), the metric of the rows; None: the identity.
-        cols: (n, n), that of the columns; None: the identity.
+        steps: (m,), the unit of each row; in a row of unit zero all becomes zero.
+        levels: of numbers in units, what they are rounded to.
+        rows: (m, m), L of the metric of the rows, L diag(d) L^T (see `unit_lower`); None: the identity.
+        cols: (n, n), L of that of the columns; None: the identity.
     """
     m, n = values.shape
     if rows is None or m == 1:
-        return _columnwise(values, rounded, None if cols is None or n == 1 else unit_lower(cols)[0])
+        return _columnwise(values, steps, levels, None if cols is None or n == 1 else cols)
     if cols is None or n == 1:
-        # The same with rows and columns exchanged, but that each row keeps its grid.
-        return _rowwise(values, rounded, unit_lower(rows)[0])
-    return _tiled(values, rounded, unit_lower(rows)[0], unit_lower(cols)[0])
+        # The same with rows and columns exchanged, but that each row keeps its unit.
+        return _rowwise(values, steps, levels, rows)
+    return _tiled(values, steps, levels, rows, cols)
 
 
 def unit_lower(moment: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,50 +65,61 @@ def unit_lower(moment: Tensor) -> tuple[Tensor, Tensor]:
         damping = 10 * damping or _DAMPING
 
 
-def _columnwise(values: Tensor, rounded: Callable[[Tensor, Tensor], Tensor], cols: Tensor | None) -> Tensor:
-    every = torch.arange(len(values))
-    found, errors = torch.empty_like(values), torch.zeros_like(values)
-    for j in range(values.shape[1] - 1, -1, -1):
-        own = values[:, j]
-        moved = own if cols is None else own + errors[:, j + 1 :] @ cols[j + 1 :, j]
-        found[:, j] = rounded(moved, every)
-        errors[:, j] = own - found[:, j]
-    return found
+def _inverse(steps: Array) -> Array:
+    return np.divide(1.0, steps, out=np.zeros_like(steps), where=steps != 0)
 
 
-def _rowwise(values: Tensor, rounded: Callable[[Tensor, Tensor], Tensor], rows: Tensor) -> Tensor:
-    found, errors = torch.empty_like(values), torch.zeros_like(values)
-    for i in range(len(values) - 1, -1, -1):
-        moved = values[i] + rows[i + 1 :, i] @ errors[i + 1 :]
-        found[i] = rounded(moved, torch.full((values.shape[1],), i))
-        errors[i] = values[i] - found[i]
-    return found
+def _columnwise(values: Tensor, steps: Tensor, levels: Levels, cols: Tensor | None) -> Tensor:
+    units = steps.numpy()
+    inverse = _inverse(units)
+    if cols is None:
+        found = levels(values.numpy() * inverse[:, None]) * units[:, None]
+        return torch.from_numpy(found)
+    # Columns are what is walked along: they lie together.
+    own, errors = values.T.contiguous().numpy(), torch.zeros(values.shape[::-1], dtype=values.dtype)
+    below = cols.T.contiguous()
+    made = errors.numpy()
+    for j in range(len(own) - 1, -1, -1):
+        moved = own[j] + (below[j, j + 1 :] @ errors[j + 1 :]).numpy()
+        made[j] = own[j] - levels(moved * inverse) * units
+    return values - errors.T
 
 
-def _tiled(values: Tensor, rounded: Callable[[Tensor, Tensor], Tensor], rows: Tensor, cols: Tensor) -> Tensor:
+def _rowwise(values: Tensor, steps: Tensor, levels: Levels, rows: Tensor) -> Tensor:
+    own, errors = values.contiguous().numpy(), torch.zeros_like(values, memory_format=torch.contiguous_format)
+    made, units = errors.numpy(), steps.numpy()
+    inverse, below = _inverse(units), rows.T.contiguous()
+    for i in range(len(own) - 1, -1, -1):
+        moved = own[i] + (below[i, i + 1 :] @ errors[i + 1 :]).numpy()
+        made[i] = own[i] - levels(moved * inverse[i]) * units[i]
+    return values - errors
+
+
+def _tiled(values: Tensor, steps: Tensor, levels: Levels, rows: Tensor, cols: Tensor) -> Tensor:
     m, n = values.shape
     down, across = -(-m // _TILE), -(-n // _TILE)
     size = down * _TILE, across * _TILE
-    full = values.new_zeros(size)
-    full[:m, :n] = values
+    full, units = values.new_zeros(size), values.new_zeros(size[0])
+    full[:m, :n], units[:m] = values, steps
     lower_rows, lower_cols = _padded(rows, size[0]), _padded(cols, size[1])
     # Of decided numbers: the errors E, and H = E L_A up to each column, which the rows above make up for.
-    errors, passed, found = full.new_zeros(size), full.new_zeros(size), full.clone()
+    errors, passed = full.new_zeros(size), full.new_zeros(size)
+    made_errors, made_passed = errors.numpy(), passed.numpy()
     for diagonal in range(down + across - 2, -1, -1):
         tiles = [(i, diagonal - i) for i in range(max(0, diagonal - across + 1), min(down - 1, diagonal) + 1)]
         spans = [(slice(i * _TILE, (i + 1) * _TILE), slice(j * _TILE, (j + 1) * _TILE)) for i, j in tiles]
-        from_right = torch.stack([errors[a, b.stop :] @ lower_cols[b.stop :, b] for a, b in spans])
-        from_below = torch.stack([lower_rows[a.stop :, a].T @ passed[a.stop :, b] for a, b in spans])
-        own = torch.stack([full[a, b] for a, b in spans])
-        tile = _Tile(own, from_right, from_below, torch.tensor([a.start for a, _ in spans]), m)
-        tile.round(
-            rounded,
-            torch.stack([lower_rows[a, a].T for a, _ in spans]),
-            torch.stack([lower_cols[b, b].T for _, b in spans]),
+        own_errors, own_passed = _rounded_tiles(
+            torch.stack([full[a, b] for a, b in spans]).numpy(),
+            torch.stack([errors[a, b.stop :] @ lower_cols[b.stop :, b] for a, b in spans]).numpy(),
+            torch.stack([lower_rows[a.stop :, a].T @ passed[a.stop :, b] for a, b in spans]).numpy(),
+            torch.stack([lower_rows[a, a].T for a, _ in spans]).numpy(),
+            torch.stack([lower_cols[b, b].T for _, b in spans]).numpy(),
+            torch.stack([units[a] for a, _ in spans]).numpy(),
+            levels,
         )
         for k, (a, b) in enumerate(spans):
-            errors[a, b], passed[a, b], found[a, b] = tile.errors[k], tile.passed[k], own[k] - tile.errors[k]
-    return found[:m, :n]
+            made_errors[a, b], made_passed[a, b] = own_errors[k], own_passed[k]
+    return values - errors[:m, :n]
 
 
 def _padded(lower: Tensor, size: int) -> Tensor:
@@ -108,22 +128,49 @@ def _padded(lower: Tensor, size: int) -> Tensor:
     return padded
 
 
-class _Tile:
-    """Tiles that do not see each other, (tiles, rows, cols)."""
+def _rounded_tiles(
+    values: Array,
+    from_right: Array,
+    from_below: Array,
+    upper_rows: Array,
+    upper_cols: Array,
+    units: Array,
+    levels: Levels,
+) -> tuple[Array, Array]:
+    """E and H of tiles that do not see each other, (tiles, rows, cols) each, from the last row and column to the first.
 
-    def __init__(self, values: Tensor, from_right: Tensor, from_below: Tensor, starts: Tensor, most: int) -> None:
-        self.values, self.from_right, self.from_below = values, from_right, from_below
-        self.starts, self.most = starts, most
-        self.errors, self.passed = torch.zeros_like(values), torch.zeros_like(values)
+    Antidiagonal by antidiagonal, each with a place for every row: those beyond the tile stand in a margin, which holds
+    zeros, or numbers that no one reads. All that a step reads or writes is a view then, and what it costs is the calls.
+    """
+    count, size = len(values), _TILE
+    last, width = 2 * size - 2, 3 * size - 2
+    own, right = _antidiagonals(values), _antidiagonals(from_right)
+    base = own + right + _antidiagonals(from_below)
+    inverse = _inverse(units)
+    # Columns backwards, so that those of an antidiagonal ascend with its rows: column j stands at last - j.
+    factors = np.zeros((count, width, size))
+    factors[:, size - 1 : 2 * size - 1] = upper_cols[:, ::-1]
+    errors, passed = np.zeros((count, size, width)), np.zeros((count, width, size))
+    inner = errors[:, :, size - 1 : 2 * size - 1]
+    flat_errors, flat_passed = errors.reshape(count, -1), passed.reshape(count, -1)
+    for at in range(last, -1, -1):
+        rows = slice(last - at, last - at + size)
+        more = np.einsum("tij,tij->ti", inner, factors[:, rows])
+        moved = base[:, at] + more
+        moved += np.einsum("tij,tij->ti", passed[:, rows], upper_rows)
+        error = own[:, at] - levels(moved * inverse) * units
+        flat_errors[:, size - 1 + at :: width - 1][:, :size] = error
+        more += right[:, at]
+        more += error
+        flat_passed[:, (last - at) * size :: size + 1][:, :size] = more
+    return inner, passed[:, size - 1 : 2 * size - 1][:, ::-1].transpose(0, 2, 1)
 
-    def round(self, rounded: Callable[[Tensor, Tensor], Tensor], upper_rows: Tensor, upper_cols: Tensor) -> None:
-        """Antidiagonal by antidiagonal, from the last row and column to the first."""
-        for at in range(2 * _TILE - 2, -1, -1):
-            i = torch.arange(max(0, at - _TILE + 1), min(_TILE - 1, at) + 1)
-            j = at - i
-            right = self.from_right[:, i, j] + (self.errors[:, i] * upper_cols[:, j]).sum(-1)
-            below = self.from_below[:, i, j] + (self.passed.transpose(1, 2)[:, j] * upper_rows[:, i]).sum(-1)
-            own = self.values[:, i, j]
-            rows = (self.starts[:, None] + i).clamp_max(self.most - 1)
-            error = own - rounded((own + right + below).flatten(), rows.flatten()).reshape(own.shape)
-            self.errors[:, i, j], self.passed[:, i, j] = error, error + right
+
+def _antidiagonals(tiles: Array) -> Array:
+    """Number i of antidiagonal k is that of row i and column k - i; zero beyond the tile. (tiles, 2 size - 1, size)."""
+    count, size, _ = tiles.shape
+    wide = np.zeros((count, size, 3 * size - 2))
+    wide[:, :, size - 1 : 2 * size - 1] = tiles
+    whole, row, one = wide.strides
+    start = wide[:, :, size - 1 :]
+    return np.ascontiguousarray(as_strided(start, (count, 2 * size - 1, size), (whole, one, row - one)))

@@ -11,7 +11,7 @@ from searching import search_of
 from torch import Tensor
 
 from htcompress.forms.coded import CodedSearch
-from htcompress.forms.core_problem import core_problem
+from htcompress.forms.core_problem import Feedback, core_problem
 from htcompress.forms.dense import DenseMatrix
 from htcompress.forms.dense_search import DenseLadder
 from htcompress.forms.ht import HTMatrix
@@ -55,7 +55,7 @@ def test_the_problem_of_a_core_is_the_error(layout: Layout, gradients: str, cent
     for t, core in enumerate(found.cores):
         if not isinstance(core, Tensor):
             continue
-        problem = core_problem(found, target, t)
+        problem = core_problem(found, Feedback(target), t)
 
         def error(values: Tensor, t: int = t, core: Tensor = core) -> Tensor:
             cores = [values.reshape(core.shape) if k == t else c for k, c in enumerate(found.cores)]
@@ -71,7 +71,7 @@ def test_the_problem_of_a_core_is_the_error(layout: Layout, gradients: str, cent
         padded = 31 in found.layout.col_modes
         if problem.cols is None and problem.rows is not None and not padded:
             curvature = torch.autograd.functional.hessian(error, best.detach()) / 2
-            off = problem.rows - torch.diag(problem.rows.diagonal())
+            off = problem.rows.matrix - torch.diag(problem.rows.matrix.diagonal())
             assert torch.allclose(off, curvature - torch.diag(curvature.diagonal()), atol=1e-6 * curvature.abs().max())
 
 
@@ -81,7 +81,7 @@ def test_feedback_is_never_worse(bits: int, samples: int) -> None:
     target = WeightedMatrix.of(matrix(), metric(samples))
     dense = DenseMatrix(target.matrix.dense().double())
     for start in (dense, *(rounded_ht(target, layout) for layout in LAYOUTS)):
-        plain, found = rounded_plainly(start, target, bits), rounded_with_feedback(start, target, bits)
+        plain, found = rounded_plainly(start, target, bits), rounded_with_feedback(start, Feedback(target), bits)
         assert found.error <= plain.error
         assert found.error == pytest.approx(target.error_of(found.matrix))
         # What is stored stands for what was measured.
