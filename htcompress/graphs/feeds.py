@@ -1,8 +1,9 @@
 """Calibration data of a graph: arrays by the names of its inputs, as batches that it takes.
 
 The first axis of an array is its samples. An array with as many axes as its input is cut into batches along it; one
-with an axis more holds whole inputs, or, where a model passes states from call to call, its second axis is the calls.
-Inputs that no array is there for are such states: they begin with zeros and are fed with the output that is theirs.
+with an axis more holds whole inputs. Where a model passes states from call to call, one with an axis more has the calls
+as its second, and one with two axes more holds a whole input for each call. Inputs that no array is there for are such
+states: they begin with zeros and are fed with the output that is theirs.
 """
 
 from __future__ import annotations
@@ -113,6 +114,11 @@ class Feeds:
     def _zeros(self, value: Value, count: int) -> np.ndarray:
         return np.zeros([count if n is None else n for n in value.shape], dtype=_TYPES[value.type])
 
+    @property
+    def _single(self) -> bool:
+        """Whether a state is of one size: an open first axis of an input is then no batch, but steps, say."""
+        return not self._fixed() and any(None not in self.inputs[name].shape for name in self.states)
+
     def _fixed(self) -> bool:
         return any(self.inputs[name].shape[:1] not in ((None,), ()) for name in self.arrays)
 
@@ -122,7 +128,7 @@ class Feeds:
         sizes = []
         for name, array in self.arrays.items():
             value = self.inputs[name]
-            if array.ndim - self.calls > len(value.shape):
+            if array.ndim - self.calls > len(value.shape) or self._single:
                 return 1
             sizes.append(value.shape[0] if value.shape and value.shape[0] is not None else self.most)
         # Enough batches to train on some and hold others out.
@@ -158,7 +164,7 @@ def read_feeds(
     if not arrays or len(set(counts.values())) > 1 or not min(counts.values()):
         told = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
         raise TaskError(f"The arrays of {path} have unlike numbers of samples ({told}); the first axis is the samples.")
-    calls = bool(states) and all(a.ndim == len(known[n].shape) + 1 for n, a in arrays.items())
+    calls = bool(states) and all(0 < a.ndim - len(known[n].shape) <= 2 for n, a in arrays.items())
     feeds = Feeds(arrays, constants, states, known, min(counts.values()), calls, targets=wanted_of)
     if wanted_of is not None and (not wanted_of.ndim or len(wanted_of) != feeds.samples):
         count = len(wanted_of) if wanted_of.ndim else "no"

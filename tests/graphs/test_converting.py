@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 from crossing import some
-from onnx_models import node_model, streaming, tagger
+from onnx_models import clips, node_model, streaming, tagger
 from small import Outcome
 
 import htcompress
@@ -180,6 +180,27 @@ def test_states_from_call_to_call(htc: Command, tmp_path: Path, monkeypatch: pyt
     wanted, given = (np.concatenate([pair[i].ravel() for pair in worst]) for i in (0, 1))
     error = np.sqrt(np.square(given - wanted).sum() / np.square(wanted - wanted.mean()).sum())
     assert error == pytest.approx(quality.finetuned, rel=1e-3)
+
+
+def test_clips_that_are_one_call_or_many(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps first and both states in one array: cut into calls or not, it is one sequence, measured at every step."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(clips(), "clips.onnx")
+    x, zeros = frames(40, 12, 10), np.zeros((2, 1, 12), np.float32)
+    wanted = np.stack([answers(Path("clips.onnx"), {"clip": own, "both": zeros})[0] for own in x])
+    targets = wanted > 0.4
+    for name, cut in (("one", x[:, None]), ("many", x)):
+        np.savez(f"{name}.npz", clip=cut, wanted=targets)
+        options = ("--calibration", f"{name}.npz", "--targets", "wanted")
+        ended = htc("convert", "clips.onnx", "--ratio", "3", "--steps", "20", *options, "-o", name)
+        assert ended.code == 0, ended.err
+        quality = read_report(tmp_path / name).quality
+        assert quality.dense == pytest.approx(((wanted > 0.5) == targets)[-10:].mean())
+        # By hand, in onnxruntime.
+        found = [answers(Path(name, "model.onnx"), {"clip": own, "both": zeros})[0] for own in x[-10:]]
+        assert quality.finetuned == pytest.approx(((np.stack(found) > 0.5) == targets[-10:]).mean())
+        error = np.sqrt(np.square(found - wanted[-10:]).sum() / np.square(wanted[-10:] - wanted[-10:].mean()).sum())
+        assert quality.metrics["finetuned"]["output_error"] == pytest.approx(error, rel=1e-3)
 
 
 @pytest.mark.full
