@@ -2,11 +2,12 @@
 
     python benchmarks/real/streaming_files.py clips OUT.npz FOLDER
     python benchmarks/real/streaming_files.py windows OUT.npz FOLDER
+    python benchmarks/real/streaming_files.py rate OUT.npz FOLDER
 
 The models tell speech from anything else, 32 ms at a time, with the states of an LSTM of 128 in and out. `clips`: for
 `faster_whisper/assets/silero_vad_v6.onnx` of faster-whisper 1.2.1, which takes the windows of a clip in one call.
-`windows`: for `silero_vad/data/silero_vad_openvino_16k.onnx` and `silero_vad.onnx` of silero-vad 6.2.3, one window a
-call, both states in one array.
+`windows`: for `silero_vad/data/silero_vad_openvino_16k.onnx` of silero-vad 6.2.3, one window a call, both states in one
+array. `rate`: for its `silero_vad.onnx`, which is told the sampling rate and has an LSTM in branches of an If for each.
 
 FOLDER holds what Debian's packages of Asterisk unpack to (`dpkg -x`): asterisk-core-sounds-{en,es,fr,it,ru}-wav 1.6.1,
 spoken prompts, and asterisk-moh-opsound-wav 2.03, five pieces of music. Prompts with pauses between them are mixed
@@ -89,8 +90,9 @@ def main() -> None:
     """Write the samples."""
     made = clips(Path(sys.argv[3]))
     # One call a clip, or one call a window.
-    cut = {"clips": (COUNT, 1, WINDOWS, -1), "windows": (COUNT, WINDOWS, -1)}[sys.argv[1]]
-    np.savez(sys.argv[2], input=made["input"].reshape(cut), speech=made["speech"])
+    calls = (1, WINDOWS) if sys.argv[1] == "clips" else (WINDOWS,)
+    more = {"sr": np.array(16000)} if sys.argv[1] == "rate" else {}
+    np.savez(sys.argv[2], input=made["input"].reshape(COUNT, *calls, -1), speech=made["speech"], **more)
 
 
 if __name__ == "__main__":
