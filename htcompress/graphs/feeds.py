@@ -136,12 +136,18 @@ class Feeds:
 
 
 def read_feeds(
-    path: str | Path, inputs: Sequence[Value], outputs: Sequence[Value], *, targets: str | None = None
+    path: str | Path,
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    *,
+    targets: str | None = None,
+    passed: Mapping[str, str] | None = None,
 ) -> Feeds:
     """The arrays of an `.npz` file for the inputs of a graph.
 
     Args:
         targets: the name of an array that is no input: what the samples are measured against.
+        passed: of inputs that are states, the outputs that are known to be theirs; those of others are guessed.
 
     Raises:
         TaskError: the file is not there or no archive of arrays, or an array fits no input; the message says which
@@ -159,7 +165,8 @@ def read_feeds(
         raise TaskError(f"{path} holds {held}; the model's inputs are {wanted}. Name the arrays so.")
     constants = {n: _typed(a, known[n]) for n, a in arrays.items() if a.ndim == 0}
     arrays = {name: array for name, array in arrays.items() if array.ndim}
-    states = _states([value for value in inputs if value.name not in {**arrays, **constants}], outputs, path)
+    missing = [value for value in inputs if value.name not in {**arrays, **constants}]
+    states = _states(missing, outputs, passed or {}, path)
     counts = {name: len(array) for name, array in arrays.items()}
     if not arrays or len(set(counts.values())) > 1 or not min(counts.values()):
         told = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
@@ -223,10 +230,17 @@ def _check(array: np.ndarray, value: Value, calls: bool, path: Path) -> None:
         )
 
 
-def _states(missing: Sequence[Value], outputs: Sequence[Value], path: Path) -> dict[str, str]:
-    """Inputs without an array, and the outputs of their kind: by name where one contains the other, else in order."""
-    found: dict[str, str] = {}
+def _states(
+    missing: Sequence[Value], outputs: Sequence[Value], passed: Mapping[str, str], path: Path
+) -> dict[str, str]:
+    """Inputs without an array, and the outputs that are theirs, known or of their kind.
+
+    Of their kind: by name where one contains the other, else in order.
+    """
+    found = {value.name: passed[value.name] for value in missing if value.name in passed}
     for value in missing:
+        if value.name in found:
+            continue
         alike = [
             o.name
             for o in outputs

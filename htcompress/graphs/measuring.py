@@ -23,7 +23,9 @@ def feeds_for(session: Session, given: Calibration) -> Feeds:
 
     Raises `TaskError` where there is none that it takes.
     """
-    feeds = read_feeds(given.file or Path(), session.inputs, session.outputs, targets=given.targets)
+    feeds = read_feeds(
+        given.file or Path(), session.inputs, session.outputs, targets=given.targets, passed=session.passed
+    )
     try:
         session.answers(next(iter(feeds.sequences()))[:1], feeds)
     except TaskError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ class Fixed:
 
     def __init__(self, shape: tuple[int | None, ...]) -> None:
         self.inputs: list[Value] = []
+        self.passed: Mapping[str, str] = {}
         self.outputs = [Value("y", shape, "tensor(float)")]
 
     def answers(self, calls: list[Feed], feeds: Feeds) -> Answers:
