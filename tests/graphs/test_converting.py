@@ -234,6 +234,23 @@ def test_inspect(htc: Command, graph: Path) -> None:
     assert found["parameters"] == sum(np.prod(i.dims) for i in tagger().graph.initializer if i.name != "flat")
 
 
+def test_inspect_names_what_no_node_computes(htc: Command, graph: Path) -> None:
+    """Weights that bear torch's names, of cells that an exporter has unrolled."""
+    model = tagger()
+    rows = {"weight_ih": (48, 20), "weight_hh": (48, 12), "bias_ih": (48,), "bias_hh": (48,)}
+    cell = [onnx.numpy_helper.from_array(np.ones(n, np.float32), f"cell.{name}") for name, n in rows.items()]
+    model.graph.initializer.extend(cell)
+    onnx.save(model, "both.onnx")
+    found = json.loads(htc("inspect", "both.onnx", "--json").out)
+    assert [layer["name"] for layer in found["layers"]] == ["a_lstm", "y2"]
+    assert "it was unrolled when it was exported" in found["left"]["cell"]
+    model = node_model("GRU", linear_before_reset=0)
+    onnx.save(model, "none.onnx")
+    ended = htc("inspect", "none.onnx")
+    assert ended.code == 2
+    assert "None of the recurrent layers of none.onnx can be compressed. layer stays dense" in ended.err
+
+
 @pytest.mark.full
 def test_from_python(graph: Path) -> None:
     made = htcompress.convert(
