@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from htcompress.errors import CheckpointError
 from htcompress.graphs.file import OnnxFile
 from htcompress.graphs.formats import container_of, refuse_names
 from htcompress.matrix.blocks import chunked_gram, working
@@ -64,6 +65,9 @@ class Outlook:
     """None: too few numbers for rank one everywhere; tensor layouts go further."""
 
 
+_UNROLLED = "has a recurrent layer's weights, and no LSTM, GRU or RNN node: it was unrolled when it was exported"
+
+
 @dataclass(frozen=True)
 class Inspection:
     """The recurrent layers of a checkpoint; `left` names those that cannot be compressed as they are, and why.
@@ -89,15 +93,24 @@ def inspect_checkpoint(
 ) -> Inspection:
     """Look at a checkpoint without changing anything. Arguments and errors: those of `read_checkpoint`, `inventory`."""
     left: dict[str, str] = {}
+    nodes: set[str] | None = None
     if container_of(path) is Container.ONNX:
         refuse_names(path, names)
         file = OnnxFile.read(Path(path))
         read = file.checkpoint()
         left |= file.left
+        nodes = {node.name for node in file.nodes}
+        if left and not nodes:
+            raise _none(path, left)
     else:
         read = read_checkpoint(path, weights=weights, names=names)
         left |= read.left
     every = inventory(read.tensors, source=str(path), on_left=left.__setitem__)
+    if nodes is not None:
+        left |= {layer.name: _UNROLLED for layer in every if layer.name not in nodes}
+        every = [layer for layer in every if layer.name in nodes]
+        if left and not every:
+            raise _none(path, left)
     chosen = selected({layer.name: names_of(layer, read.tensors) for layer in every}, layers)
     found = [layer for layer in every if layer.name in chosen]
     spectra: list[tuple[tuple[int, int], Tensor]] = []
@@ -121,6 +134,10 @@ def inspect_checkpoint(
     )
     numbers = sum(t.numel() for t in read.tensors.values())
     return Inspection(read.path.name, numbers, total, tuple(inspected), outlook, left, read.others)
+
+
+def _none(path: str | Path, left: Mapping[str, str]) -> CheckpointError:
+    return CheckpointError(f"None of the recurrent layers of {path} can be compressed. {' '.join(words.left(left))}")
 
 
 def inspection_to_terminal(found: Inspection) -> RenderableType:

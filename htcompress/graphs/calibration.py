@@ -14,15 +14,30 @@ if TYPE_CHECKING:
 
 
 def _accuracy(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float((found.argmax(-1) == wanted).mean())
+    if found.size == wanted.size:
+        wanted = _alike(wanted, found)
+        if found.shape[-1] > 1 and (wanted.astype(bool).sum(-1) == 1).all():
+            return float((found.argmax(-1) == wanted.argmax(-1)).mean())
+        if not (found.min() >= 0 and found.max() <= 1):
+            raise ValueError("one number stands for each answer, and not all are probabilities between 0 and 1")
+        return float(((found > 0.5) == wanted).mean())
+    classes = found.argmax(-1)
+    return float((classes == _alike(wanted, classes)).mean())
 
 
 def _squared(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(((found.astype(float) - wanted) ** 2).mean())
+    return float(((found.astype(float) - _alike(wanted, found)) ** 2).mean())
 
 
 def _absolute(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(abs(found.astype(float) - wanted).mean())
+    return float(abs(found.astype(float) - _alike(wanted, found)).mean())
+
+
+def _alike(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """The targets in the shape of the answers, which may have axes of one more or less. Raises `ValueError`."""
+    if [n for n in wanted.shape if n > 1] != [n for n in found.shape if n > 1]:
+        raise ValueError(f"{found.shape} and {wanted.shape} are not of one size")
+    return wanted.reshape(found.shape)
 
 
 METRICS: Mapping[str, tuple[Callable[[np.ndarray, np.ndarray], float], bool]] = {

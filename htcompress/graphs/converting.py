@@ -17,7 +17,7 @@ from htcompress.graphs.calibration import METRICS, Calibration
 from htcompress.graphs.feeds import Feeds
 from htcompress.graphs.graph import Graph, Session
 from htcompress.graphs.measuring import ERROR, answers_of, difference, feeds_for, metrics_of
-from htcompress.graphs.passing import entering, entering_of, outputs_of
+from htcompress.graphs.passing import entering, entering_of, outputs_of, ran
 from htcompress.graphs.twins import Entering, Twins, follows
 from htcompress.isolation import restored
 from htcompress.model.latency import LATENCY_OF, interleaved
@@ -105,6 +105,10 @@ def converted(
 def _tell(graph: Graph, observer: Observer) -> None:
     for sentence in words.left(graph.left):
         observer.message(sentence)
+    for node in graph.nodes:
+        if node.also:
+            others = ", ".join(one.name for one in node.also)
+            observer.message(f"{node.name} has the weights of {others} in other branches: one layer stands for all.")
     if not graph.nodes:
         reasons = " ".join(words.left(graph.left)) or "It has no LSTM, GRU or RNN nodes."
         raise CheckpointError(f"None of the recurrent layers of {graph.path} can be compressed. {reasons}")
@@ -145,7 +149,9 @@ def _with_data(graph: Graph, given: Calibration, observer: Observer) -> tuple[Gr
             for found, original in pairs:
                 with torch.no_grad():
                     wanted = twins(original)
-                yield {name: replace(given, wanted=tuple(wanted[name])) for name, given in found.items()}
+                # Behind compressed nodes another branch may be run.
+                every = {**original, **found}
+                yield {name: replace(given, wanted=tuple(wanted[name])) for name, given in every.items()}
 
         return Kept(behind)
 
@@ -166,11 +172,14 @@ def _with_data(graph: Graph, given: Calibration, observer: Observer) -> tuple[Gr
 
 def _proven(graph: Graph, session: Session, feeds: Feeds) -> Graph:
     """The graph without the nodes that nothing passes through, or whose twins answer otherwise on the first batch."""
-    twins, left = Twins(graph.nodes), {}
+    left = _not_always_run(graph, session, feeds)
+    twins = Twins(graph.nodes)
     first = next(iter(feeds.sequences()))
     values = {**graph.stored, **session.answers(first[:1], feeds)[0]}
     for node in graph.nodes:
-        if node.x not in values:
+        if node.name in left:
+            continue
+        if not ran(node, values):
             left[node.name] = "is nothing that the model's inputs reach"
             continue
         given = entering_of(node, values)
@@ -179,7 +188,21 @@ def _proven(graph: Graph, session: Session, feeds: Feeds) -> Graph:
             apart = max((float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in pairs), default=0.0)
         if not apart <= (_QUANTISED_ALIKE if node.quantised else _ALIKE):
             left[node.name] = f"is not what torch computes (apart by {apart:.2g} on the first batch)"
-    return graph.without(left)
+    return graph.without({one.name: left[n.name] for n in graph.nodes if n.name in left for one in n.everywhere})
+
+
+def _not_always_run(graph: Graph, session: Session, feeds: Feeds) -> dict[str, str]:
+    """The nodes in branches that are not run in every call, and that they are not: what they do is not known then."""
+    branched, calls = [node for node in graph.nodes if node.place], 0
+    runs = dict.fromkeys([node.name for node in branched], 0)
+    for sequence in feeds.sequences() if branched else ():
+        for values in session.answers(sequence, feeds):
+            calls += 1
+            for node in branched:
+                runs[node.name] += ran(node, values)
+    never = f"stands in a branch that none of the {calls} calls of the calibration data runs"
+    some = f"stands in a branch that only {{}} of the {calls} calls of the calibration data run"
+    return {name: some.format(count) if count else never for name, count in runs.items() if count < calls}
 
 
 def _chained(graph: Graph, twins: Twins, session: Session, feeds: Feeds) -> bool:

@@ -1,8 +1,9 @@
 """Calibration data of a graph: arrays by the names of its inputs, as batches that it takes.
 
 The first axis of an array is its samples. An array with as many axes as its input is cut into batches along it; one
-with an axis more holds whole inputs, or, where a model passes states from call to call, its second axis is the calls.
-Inputs that no array is there for are such states: they begin with zeros and are fed with the output that is theirs.
+with an axis more holds whole inputs. Where a model passes states from call to call, one with an axis more has the calls
+as its second, and one with two axes more holds a whole input for each call. Inputs that no array is there for are such
+states: they begin with zeros and are fed with the output that is theirs.
 """
 
 from __future__ import annotations
@@ -113,6 +114,11 @@ class Feeds:
     def _zeros(self, value: Value, count: int) -> np.ndarray:
         return np.zeros([count if n is None else n for n in value.shape], dtype=_TYPES[value.type])
 
+    @property
+    def _single(self) -> bool:
+        """Whether a state is of one size: an open first axis of an input is then no batch, but steps, say."""
+        return not self._fixed() and any(None not in self.inputs[name].shape for name in self.states)
+
     def _fixed(self) -> bool:
         return any(self.inputs[name].shape[:1] not in ((None,), ()) for name in self.arrays)
 
@@ -122,7 +128,7 @@ class Feeds:
         sizes = []
         for name, array in self.arrays.items():
             value = self.inputs[name]
-            if array.ndim - self.calls > len(value.shape):
+            if array.ndim - self.calls > len(value.shape) or self._single:
                 return 1
             sizes.append(value.shape[0] if value.shape and value.shape[0] is not None else self.most)
         # Enough batches to train on some and hold others out.
@@ -130,12 +136,18 @@ class Feeds:
 
 
 def read_feeds(
-    path: str | Path, inputs: Sequence[Value], outputs: Sequence[Value], *, targets: str | None = None
+    path: str | Path,
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    *,
+    targets: str | None = None,
+    passed: Mapping[str, str] | None = None,
 ) -> Feeds:
     """The arrays of an `.npz` file for the inputs of a graph.
 
     Args:
         targets: the name of an array that is no input: what the samples are measured against.
+        passed: of inputs that are states, the outputs that are known to be theirs; those of others are guessed.
 
     Raises:
         TaskError: the file is not there or no archive of arrays, or an array fits no input; the message says which
@@ -153,12 +165,13 @@ def read_feeds(
         raise TaskError(f"{path} holds {held}; the model's inputs are {wanted}. Name the arrays so.")
     constants = {n: _typed(a, known[n]) for n, a in arrays.items() if a.ndim == 0}
     arrays = {name: array for name, array in arrays.items() if array.ndim}
-    states = _states([value for value in inputs if value.name not in {**arrays, **constants}], outputs, path)
+    missing = [value for value in inputs if value.name not in {**arrays, **constants}]
+    states = _states(missing, outputs, passed or {}, path)
     counts = {name: len(array) for name, array in arrays.items()}
     if not arrays or len(set(counts.values())) > 1 or not min(counts.values()):
         told = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
         raise TaskError(f"The arrays of {path} have unlike numbers of samples ({told}); the first axis is the samples.")
-    calls = bool(states) and all(a.ndim == len(known[n].shape) + 1 for n, a in arrays.items())
+    calls = bool(states) and all(0 < a.ndim - len(known[n].shape) <= 2 for n, a in arrays.items())
     feeds = Feeds(arrays, constants, states, known, min(counts.values()), calls, targets=wanted_of)
     if wanted_of is not None and (not wanted_of.ndim or len(wanted_of) != feeds.samples):
         count = len(wanted_of) if wanted_of.ndim else "no"
@@ -217,10 +230,17 @@ def _check(array: np.ndarray, value: Value, calls: bool, path: Path) -> None:
         )
 
 
-def _states(missing: Sequence[Value], outputs: Sequence[Value], path: Path) -> dict[str, str]:
-    """Inputs without an array, and the outputs of their kind: by name where one contains the other, else in order."""
-    found: dict[str, str] = {}
+def _states(
+    missing: Sequence[Value], outputs: Sequence[Value], passed: Mapping[str, str], path: Path
+) -> dict[str, str]:
+    """Inputs without an array, and the outputs that are theirs, known or of their kind.
+
+    Of their kind: by name where one contains the other, else in order.
+    """
+    found = {value.name: passed[value.name] for value in missing if value.name in passed}
     for value in missing:
+        if value.name in found:
+            continue
         alike = [
             o.name
             for o in outputs

@@ -77,8 +77,9 @@ class OnnxFile:
                 f"onnx.version_converter.convert_version(model, 17)."
             )
         nodes, left = find(model)
-        constants = Constants(model)
-        values = {name: constants(name) for node in nodes for name in (node.lengths, *node.initial) if name}
+        constants = Constants.of(model)
+        outer = [node for node in nodes if not node.place]
+        values = {name: constants(name) for node in outer for name in (node.lengths, *node.initial) if name}
         return cls(path, model, nodes, left, {name: value for name, value in values.items() if value is not None})
 
     def without(self, left: Mapping[str, str]) -> OnnxFile:
@@ -90,8 +91,13 @@ class OnnxFile:
         """The model in onnxruntime; see `Graph`."""
         from htcompress.graphs.running import Runner
 
-        values = [value for node in self.nodes for value in node.values] if watched else []
-        return Runner(self.model, self.path, watched=values, threads=threads)
+        if not watched:
+            return Runner(self.model, self.path, threads=threads)
+        from htcompress.graphs.branches import seen_from_outside
+
+        every = [one for node in self.nodes for one in node.everywhere]
+        values = [node.seen(value) for node in every for value in node.inner_values]
+        return Runner(seen_from_outside(self.model, every), self.path, watched=values, threads=threads)
 
     def with_layers(self, module: nn.Module) -> OnnxFile:
         """The model with the compressed ones of a module's layers, by name, in the place of nodes."""
@@ -101,7 +107,8 @@ class OnnxFile:
 
     def numbers(self) -> int:
         """How many numbers its weights are."""
-        return sum(prod(tensor.dims) for tensor in self.weights())
+        own = sum(tensor.numel() for node in self.nodes for tensor in node.weights.values())
+        return own + sum(prod(tensor.dims) for _, tensor in self.others())
 
     def content(self) -> tuple[str, bytes]:
         """The file's name and bytes. Raises `RuntimeError` where the model is not valid, and it was before."""
@@ -119,12 +126,21 @@ class OnnxFile:
                 raise RuntimeError(f"The graph that was made is not valid: {error}") from error
         return ONNX_FILE, self.model.SerializeToString()
 
-    def weights(self) -> Iterator[onnx.TensorProto]:
-        """Its initializers that are weights."""
+    def others(self) -> Iterator[tuple[str, onnx.TensorProto]]:
+        """Stored weights that are not those of its nodes: initializers and Constants, of inner graphs too, by name."""
         import onnx
 
+        from htcompress.graphs.branches import every_graph
+
         whole = {getattr(onnx.TensorProto, name) for name in _WHOLE}
-        return (tensor for tensor in self.model.graph.initializer if tensor.data_type not in whole)
+        own = {stored for node in self.nodes for one in node.everywhere for stored in one.stored}
+        for place, graph in every_graph(self.model.graph):
+            tensors = [(tensor.name, tensor) for tensor in graph.initializer]
+            constants = [node for node in graph.node if node.op_type == "Constant"]
+            tensors += [(n.output[0], a.t) for n in constants for a in n.attribute if a.name == "value"]
+            for name, tensor in tensors:
+                if (place, name) not in own and tensor.data_type not in whole:
+                    yield name, tensor
 
     def checkpoint(self) -> Checkpoint:
         """The weights of the nodes by the names of torch's modules, and all other weights by their own."""
@@ -132,10 +148,11 @@ class OnnxFile:
 
         _, digest, size = identified(self.path)
         tensors = {f"{node.name}.{name}": value for node in self.nodes for name, value in node.weights.items()}
-        own = {name for node in self.nodes for name in node.stored}
-        for other in self.weights():
-            if other.name not in own and other.name not in tensors:
-                tensors[other.name] = torch.from_numpy(numpy_helper.to_array(other).copy())
+        for name, tensor in self.others():
+            free = name
+            while free in tensors:  # branches beside each other may use a name twice
+                free = f"{free}'"
+            tensors[free] = torch.from_numpy(numpy_helper.to_array(tensor).copy())
         return Checkpoint(self.path, digest, tensors, size)
 
 

@@ -21,10 +21,12 @@ class Session(Protocol):
 
     Attributes:
         inputs, outputs: of the graph.
+        passed: inputs that are states, and the outputs that follow them, as far as the graph itself says so.
     """
 
     inputs: list[Value]
     outputs: list[Value]
+    passed: Mapping[str, str]
 
     def answers(self, calls: Sequence[Feed], feeds: Feeds) -> Answers:
         """What is put out in each of a sequence of calls, states passed on; inputs that are watched among it.

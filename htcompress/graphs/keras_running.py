@@ -33,6 +33,7 @@ class KerasSession:
 
     Attributes:
         inputs, outputs: of the model.
+        passed: nothing; models of Keras keep their states.
     """
 
     def __init__(self, file: KerasFile, watched: Mapping[str, KerasLayer]) -> None:
@@ -57,6 +58,7 @@ class KerasSession:
             name: tape for name, layer in watched.items() if (tape := _Tape.of(own.get(layer.name), layer)) is not None
         }
         self.inputs = [_value(tensor.name, tensor) for tensor in self._model.inputs]
+        self.passed: Mapping[str, str] = {}
         names = getattr(self._model, "output_names", None) or [self._model.layers[-1].name]
         pairs = zip(_apart(names), self._model.outputs, strict=True)
         self.outputs = [_value(name, tensor) for name, tensor in pairs]

@@ -23,7 +23,9 @@ def feeds_for(session: Session, given: Calibration) -> Feeds:
 
     Raises `TaskError` where there is none that it takes.
     """
-    feeds = read_feeds(given.file or Path(), session.inputs, session.outputs, targets=given.targets)
+    feeds = read_feeds(
+        given.file or Path(), session.inputs, session.outputs, targets=given.targets, passed=session.passed
+    )
     try:
         session.answers(next(iter(feeds.sequences()))[:1], feeds)
     except TaskError:
@@ -71,12 +73,16 @@ def apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def metrics_of(given: Calibration, answers: Sequence[Answers], feeds: Feeds, session: Session) -> dict[str, float]:
-    """The metric of the first output against the targets; nothing where there are none."""
+    """The metric of the first output against the targets; nothing where there are none.
+
+    Where samples are calls in a row, targets of as many calls are held against each, others against the last. Raises
+    `TaskError` where they do not compare.
+    """
     if feeds.targets is None:
         return {}
     measure, _ = METRICS[given.headline]
     name = session.outputs[0].name
-    found = np.concatenate([calls[-1][name] for calls in answers])
+    found = _answered([[own[name] for own in calls] for calls in answers], feeds)
     try:
         return {given.headline: measure(found, feeds.targets[: len(found)])}
     except ValueError as error:
@@ -84,6 +90,17 @@ def metrics_of(given: Calibration, answers: Sequence[Answers], feeds: Feeds, ses
             f"The output {name} {found.shape} and the targets {feeds.targets.shape} do not compare by "
             f"{given.headline}: {error}."
         ) from error
+
+
+def _answered(answers: Sequence[Sequence[np.ndarray]], feeds: Feeds) -> np.ndarray:
+    """What targets are held against, samples first: the answers to every call (samples, calls, ...), or the last."""
+    shape = () if feeds.targets is None else feeds.targets.shape
+    # A model of one sample at a time may answer without an axis for it.
+    single = len(answers) == feeds.samples
+    calls = [[own[None] if single and own.shape[:1] != (1,) else own for own in each] for each in answers]
+    if feeds.calls and shape[1:2] == (len(calls[0]),):
+        return np.concatenate([np.stack(each, 1) for each in calls])
+    return np.concatenate([each[-1] for each in calls])
 
 
 def evaluate(source: Path, given: Calibration) -> dict[str, float]:

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from htcompress.nn.settings import RecurrentSettings
 
+Place = tuple[tuple[str, str], ...]
+"""Where a graph stands in another: by the first output of a node and the name of its branch, from the outermost on."""
+
 
 @dataclass(frozen=True, eq=False)
 class RecurrentNode:
@@ -24,7 +27,10 @@ class RecurrentNode:
         quantised: whether its weights are integers, so that torch answers nearly alike only.
         x, lengths, initial: the values that enter it; empty where there is none. Lengths may be missing among them.
         outputs: the values that it puts out: Y, Y_h, Y_c; empty where nobody reads one.
-        stored: the values that its weights are.
+        stored: the numbers of the file that its weights are made of: where they stand, and their names.
+        place: of the graph that it is in; empty: the outermost.
+        also: the same with the same weights in other branches, of which never two are run in a call: one layer
+            stands for all, and learns from whichever is run.
     """
 
     name: str
@@ -39,12 +45,25 @@ class RecurrentNode:
     lengths: str
     initial: tuple[str, ...]
     outputs: tuple[str, ...]
-    stored: tuple[str, ...] = ()
+    stored: frozenset[tuple[Place, str]] = frozenset()
+    place: Place = ()
+    also: tuple[RecurrentNode, ...] = ()
 
     @property
-    def values(self) -> list[str]:
-        """All values that enter it and that it puts out."""
+    def everywhere(self) -> tuple[RecurrentNode, ...]:
+        """It, and those in other branches that its layer stands for."""
+        return (self, *self.also)
+
+    @property
+    def inner_values(self) -> list[str]:
+        """All values that enter it and that it puts out, as they are called where it stands."""
         return [name for name in (self.x, self.lengths, *self.initial, *self.outputs) if name]
+
+    def seen(self, value: str) -> str:
+        """What one of them is called among all values; branches beside each other may use a name twice."""
+        if not value or not self.place:
+            return value
+        return f"{value} in {' in '.join(f'{branch} of {output}' for output, branch in reversed(self.place))}"
 
     def module(self) -> nn.Module:
         """A module of torch with the weights of the node, in float32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from htcompress.graphs.node import RecurrentNode
+from htcompress.graphs.branches import every_graph, first_output, inner_graphs
+from htcompress.graphs.node import Place, RecurrentNode
 from htcompress.nn.recurrence import RECURRENCES, Recurrence, recurrence_of
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.vocabulary import Kind
@@ -25,6 +27,9 @@ _ACTIVATIONS: dict[str, dict[tuple[str, ...], Kind]] = {
     "RNN": {("tanh",): Kind.RNN_TANH, ("relu",): Kind.RNN_RELU},
 }
 """Of each operator: the activations of a direction that torch has, the operator's own first."""
+
+_BRANCHES = 11
+"""The opset from which on branches may give values of unlike numbers of axes, as those do that are looked into."""
 
 _LARGEST = 1 << 30
 """Numbers that are computed of constants, at most."""
@@ -41,31 +46,80 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def find(model: onnx.ModelProto) -> tuple[list[RecurrentNode], dict[str, str]]:
     """The recurrent nodes that torch can stand in for; of the others the reason, by name."""
-    constants = Constants(model)
-    read = {name for node in _every_node(model.graph.node) for name in node.input}
-    read |= {value.name for value in model.graph.output}
+    graphs = dict(every_graph(model.graph))
+    read = {name for graph in graphs.values() for node in graph.node for name in node.input}
+    read |= {value.name for graph in graphs.values() for value in graph.output}
     found: list[RecurrentNode] = []
     left: dict[str, str] = {}
     taken: set[str] = set()
 
     def named(node: onnx.NodeProto) -> str:
-        base = (node.name or next((o for o in node.output if o), node.op_type)).replace(".", "_").strip("/") or "node"
+        base = (node.name or first_output(node) or node.op_type).replace(".", "_").strip("/") or "node"
         name = next(n for n in _candidates(base) if n not in taken)
         taken.add(name)
         return name
 
-    for index, node in enumerate(model.graph.node):
-        for inner in _inside(node):
-            if inner.op_type in _OPERATORS:
-                left[named(inner)] = f"stands in a subgraph of {node.op_type}, where it is left alone"
-        if node.op_type not in _OPERATORS and node.op_type != _QUANTISED:
-            continue
-        name = named(node)
-        try:
-            found.append(_understood(node, name, index, constants, read))
-        except NotUnderstoodError as error:
-            left[name] = str(error)
-    return found, left
+    def look(graph: onnx.GraphProto, constants: Constants, refused: str) -> None:
+        for index, node in enumerate(graph.node):
+            for branch, inner in inner_graphs(node):
+                place = (*constants.place, (first_output(node), branch))
+                look(
+                    inner,
+                    Constants(inner, constants.opset, place, constants),
+                    refused or _refused(node, constants.opset),
+                )
+            if node.op_type not in _OPERATORS and node.op_type != _QUANTISED:
+                continue
+            name = named(node)
+            try:
+                if refused:
+                    raise NotUnderstoodError(refused)
+                found.append(_understood(node, name, index, constants, read))
+            except NotUnderstoodError as error:
+                left[name] = str(error)
+
+    look(model.graph, Constants.of(model), "")
+    return list(_brought_together(found)), left
+
+
+def _brought_together(nodes: Sequence[RecurrentNode]) -> Iterator[RecurrentNode]:
+    """Those in branches of which never two are run, with the same weights, as one."""
+    rest = list(nodes)
+    while rest:
+        first, others = rest[0], rest[1:]
+        group = [first]
+        for other in others:
+            if all(_alike(one, other) and _apart(one.place, other.place) for one in group):
+                group.append(other)
+        yield replace(first, also=tuple(group[1:]))
+        rest = [other for other in others if other not in group]
+
+
+def _alike(one: RecurrentNode, other: RecurrentNode) -> bool:
+    """Whether two nodes have the same weights and do the same with them."""
+    told = [(n.settings, n.reverse, n.half, n.quantised, bool(n.lengths)) for n in (one, other)]
+    read = [([bool(i) for i in n.initial], [bool(o) for o in n.outputs]) for n in (one, other)]
+    if told[0] != told[1] or read[0] != read[1]:
+        return False
+    return all(torch.equal(weight, other.weights[name]) for name, weight in one.weights.items())
+
+
+def _apart(one: Place, other: Place) -> bool:
+    """Whether two places are in different branches of one node."""
+    pair = next(((a, b) for a, b in zip(one, other, strict=False) if a != b), None)
+    return pair is not None and pair[0][0] == pair[1][0]
+
+
+def _refused(node: onnx.NodeProto, opset: int) -> str:
+    """Why recurrent nodes in the graphs of a node are left, if they are."""
+    if node.op_type != "If" or node.domain not in ("", "ai.onnx"):
+        return f"stands in a subgraph of {node.op_type}, where it is left alone"
+    if opset < _BRANCHES:
+        return (
+            f"stands in a branch of an If of opset {opset}, where it is left alone; bring the model to {_BRANCHES} or "
+            f"later with onnx.version_converter"
+        )
+    return "" if first_output(node) else "stands in a branch of an If whose results nobody reads"
 
 
 def _candidates(base: str) -> Iterator[str]:
@@ -76,39 +130,56 @@ def _candidates(base: str) -> Iterator[str]:
         yield f"{base}_{count}"
 
 
-def _inside(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    for attribute in node.attribute:
-        for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
-            yield from _every_node(graph.node)
-
-
-def _every_node(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        yield from _inside(node)
-
-
 class Constants:
-    """What in a graph does not depend on its inputs: initializers, and what nodes compute of those alone."""
+    """What in a graph does not depend on its inputs: initializers, and what nodes compute of those alone.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._opset = opset_of(model)
+    Attributes:
+        opset: of the model.
+        place: of the graph.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, opset: int, place: Place = (), around: Constants | None = None) -> None:
+        """Of a graph; `around` are those of the graph that it stands in, if any."""
+        self.opset, self.place, self._around = opset, place, around
         self._known: dict[str, np.ndarray | None] = {"": None}
-        self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._makers = {name: node for node in model.graph.node for name in node.output if name}
+        self._stored = {tensor.name: tensor for tensor in graph.initializer}
+        self._makers = {name: node for node in graph.node for name in node.output if name}
+        self._inputs = {value.name for value in graph.input}
+        self._sources: dict[str, frozenset[tuple[Place, str]]] = {}
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> Constants:
+        """Of the outermost graph of a model."""
+        return cls(model.graph, opset_of(model))
 
     def __call__(self, name: str, depth: int = 0) -> np.ndarray | None:
         """The value; None where it is no constant."""
+        if self._elsewhere(name):
+            return None if self._around is None else self._around(name, depth)
         if name not in self._known:
             self._known[name] = None  # a graph that runs in a circle
             self._known[name] = self._computed(name, depth)
         return self._known[name]
 
+    def sources(self, name: str) -> frozenset[tuple[Place, str]]:
+        """The numbers that a constant is made of: where they are stored, and their names."""
+        if not name or self._elsewhere(name):
+            return frozenset() if self._around is None else self._around.sources(name)
+        if name not in self._sources:
+            node = None if name in self._stored else self._makers.get(name)
+            given = [] if node is None else list(node.input)
+            self._sources[name] = frozenset() if given else frozenset([(self.place, name)])
+            self._sources[name] = self._sources[name].union(*(self.sources(i) for i in given))
+        return self._sources[name]
+
+    def _elsewhere(self, name: str) -> bool:
+        return bool(name) and name not in self._stored and name not in self._makers and name not in self._inputs
+
     def _computed(self, name: str, depth: int) -> np.ndarray | None:
         if name in self._stored:
             return numpy_helper.to_array(self._stored[name])
         node = self._makers.get(name)
-        if node is None or depth > 32 or any(True for _ in _inside(node)) or node.domain not in ("", "ai.onnx"):
+        if node is None or depth > 32 or any(True for _ in inner_graphs(node)) or node.domain not in ("", "ai.onnx"):
             return None
         given = {i: self(i, depth + 1) for i in node.input if i}
         if any(value is None for value in given.values()):
@@ -120,7 +191,7 @@ class Constants:
         try:
             inputs = [onnx.ValueInfoProto(name=i) for i in given]
             body = onnx.helper.make_graph([node], "constant", inputs, [onnx.ValueInfoProto(name=name)])
-            opset = onnx.helper.make_opsetid("", self._opset)
+            opset = onnx.helper.make_opsetid("", self.opset)
             evaluator = ReferenceEvaluator(onnx.helper.make_model(body, opset_imports=[opset]))
             found = next(iter(evaluator.run(None, given)))
         except Exception:  # whatever an operator stumbles over: then it is no constant that is known
@@ -171,7 +242,8 @@ def _understood(node: onnx.NodeProto, name: str, index: int, constants: Constant
         lengths=inputs[4],
         initial=tuple(inputs[5 : 5 + recurrence.states]) if any(inputs[5 : 5 + recurrence.states]) else (),
         outputs=(*outputs, *[""] * (1 + recurrence.states - len(outputs))),
-        stored=tuple(inputs[1:4]),
+        stored=frozenset[tuple[Place, str]]().union(*(constants.sources(given) for given in inputs[1:4])),
+        place=constants.place,
     )
 
 

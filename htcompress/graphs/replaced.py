@@ -8,7 +8,8 @@ import onnx
 
 from htcompress.exporting.graph import IR_VERSION, Graph
 from htcompress.exporting.recurrent import add_node
-from htcompress.graphs.node import RecurrentNode
+from htcompress.graphs.branches import every_graph, graph_at
+from htcompress.graphs.node import Place, RecurrentNode
 from htcompress.graphs.nodes import opset_of
 from htcompress.nn.recurrent import HTRecurrent
 
@@ -25,32 +26,57 @@ def replaced(
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    graph, opset = made.graph, opset_of(model)
     taken = _names(model.graph)
-    instead: dict[int, list[onnx.NodeProto]] = {}
+    by_place: dict[Place, dict[int, list[onnx.NodeProto]]] = {}
     for node in nodes:
-        if node.name in modules:
-            instead[node.index], numbers = _instead(node, modules[node.name], opset, taken)
-            graph.initializer.extend(numbers)
-    every = [new for index, old in enumerate(model.graph.node) for new in instead.get(index, [old])]
-    del graph.node[:]
-    graph.node.extend(every)
-    if instead:
+        if node.name not in modules:
+            continue
+        # What the layer stores stands around all branches that read it, once; small constants stand in each.
+        around = graph_at(made.graph, _shared(node))
+        prefix = _free(f"{node.name}/", taken)
+        for one in node.everywhere:
+            new, numbers = _instead(one, modules[node.name], opset_of(model), prefix, taken)
+            by_place.setdefault(one.place, {})[one.index] = new
+            there = {number.name for number in around.initializer}
+            graph_at(made.graph, one.place).initializer.extend(n for n in numbers if not n.name.startswith(prefix))
+            around.initializer.extend(n for n in numbers if n.name.startswith(prefix) and n.name not in there)
+        taken.add(prefix)
+    # Inner graphs first: those around them are copied when their nodes are set anew.
+    for place in sorted(by_place, key=len, reverse=True):
+        graph, instead = graph_at(made.graph, place), by_place[place]
+        every = [new for index, old in enumerate(graph.node) for new in instead.get(index, [old])]
+        del graph.node[:]
+        graph.node.extend(every)
+    if by_place:
         _drop_unread(model, made)
         made.ir_version = max(made.ir_version, min(IR_VERSION, 4))  # initializers that are no inputs
     return made
 
 
+def _shared(node: RecurrentNode) -> Place:
+    """The innermost place that is around all where a layer stands."""
+    places = [one.place for one in node.everywhere]
+    depth = next(
+        (k for k, steps in enumerate(zip(*places, strict=False)) if len(set(steps)) > 1), min(map(len, places))
+    )
+    return places[0][:depth]
+
+
 def _names(graph: onnx.GraphProto) -> set[str]:
-    values = {o for node in graph.node for o in node.output} | {i.name for i in graph.initializer}
-    return values | {i.name for i in graph.input} | {node.name for node in graph.node}
+    found: set[str] = set()
+    for _, own in every_graph(graph):
+        found |= {o for node in own.node for o in node.output} | {i.name for i in own.initializer}
+        found |= {i.name for i in own.input} | {node.name for node in own.node}
+    return found
 
 
 def _instead(
-    node: RecurrentNode, module: HTRecurrent, opset: int, taken: set[str]
+    node: RecurrentNode, module: HTRecurrent, opset: int, prefix: str, taken: set[str]
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """The nodes and numbers of a compressed layer, with the inputs and outputs of the node."""
-    graph = Graph(_free(f"{node.name}/", taken), opset, values=_free(f"ht{node.index}/", taken))
+    values = _free(f"ht{node.index}/", taken)
+    taken.add(values)
+    graph = Graph(prefix, opset, values=values)
 
     def entering(value: str) -> str:
         if not value:
@@ -91,33 +117,36 @@ def _free(prefix: str, taken: set[str]) -> str:
 
 def _drop_unread(before: onnx.ModelProto, made: onnx.ModelProto) -> None:
     """Drop what only the replaced nodes have read: initializers, and the nodes that made their weights."""
-    graph = made.graph
     was_read = _read(before.graph)
     while True:
-        read = _read(graph)
-        kept = [
-            node
-            for node in graph.node
-            if any(o in read or o not in was_read for o in node.output if o) or not node.output
-        ]
-        stored = [i for i in graph.initializer if i.name in read or i.name not in was_read]
-        if len(kept) == len(graph.node) and len(stored) == len(graph.initializer):
+        read = _read(made.graph)
+        # Inner graphs come first: what is dropped of one is no longer read around it.
+        dropped = [_dropped(graph, read, was_read) for _, graph in every_graph(made.graph)]
+        if not any(dropped):
             break
-        dropped = {i.name for i in graph.initializer} - {i.name for i in stored}
-        # Old files list their weights among the inputs, too.
-        inputs = [value for value in graph.input if value.name not in dropped]
-        del graph.node[:], graph.initializer[:], graph.input[:]
-        graph.node.extend(kept)
-        graph.initializer.extend(stored)
-        graph.input.extend(inputs)
+
+
+def _dropped(graph: onnx.GraphProto, read: set[str], was_read: set[str]) -> bool:
+    """Whether anything was dropped of one graph."""
+    kept = [
+        node for node in graph.node if any(o in read or o not in was_read for o in node.output if o) or not node.output
+    ]
+    stored = [i for i in graph.initializer if i.name in read or i.name not in was_read]
+    if len(kept) == len(graph.node) and len(stored) == len(graph.initializer):
+        return False
+    dropped = {i.name for i in graph.initializer} - {i.name for i in stored}
+    # Old files list their weights among the inputs, too.
+    inputs = [value for value in graph.input if value.name not in dropped]
+    del graph.node[:], graph.initializer[:], graph.input[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(stored)
+    graph.input.extend(inputs)
+    return True
 
 
 def _read(graph: onnx.GraphProto) -> set[str]:
-    """The values that somebody reads, in subgraphs too."""
-    read = {value.name for value in graph.output}
-    for node in graph.node:
-        read.update(node.input)
-        for attribute in node.attribute:
-            for inner in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
-                read |= _read(inner)
+    """The values that somebody reads, in inner graphs too."""
+    read: set[str] = set()
+    for _, own in every_graph(graph):
+        read |= {value.name for value in own.output} | {name for node in own.node for name in node.input}
     return read

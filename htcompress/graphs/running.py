@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -12,6 +12,7 @@ import torch
 from htcompress.errors import CheckpointError, TaskError
 from htcompress.graphs.feeds import Feed, Feeds, Value
 from htcompress.graphs.graph import Answers
+from htcompress.graphs.states import states_of
 
 
 class Runner:
@@ -43,6 +44,7 @@ class Runner:
             raise CheckpointError(f"onnxruntime cannot load {path}: {_first_line(error)}.") from error
         self.inputs = [Value.of(info) for info in self.session.get_inputs()]
         self.outputs = [Value.of(info) for info in self.session.get_outputs() if info.name in own]
+        self.passed: Mapping[str, str] = states_of(model)
         self._names = [info.name for info in self.session.get_outputs()]
 
     def answers(self, calls: Sequence[Feed], feeds: Feeds) -> Answers:

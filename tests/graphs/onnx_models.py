@@ -141,6 +141,31 @@ def streaming() -> onnx.ModelProto:
     return made("streaming", nodes, inputs, outputs, stored, axis)
 
 
+def clips() -> onnx.ModelProto:
+    """A clip a call, steps first, both states in one array: (steps, 10), (2, 1, 12) to (steps,), (2, 1, 12)."""
+    rng = np.random.default_rng(3)
+    stored = {
+        "W": numbers(rng, 1, 48, 10, scale=0.5),
+        "R": numbers(rng, 1, 48, 12, scale=0.5),
+        "B": numbers(rng, 1, 96, scale=0.1),
+        "last": numbers(rng, 12, 1),
+    }
+    whole = {"zero": [0], "one": [1], "two": [2], "flat": [-1]}
+    stored_too = [numpy_helper.from_array(np.array(n, dtype=np.int64), name) for name, n in whole.items()]
+    nodes = [
+        helper.make_node("Unsqueeze", ["clip", "one"], ["x"]),
+        helper.make_node("Slice", ["both", "zero", "one", "zero"], ["h"]),
+        helper.make_node("Slice", ["both", "one", "two", "zero"], ["c"]),
+        helper.make_node("LSTM", ["x", "W", "R", "B", "", "h", "c"], ["y", "hn", "cn"], hidden_size=12),
+        helper.make_node("Concat", ["hn", "cn"], ["both_out"], axis=0),
+        helper.make_node("MatMul", ["y", "last"], ["scores"]),
+        helper.make_node("Sigmoid", ["scores"], ["likely"]),
+        helper.make_node("Reshape", ["likely", "flat"], ["probability"]),
+    ]
+    inputs, outputs = {"clip": ["steps", 10], "both": [2, 1, 12]}, {"probability": ["steps"], "both_out": [2, 1, 12]}
+    return made("clips", nodes, inputs, outputs, stored, *stored_too)
+
+
 def made(
     name: str,
     nodes: list[onnx.NodeProto],

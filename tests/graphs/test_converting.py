@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 from crossing import some
-from onnx_models import node_model, streaming, tagger
+from onnx_models import clips, node_model, streaming, tagger
 from small import Outcome
 
 import htcompress
@@ -182,6 +182,27 @@ def test_states_from_call_to_call(htc: Command, tmp_path: Path, monkeypatch: pyt
     assert error == pytest.approx(quality.finetuned, rel=1e-3)
 
 
+def test_clips_that_are_one_call_or_many(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps first and both states in one array: cut into calls or not, it is one sequence, measured at every step."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(clips(), "clips.onnx")
+    x, zeros = frames(40, 12, 10), np.zeros((2, 1, 12), np.float32)
+    wanted = np.stack([answers(Path("clips.onnx"), {"clip": own, "both": zeros})[0] for own in x])
+    targets = wanted > 0.4
+    for name, cut in (("one", x[:, None]), ("many", x)):
+        np.savez(f"{name}.npz", clip=cut, wanted=targets)
+        options = ("--calibration", f"{name}.npz", "--targets", "wanted")
+        ended = htc("convert", "clips.onnx", "--ratio", "3", "--steps", "20", *options, "-o", name)
+        assert ended.code == 0, ended.err
+        quality = read_report(tmp_path / name).quality
+        assert quality.dense == pytest.approx(((wanted > 0.5) == targets)[-10:].mean())
+        # By hand, in onnxruntime.
+        found = [answers(Path(name, "model.onnx"), {"clip": own, "both": zeros})[0] for own in x[-10:]]
+        assert quality.finetuned == pytest.approx(((np.stack(found) > 0.5) == targets[-10:]).mean())
+        error = np.sqrt(np.square(found - wanted[-10:]).sum() / np.square(wanted[-10:] - wanted[-10:].mean()).sum())
+        assert quality.metrics["finetuned"]["output_error"] == pytest.approx(error, rel=1e-3)
+
+
 @pytest.mark.full
 def test_again_from_what_was_made(htc: Command, graph: Path) -> None:
     """ONNX, HT, ONNX, HT: the recurrent nodes of a result have weights that nodes make of its cores."""
@@ -211,6 +232,23 @@ def test_inspect(htc: Command, graph: Path) -> None:
     found = json.loads(ended.out)
     assert [layer["name"] for layer in found["layers"]] == ["a_lstm", "y2"]
     assert found["parameters"] == sum(np.prod(i.dims) for i in tagger().graph.initializer if i.name != "flat")
+
+
+def test_inspect_names_what_no_node_computes(htc: Command, graph: Path) -> None:
+    """Weights that bear torch's names, of cells that an exporter has unrolled."""
+    model = tagger()
+    rows = {"weight_ih": (48, 20), "weight_hh": (48, 12), "bias_ih": (48,), "bias_hh": (48,)}
+    cell = [onnx.numpy_helper.from_array(np.ones(n, np.float32), f"cell.{name}") for name, n in rows.items()]
+    model.graph.initializer.extend(cell)
+    onnx.save(model, "both.onnx")
+    found = json.loads(htc("inspect", "both.onnx", "--json").out)
+    assert [layer["name"] for layer in found["layers"]] == ["a_lstm", "y2"]
+    assert "it was unrolled when it was exported" in found["left"]["cell"]
+    model = node_model("GRU", linear_before_reset=0)
+    onnx.save(model, "none.onnx")
+    ended = htc("inspect", "none.onnx")
+    assert ended.code == 2
+    assert "None of the recurrent layers of none.onnx can be compressed. layer stays dense" in ended.err
 
 
 @pytest.mark.full

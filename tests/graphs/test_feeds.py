@@ -68,6 +68,19 @@ def test_calls_in_a_row_with_states_and_constants(tmp_path: Path) -> None:
     assert not first[0]["state"].any()
 
 
+def test_a_state_of_one_size_is_that_of_one_sample(tmp_path: Path) -> None:
+    """An open first axis is then the steps of one sample: samples are never put behind each other in it."""
+    value = Value("steps", (None, 10), "tensor(float)")
+    feeds = read_feeds(saved(tmp_path, steps=np.arange(1920.0).reshape(48, 4, 10)), [value, STATE], [Y, OUT])
+    assert feeds.calls
+    assert shapes(feeds, "steps") == [[(1, 10)] * 4] * 48
+    feeds = read_feeds(saved(tmp_path, steps=np.arange(1920.0).reshape(8, 2, 12, 10)), [value, STATE], [Y, OUT])
+    assert feeds.calls
+    assert shapes(feeds, "steps") == [[(12, 10)] * 2] * 8
+    first, second = next(feeds.sequences())
+    assert (first["steps"].min(), second["steps"].min()) == (0, 120)
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [

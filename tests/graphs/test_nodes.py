@@ -164,17 +164,6 @@ def test_weights_of_the_models_inputs_are_refused() -> None:
     assert "computed of the model's inputs" in left["layer"]
 
 
-def test_nodes_in_subgraphs_are_named() -> None:
-    inner = node_model("LSTM")
-    branch = helper.make_graph(list(inner.graph.node), "branch", [], list(inner.graph.output), inner.graph.initializer)
-    node = helper.make_node("If", ["yes"], ["Y", "Y_h", "Y_c"], then_branch=branch, else_branch=branch, name="either")
-    yes = helper.make_tensor_value_info("yes", onnx.TensorProto.BOOL, [])
-    body = helper.make_graph([node], "outer", [*inner.graph.input, yes], list(inner.graph.output))
-    nodes, left = find(helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)]))
-    assert not nodes
-    assert left == dict.fromkeys(("layer", "layer_2"), "stands in a subgraph of If, where it is left alone")
-
-
 def test_integer_weights_of_onnxruntime() -> None:
     """A node of `DynamicQuantizeLSTM` is read with its scales."""
     model = node_model("LSTM", direction="bidirectional")
