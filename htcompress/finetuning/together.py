@@ -176,7 +176,7 @@ class _Processes:
     def of_first(self, ask: Callable[[], T]) -> T:
         """What the function gives in the first process."""
         found: Any = self.gather(ask() if self.index == 0 else None)[0]
-        return found  # type: ignore[no-any-return]
+        return found
 
     def add(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -185,7 +185,7 @@ class _Processes:
             added = self._accelerator.reduce(tensor, reduction="sum")
         except RuntimeError as error:
             raise _lost(error) from error
-        return added  # type: ignore[no-any-return]
+        return added
 
     def device(self, asked: str) -> str:
         """The GPU that this process has been given, where GPUs were asked for."""
