@@ -197,9 +197,13 @@ def finetune(
 
     Several processes that accelerate launch or torchrun has started share the work.
     """
-    from htcompress.finetuning.together import joined
+    from htcompress.finetuning.together import forgotten, joined
 
     with joined(device) as together, open_screen(quiet or together.index > 0) as screen:
+        if forgotten():
+            screen.message(
+                "accelerate launch has started one process only. Without GPUs, --multi_gpu or torchrun start more."
+            )
         # Inside, so that what is wrong is told once.
         precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
         options = finetuning_of(steps, epochs, time_limit, seed, accumulate, precision)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 import weakref
 from contextlib import redirect_stdout
@@ -26,6 +27,9 @@ class _Interrupt(KeyboardInterrupt):
 
 _PATIENCE = 0.1
 """Seconds after which an interrupt is looked at that may have been lost."""
+
+_LATER = 1.0
+"""Seconds by which other processes of a launch end after the first, where an error ends all of them."""
 
 
 def run() -> None:
@@ -81,6 +85,9 @@ def _explained(error: BaseException, *, interrupted: bool) -> int:
         _complain(str(error))
         return error.exit_code
     if isinstance(error, SystemExit):
+        if _follows():
+            # A launcher stops all when one ends; the first has something to say.
+            time.sleep(_LATER)
         raise error
     # Usage errors of the parser are known by what they can do, for typer carries a click of its own.
     if hasattr(error, "format_message"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -75,10 +75,20 @@ class Alone:
         return asked
 
 
+_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where MPI says how many processes there are, which `accelerate launch` uses between machines without GPUs."""
+
+
 def launched() -> int:
     """How many processes a launcher says that there are; 1 without a launcher."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    return int(size) if size.isdecimal() and "RANK" in os.environ else 1
+    names = ("WORLD_SIZE",) if "RANK" in os.environ else _MPI if "ACCELERATE_MIXED_PRECISION" in os.environ else ()
+    sizes = [os.environ[name] for name in names if os.environ.get(name, "").isdecimal()]
+    return max(1, int(sizes[0])) if sizes else 1
+
+
+def forgotten() -> bool:
+    """Whether `accelerate launch` was asked for several processes and, finding no GPUs, has started this one alone."""
+    return "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and launched() == 1
 
 
 @contextmanager
@@ -104,6 +114,7 @@ def joined(device: str = "cpu") -> Iterator[Together]:
         processes.gather(None)
     except Exception as error:
         raised, code = processes.told(error)
+        processes.part()
         if processes.index > 0 and not isinstance(error, _LostError):
             raise SystemExit(code) from error
         if raised is error:
@@ -147,8 +158,8 @@ class _Processes:
             from accelerate.utils import InitProcessGroupKwargs, gather_object
         except ImportError as error:
             raise RequestError(
-                f"This is one of {launched()} processes (WORLD_SIZE), which fine-tune together by Hugging Face "
-                f"Accelerate: {error}. Install it with: pip install 'htcompress[accelerate]'. To run by itself, start "
+                f"This is one of {launched()} processes that a launcher has started, and they fine-tune together by "
+                f"Hugging Face Accelerate: {error}. Install it with: pip install 'htcompress[accelerate]'. To run by itself, start "
                 f"it without accelerate launch or torchrun."
             ) from error
         try:
@@ -159,8 +170,7 @@ class _Processes:
             )
         except Exception as error:
             raise RequestError(
-                f"The {launched()} processes (WORLD_SIZE) cannot be joined: {error}. Start them with accelerate launch "
-                f"or torchrun."
+                f"The {launched()} processes cannot be joined: {error}. Start them with accelerate launch or torchrun."
             ) from error
         self._gather_object = gather_object
         self.count, self.index = self._accelerator.num_processes, self._accelerator.process_index
@@ -208,10 +218,10 @@ class _Processes:
         return (error if first.process == self.index else _ElsewhereError(first)), first.exit_code
 
     def part(self) -> None:
-        """Close what connects the processes."""
-        self._accelerator.end_training()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        """Close what connects the processes, where it is still there."""
+        with suppress(RuntimeError):
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
 
     def _exchanged(self, value: Any) -> list[Any]:
         try:
