@@ -159,8 +159,8 @@ class _Processes:
         except ImportError as error:
             raise RequestError(
                 f"This is one of {launched()} processes that a launcher has started, and they fine-tune together by "
-                f"Hugging Face Accelerate: {error}. Install it with: pip install 'htcompress[accelerate]'. To run by itself, start "
-                f"it without accelerate launch or torchrun."
+                f"Hugging Face Accelerate: {error}. Install it with: pip install 'htcompress[accelerate]'. To run by "
+                f"itself, start it without accelerate launch or torchrun."
             ) from error
         try:
             self._accelerator = Accelerator(
