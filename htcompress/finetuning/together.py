@@ -20,7 +20,7 @@ from htcompress.errors import HTCompressError, RequestError
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=7)
+_PATIENCE = timedelta(days=1)
 """How long a process waits for the others: the first one may measure and write as long as it needs to. One that dies
 is noticed at once."""
 
