@@ -7,6 +7,7 @@ message, wherever they are.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -95,8 +96,8 @@ def forgotten() -> bool:
 def joined(device: str = "cpu") -> Iterator[Together]:
     """All processes that `accelerate launch` or `torchrun` has started, or this one alone where there is no launcher.
 
-    They leave the block together. Where one of them fails, all do: the first process raises its error, the others
-    `SystemExit` with the same exit code.
+    Once in a process: several calls may share the block, and all processes leave it together. Where one of them fails,
+    all do: the first process raises its error, the others `SystemExit` with the same exit code.
 
     Args:
         device: where the model will run; GPUs talk by NCCL, everything else by gloo.
@@ -162,6 +163,7 @@ class _Processes:
                 f"Hugging Face Accelerate: {error}. Install it with: pip install 'htcompress[accelerate]'. To run by "
                 f"itself, start it without accelerate launch or torchrun."
             ) from error
+        found = torch.distributed.is_available() and torch.distributed.is_initialized()
         try:
             self._accelerator = Accelerator(
                 cpu=not (device.startswith("cuda") and torch.cuda.is_available()),
@@ -173,6 +175,7 @@ class _Processes:
                 f"The {launched()} processes cannot be joined: {error}. Start them with accelerate launch or torchrun."
             ) from error
         self._gather_object = gather_object
+        self._own = not found
         self.count, self.index = self._accelerator.num_processes, self._accelerator.process_index
 
     def gather(self, value: T) -> list[T]:
@@ -218,9 +221,9 @@ class _Processes:
         return (error if first.process == self.index else _ElsewhereError(first)), first.exit_code
 
     def part(self) -> None:
-        """Close what connects the processes, where it is still there."""
+        """Close what connects the processes, where it is still there and not the caller's."""
         with suppress(RuntimeError):
-            if torch.distributed.is_initialized():
+            if self._own and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
 
     def _exchanged(self, value: Any) -> list[Any]:
@@ -231,7 +234,8 @@ class _Processes:
 
 
 def _lost(error: Exception) -> _LostError:
+    reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". ")[0]
     return _LostError(
-        f"another process of this run has ended without a word ({str(error).splitlines()[0]}). Look at its messages; "
+        f"another process of this run has ended without a word ({reason}). Look at its messages; "
         f"with --checkpoint-every, --resume goes on from the last checkpoint."
     )
