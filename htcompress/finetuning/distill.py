@@ -162,7 +162,9 @@ class _Run:
     def _begun(self, number: int, length: int) -> torch.optim.Optimizer:
         """Begin a stage from the best state so far: a schedule of its own, and an optimiser that knows nothing."""
         at, o = self.at, self.options
-        at.stage, at.before, at.begin, at.end = number, at.best, at.step, at.step + length
+        # Steps are counted as if the stages before had been taken to their ends.
+        at.stage, at.before, at.begin, at.end = number, at.best, at.end, at.end + length
+        at.step = at.begin
         self.stage_began = self._now()
         at.left = None if o.time_limit is None else max(1e-9, o.time_limit - (self.stage_began - self.began))
         if at.begin:

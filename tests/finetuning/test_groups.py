@@ -205,3 +205,16 @@ def test_alone_and_without_accumulation_nothing_has_changed(student: nn.Module) 
     distill(student, tagger(), single(10), options=FineTuning(steps=12))
     distill(model, tagger(), single(10), options=FineTuning(steps=12, accumulate=1, mixed_precision="no"))
     assert equal(student.state_dict(), model.state_dict())
+
+
+def test_a_stage_that_ends_early_leaves_the_count_of_steps_as_it_would_be(
+    student: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_STAGE": 20, "_PASSES": 100, "_GAIN": -1.0}.items():
+        monkeypatch.setattr(f"htcompress.finetuning.distill.{name}", value)
+    options = FineTuning(check_every=2, patience=1, learning_rate=1e-9)
+    history = distill(student, tagger(), single(10), options=options)
+    assert list(dict.fromkeys(p.steps for p in history)) == [20, 60, 140]
+    first, *_ = [p.step for p in history if p.steps == 60]
+    assert first == 22
+    assert max(p.step for p in history if p.steps == 20) < 20
