@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from htcompress.directory.read import load
     from htcompress.errors import HTCompressError
     from htcompress.exporting import Exported, export
+    from htcompress.finetuning.checkpoints import Checkpoints
+    from htcompress.finetuning.together import joined
     from htcompress.report import Report, read_report
     from htcompress.request import FineTuning, Goal
     from htcompress.vocabulary import Scope, UnitOrder
 
 # Names are imported when they are used: `import htcompress` costs no torch.
 _HOMES = {
+    "Checkpoints": "htcompress.finetuning.checkpoints",
     "Compressed": "htcompress.compression",
     "Exported": "htcompress.exporting",
     "FineTuning": "htcompress.request",
@@ -42,6 +45,7 @@ _HOMES = {
     "export": "htcompress.exporting",
     "finetune": "htcompress.continuing",
     "from_pretrained": "htcompress.directory.pretrained",
+    "joined": "htcompress.finetuning.together",
     "load": "htcompress.directory.read",
     "read_report": "htcompress.report",
     "save": "htcompress.compression",
@@ -49,6 +53,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Checkpoints",
     "Compressed",
     "Exported",
     "FineTuning",
@@ -66,6 +71,7 @@ __all__ = [
     "export",
     "finetune",
     "from_pretrained",
+    "joined",
     "load",
     "read_report",
     "save",

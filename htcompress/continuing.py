@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from htcompress.compression import Compressed
 from htcompress.data import Data, Peeked
 from htcompress.directory.read import read_config, read_state
 from htcompress.errors import TaskError
+from htcompress.finetuning.checkpoints import Checkpoints, Saved
+from htcompress.finetuning.together import Alone, Together
 from htcompress.isolation import restored, seeded
 from htcompress.model.plain import without_packing
 from htcompress.model.replace import stand_ins
 from htcompress.observer import Observer
 from htcompress.opening import dense_model, device_named, opened, places_of, teacher_of
-from htcompress.report import read_report
+from htcompress.report import Quality, read_report
 from htcompress.request import FineTuning
 from htcompress.sources.read import read_checkpoint
 from htcompress.stages import Clock, measured, read_back, snapshot, training_batches, tried, tuned
@@ -32,20 +36,36 @@ def finetune(
     options: FineTuning | None = None,
     device: str = "cpu",
     observer: Observer | None = None,
+    together: Together | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Compressed:
     """Continue fine-tuning of an output directory; the result is not written (see `save`).
 
     The teacher is the dense checkpoint that the directory was made from, found by the path kept in its
     report. Without it the task's own loss is all there is to train on.
 
+    Args:
+        together: the processes that share the work, from `joined`; each of them calls this alike, and is given the
+            same weights. Only the first measures, so only its report is whole.
+        checkpoints: where the state of the run is kept, and whether to go on from what is there. Remove them
+            (`Checkpoints.remove`) when the result is written.
+
     Raises:
         TaskError: the task lacks what fine-tuning needs.
-        CheckpointError: the directory or the teacher cannot be read.
+        CheckpointError: the directory, the teacher or the checkpoint of the run cannot be read.
+        RequestError: there is such a checkpoint, and the run is not to go on from it.
     """
     observer, options, place = observer or Observer(), options or FineTuning(), Path(directory)
+    together = together or Alone()
     seed = options.seed
+
+    def looked(quality: Quality, stage: str, model: nn.Module) -> Quality:
+        return measured(quality, stage, model, data, seed, observer) if together.index == 0 else quality
+
     with restored():
-        where = device_named(device)
+        where = device_named(together.device(device))
+        if checkpoints is not None:
+            _tell_of_last(checkpoints, together, observer)
         config = read_config(place)
         report = read_report(place)
         loaded = load_task(task)
@@ -63,7 +83,7 @@ def finetune(
             observer.message(f"{loaded.source} has no evaluate(): the fine-tuned model is not measured.")
             quality = replace(quality, decomposed=None, finetuned=None)
         elif quality.final is None:
-            quality = measured(quality, "decomposed", model, data, seed, observer)
+            quality = looked(quality, "decomposed", model)
         with seeded(seed):
             training = Peeked(data.training)
             if dense is None:
@@ -73,13 +93,13 @@ def finetune(
         arguments = None if batch is None else batch.arguments
         clock = Clock()
         with clock("finetune"):
-            tuned(model, dense, batches, data, options, observer, places_of(config))
+            tuned(model, dense, batches, data, options, observer, places_of(config), together, checkpoints)
         # Tensors that the model does not know stay in the directory.
         state = read_state(place) | snapshot(model)
         result = read_back(config, state, loaded.model().to(where), model, arguments)
-        quality = measured(quality, "finetuned", result, data, seed, observer)
+        quality = looked(quality, "finetuned", result)
         if dense is not None and quality.dense is None:
-            quality = measured(quality, "dense", dense, data, seed, observer)
+            quality = looked(quality, "dense", dense)
         spent = (report.timings_s.finetune or 0.0) + clock.seconds["finetune"]
         done = replace(report, quality=quality, timings_s=replace(report.timings_s, finetune=round(spent, 3)))
         path = report.source.get("path")
@@ -89,6 +109,16 @@ def finetune(
         modules = {name: module for name, module in stand_ins(result).items() if name in config["layers"]}
         kept = {name: value for name, value in config.items() if name != "extra"}
         return Compressed(result, modules, state, done, kept)
+
+
+def _tell_of_last(checkpoints: Checkpoints, together: Together, observer: Observer) -> None:
+    """Say from where a run goes on, before there is anything to wait for."""
+    content = together.of_first(checkpoints.last)
+    if content is not None:
+        standing = Saved.of_bytes(content, checkpoints.file).facts["standing"]
+        observer.message(f"Going on from step {standing['step']} of {standing['end']}, as kept in {checkpoints.file}.")
+    elif checkpoints.resume:
+        observer.message(f"There is no checkpoint in {checkpoints.folder}: fine-tuning begins at its start.")
 
 
 def evaluate(

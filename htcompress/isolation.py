@@ -6,9 +6,12 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 _their_gradients: ContextVar[bool] = ContextVar("their_gradients", default=True)
 """Whether the user's code had gradients recorded when it last ran."""
@@ -58,6 +61,50 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.seed(seed % 2**32)
         random.seed(seed)
         yield
+
+
+@dataclass(frozen=True, eq=False)
+class RandomState:
+    """Where the global random generators of torch (one on the CPU, one a GPU), NumPy and Python stand."""
+
+    torch: list[Tensor]
+    numpy: tuple[Any, ...]
+    python: tuple[Any, ...]
+
+    @classmethod
+    def now(cls) -> RandomState:
+        """That of this moment."""
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return cls([torch.get_rng_state(), *gpus], tuple(np.random.get_state()), random.getstate())
+
+    def restore(self) -> None:
+        """Let the generators go on from here."""
+        torch.set_rng_state(self.torch[0])
+        for device, state in enumerate(self.torch[1 : 1 + torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
+        np.random.set_state(self.numpy)
+        random.setstate(self.python)
+
+
+class Draws:
+    """Random sequences of their own for what is drawn in some blocks, whatever others draw between.
+
+    They begin where the global generators stand.
+    """
+
+    def __init__(self) -> None:
+        self._state = RandomState.now()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """While this lasts the global generators go on with these sequences, and afterwards with theirs."""
+        others = RandomState.now()
+        self._state.restore()
+        try:
+            yield
+        finally:
+            self._state = RandomState.now()
+            others.restore()
 
 
 @contextmanager

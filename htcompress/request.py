@@ -14,6 +14,9 @@ from htcompress.errors import RequestError
 from htcompress.numbers import budget_of, real, whole
 from htcompress.vocabulary import BITS, HARMLESS, INTEGER_BITS, WIDEST, Format, LayoutKind, Scope, UnitOrder, one_of
 
+PRECISIONS = ("no", "bf16")
+"""In which fine-tuning may compute. Not in float16, which needs a scale for every loss."""
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -121,6 +124,10 @@ class FineTuning:
             in the end stops.
         held_out: batches kept apart to choose the best state by. None: a quarter of the first 48, at most 12.
         seed: of torch's generator during fine-tuning; the caller's is restored afterwards.
+        accumulate: batches of a step, which count as one in which they are joined; they pass through the model one
+            after the other. Of several processes each takes so many.
+        mixed_precision: `bf16`: the student's steps are computed in bfloat16 where torch holds that safe; its numbers,
+            the teacher and the held-out loss stay as precise as they are. `no`: all is.
 
     Raises:
         RequestError: a value makes no sense.
@@ -136,6 +143,8 @@ class FineTuning:
     patience: int = 10
     held_out: int | None = None
     seed: int = 0
+    accumulate: int = 1
+    mixed_precision: str = "no"
 
     def __post_init__(self) -> None:
         bounds: dict[str, tuple[float, bool]] = {
@@ -148,18 +157,24 @@ class FineTuning:
             "check_every": (1, True),
             "patience": (1, True),
             "held_out": (1, True),
+            "accumulate": (1, True),
         }
         for name, (least, included) in bounds.items():
             value = getattr(self, name)
             if value is None:
                 continue
-            kinds = int if name in ("steps", "check_every", "patience", "held_out") else (int, float)
+            kinds = int if name in ("steps", "check_every", "patience", "held_out", "accumulate") else (int, float)
             fits = isinstance(value, kinds) and math.isfinite(value) and not isinstance(value, bool)
             if not fits or not (value >= least if included else value > least):
                 limit = f"at least {least}" if included else f"more than {least}"
                 raise RequestError(f"Fine-tuning takes {name.replace('_', ' ')} of {limit}; found {value!r}.")
         if self.steps is not None and self.epochs is not None:
             raise RequestError("Fine-tuning takes steps or epochs, not both; leave out one of them.")
+        if self.mixed_precision not in PRECISIONS:
+            raise RequestError(
+                f"Fine-tuning takes a mixed precision of {' or '.join(PRECISIONS)}; found {self.mixed_precision!r}. "
+                f"Give --mixed-precision, which goes before what Accelerate is configured for."
+            )
 
     @property
     def trains(self) -> bool:

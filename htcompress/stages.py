@@ -26,8 +26,11 @@ from htcompress.data import (
 )
 from htcompress.directory.read import assembled
 from htcompress.errors import TaskError
-from htcompress.finetuning.distill import Progress, distill
+from htcompress.finetuning.checkpoints import Checkpoints
+from htcompress.finetuning.distill import distill
+from htcompress.finetuning.standing import Progress
 from htcompress.finetuning.stream import Batches
+from htcompress.finetuning.together import Together
 from htcompress.isolation import on_the_cpu, seeded
 from htcompress.model.inventory import inventory_of_model
 from htcompress.model.latency import LATENCY_OF, latencies
@@ -209,6 +212,8 @@ def tuned(
     options: FineTuning,
     observer: Observer,
     places: Mapping[str, Tensor] | None = None,
+    together: Together | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     """Fine-tune in place, and end on the numbers that will be stored; see `distill`."""
     total = None
@@ -228,6 +233,8 @@ def tuned(
         options=options,
         places=places,
         on_progress=show,
+        together=together,
+        checkpoints=checkpoints,
     )
     for module in stand_ins(compact).values():
         module.round()

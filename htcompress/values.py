@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _DEPTH = 16
 """Levels of nesting that are looked into; what is deeper is a structure of its own, not an output."""
@@ -99,6 +103,29 @@ def _leaves(value: Any, seen: set[int], depth: int) -> Iterator[Tensor]:
 def tensors_of(value: Any) -> Iterator[Tensor]:
     """The floating-point tensors in a model's output; see `leaves`."""
     return (tensor for tensor in leaves(value) if tensor.is_floating_point())
+
+
+# ---- mixed precision ----------------------------------------------------------------------------------------
+
+
+def mixed_precision(device: torch.device) -> torch.dtype | None:
+    """What torch computes in on a device where mixed precision is on now (`torch.autocast`); None where it is off."""
+    on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
+
+
+def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that computes in the precision of what it is given, whether or not mixed precision is on around it."""
+
+    @wraps(function)
+    def within(*arguments: P.args, **named: P.kwargs) -> R:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                with torch.autocast(kind, enabled=False):
+                    return within(*arguments, **named)
+        return function(*arguments, **named)
+
+    return within
 
 
 # ---- comparing ----------------------------------------------------------------------------------------------

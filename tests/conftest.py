@@ -51,6 +51,7 @@ SLOW = (
     "fuzzer",
     "onnx_models",
     "imports",
+    "together",
 )
 """What takes long stands last; `make fast` leaves it out."""
 

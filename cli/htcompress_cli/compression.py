@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,11 @@ import typer
 
 from htcompress_cli.consoles import open_screen, result_console
 from htcompress_cli.options import (
+    Accumulate,
     CalibrationOption,
     Checkpoint,
+    CheckpointEvery,
+    CheckpointFolder,
     Debug,
     Device,
     Epochs,
@@ -20,10 +24,12 @@ from htcompress_cli.options import (
     Json,
     Layers,
     Metric,
+    MixedPrecision,
     ModelArguments,
     ModelOption,
     Names,
     Quiet,
+    Resume,
     Seed,
     Steps,
     Targets,
@@ -31,6 +37,7 @@ from htcompress_cli.options import (
     TimeLimit,
     UnitOrderOption,
     Weights,
+    checkpoints_of,
     finetuning_of,
 )
 
@@ -175,37 +182,66 @@ def finetune(
     steps: Steps = None,
     epochs: Epochs = None,
     time_limit: TimeLimit = None,
+    accumulate: Accumulate = None,
+    mixed_precision: MixedPrecision = None,
+    checkpoint_every: CheckpointEvery = None,
+    checkpoint: CheckpointFolder = None,
+    resume: Resume = False,
     seed: Seed = 0,
     device: Device = "cpu",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Continue fine-tuning of an output directory; it is replaced when all is done."""
-    options = finetuning_of(steps, epochs, time_limit, seed)
-    from htcompress import compression, continuing, conversion
-    from htcompress.construction import Constructed
-    from htcompress.errors import RequestError
+    """Continue fine-tuning of an output directory; it is replaced when all is done.
 
-    asked = Constructed.of_options(model, model_arguments, calibration, targets, metric)
-    if conversion.is_graph(directory):
-        raise RequestError(
-            f"{directory} holds a model that runs from its own file, which is fine-tuned while it is converted. "
-            f"Convert it again with more --steps or --epochs."
-        )
-    from htcompress.directory.read import read_config
-    from htcompress.directory.write import check_writable
+    Several processes that accelerate launch or torchrun has started share the work.
+    """
+    from htcompress.finetuning.together import forgotten, joined
 
-    with open_screen(quiet) as screen:
+    with joined(device) as together, open_screen(quiet or together.index > 0) as screen:
+        if forgotten():
+            screen.message(
+                "accelerate launch has started one process only. Without GPUs, --multi_gpu or torchrun start more."
+            )
+        # Inside, so that what is wrong is told once.
+        precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
+        options = finetuning_of(steps, epochs, time_limit, seed, accumulate, precision)
+        checkpoints = checkpoints_of(directory, checkpoint_every, checkpoint, resume)
+        from htcompress import compression, continuing, conversion
+        from htcompress.construction import Constructed
+        from htcompress.errors import RequestError
+
+        asked = Constructed.of_options(model, model_arguments, calibration, targets, metric)
+        if conversion.is_graph(directory):
+            raise RequestError(
+                f"{directory} holds a model that runs from its own file, which is fine-tuned while it is converted. "
+                f"Convert it again with more --steps or --epochs."
+            )
+        from htcompress.directory.read import read_config
+        from htcompress.directory.write import check_writable
+
         given = conversion.task_of(directory, task, asked, purpose="finetune", teacher=teacher, observer=screen)
         read_config(directory)
-        check_writable(directory)
+        if together.index == 0:
+            check_writable(directory)
         result = continuing.finetune(
-            directory, task=given, teacher=teacher, options=options, device=device, observer=screen
+            directory,
+            task=given,
+            teacher=teacher,
+            options=options,
+            device=device,
+            observer=screen,
+            together=together,
+            checkpoints=checkpoints,
         )
-        screen.stage("writing")
-        compression.save(result, directory)
-    _show(result, directory, as_json)
+        if together.index == 0:
+            screen.stage("writing")
+            compression.save(result, directory)
+            if checkpoints is not None:
+                checkpoints.remove()
+    if together.index == 0:
+        _show(result, directory, as_json)
 
 
 def evaluate(

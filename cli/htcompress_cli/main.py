@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 import weakref
 from contextlib import redirect_stdout
@@ -26,6 +27,9 @@ class _Interrupt(KeyboardInterrupt):
 
 _PATIENCE = 0.1
 """Seconds after which an interrupt is looked at that may have been lost."""
+
+_LATER = 1.0
+"""Seconds by which other processes of a launch end after the first, where an error ends all of them."""
 
 
 def run() -> None:
@@ -74,18 +78,23 @@ def _explained(error: BaseException, *, interrupted: bool) -> int:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     if interrupted or isinstance(error, KeyboardInterrupt):
-        _complain("interrupted; no output was left half-written.")
+        if not _follows():
+            _complain("interrupted; no output was left half-written.")
         return 130
     if isinstance(error, HTCompressError):
         _complain(str(error))
         return error.exit_code
     if isinstance(error, SystemExit):
+        if _follows():
+            # A launcher stops all when one ends; the first has something to say.
+            time.sleep(_LATER)
         raise error
     # Usage errors of the parser are known by what they can do, for typer carries a click of its own.
     if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         command = "htcompress" if context is None else context.command_path
-        _complain(f"{error.format_message().rstrip('.')}. See {command} --help.")
+        if not _follows():
+            _complain(f"{error.format_message().rstrip('.')}. See {command} --help.")
         return 2
     _complain(
         f"unexpected {type(error).__name__}: {error}. This is a fault of htcompress or of the task's code; --debug "
@@ -137,6 +146,11 @@ def _remind_every(seconds: float) -> None:
     """Let SIGALRM come so often, or no more; not on Windows, which has none."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+
+
+def _follows() -> bool:
+    """Whether a launcher has started this process beside a first one, which tells what is the same for all."""
+    return os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _complain(text: str) -> None:

@@ -10,6 +10,7 @@ import typer
 from htcompress.errors import RequestError
 
 if TYPE_CHECKING:
+    from htcompress.finetuning.checkpoints import Checkpoints
     from htcompress.request import FineTuning
 
 Checkpoint = Annotated[
@@ -67,6 +68,24 @@ Epochs = Annotated[str | None, typer.Option(metavar="N", help="Instead, passes o
 TimeLimit = Annotated[
     str | None, typer.Option(metavar="SECONDS", help="Of fine-tuning; its schedule shortens with it.")
 ]
+Accumulate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N", help="Batches of a step, as if they were one; each process takes so many.", show_default="1"
+    ),
+]
+MixedPrecision = Annotated[
+    str | None,
+    typer.Option(metavar="KIND", help="bf16 or no.", show_default="no, or as Accelerate is configured"),
+]
+CheckpointEvery = Annotated[
+    str | None, typer.Option(metavar="STEPS", help="Keep the state of the run every so many steps.")
+]
+CheckpointFolder = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FOLDER", help="Where it is kept.", show_default="DIR-checkpoint"),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of everything drawn at random.")]
 StudyOutput = Annotated[
     Path | None,
@@ -87,7 +106,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no note
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def finetuning_of(steps: str | None, epochs: str | None, time_limit: str | None, seed: int) -> FineTuning:
+def finetuning_of(
+    steps: str | None,
+    epochs: str | None,
+    time_limit: str | None,
+    seed: int,
+    accumulate: str | None = None,
+    mixed_precision: str | None = None,
+) -> FineTuning:
     """The settings of fine-tuning that options ask for. Raises `RequestError` where they make no sense."""
     from htcompress.numbers import real, whole
 
@@ -102,6 +128,27 @@ def finetuning_of(steps: str | None, epochs: str | None, time_limit: str | None,
     seconds = None if time_limit is None else real(time_limit, "--time-limit", "60")
     if seconds is not None and seconds <= 0:
         raise RequestError(f"--time-limit is a number of seconds, above 0; found {time_limit}.")
+    joined = 1 if accumulate is None else whole(accumulate, "--accumulate", "4")
+    if joined < 1:
+        raise RequestError(f"--accumulate is a number of batches, at least 1; found {accumulate}.")
     from htcompress.request import FineTuning
 
-    return FineTuning(count, passes, seconds, seed=seed)
+    kind = "no" if mixed_precision is None else mixed_precision
+    return FineTuning(count, passes, seconds, seed=seed, accumulate=joined, mixed_precision=kind)
+
+
+def checkpoints_of(directory: Path, every: str | None, folder: Path | None, resume: bool) -> Checkpoints | None:
+    """The checkpoints that options ask for; None where none are. Raises `RequestError` where they make no sense."""
+    from htcompress.numbers import whole
+
+    steps = None if every is None else whole(every, "--checkpoint-every", "100")
+    if steps is not None and steps < 1:
+        raise RequestError(f"--checkpoint-every is a number of steps, at least 1; found {every}.")
+    if steps is None and not resume:
+        if folder is not None:
+            raise RequestError(f"--checkpoint {folder} says where; give --checkpoint-every STEPS or --resume, too.")
+        return None
+    from htcompress.finetuning.checkpoints import Checkpoints
+
+    beside = directory.resolve()
+    return Checkpoints(folder or directory.parent / f"{beside.name}-checkpoint", steps, resume)

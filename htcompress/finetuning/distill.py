@@ -6,17 +6,24 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from htcompress.finetuning.checkpoints import Checkpoints, Saved, random_facts, random_state
+from htcompress.finetuning.held import HeldOut
 from htcompress.finetuning.numbers import TrainedNumbers
 from htcompress.finetuning.objective import Objective, TaskLoss
-from htcompress.finetuning.stream import Batches, Stream
-from htcompress.isolation import seeded
+from htcompress.finetuning.scales import Scales, in_order, scales_of, spreads
+from htcompress.finetuning.schedule import optimizer_of, schedule
+from htcompress.finetuning.standing import Origin, Progress, Standing
+from htcompress.finetuning.stream import Batches, Group, Share, Stream
+from htcompress.finetuning.taught import Answer
+from htcompress.finetuning.together import Alone, Together
+from htcompress.isolation import RandomState, seeded
 from htcompress.model.plain import without_packing
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.states import cut_off, states_kept
@@ -34,27 +41,11 @@ paper-scale models from going astray; a nearer model's falls with its distance."
 _ALONE = 1e-2
 """The learning rate without a teacher, by which there is no distance to go."""
 
-_WARM = 0.05
-"""The part of the schedule that warms up: as long as Adam's second moments take to settle."""
-
-_LEAST_SIZE = 1e-2
-"""The least root mean square by which a parameter's steps are scaled: one that is zero has to move, too."""
-
 _BACKTRACK, _BACKTRACKS = 1 / 3, 3
 """By how much steps shorten when the held-out loss has not improved for long, and how often."""
 
 _ASTRAY = 1.0
 """How far the held-out loss may be above its best, as a part of it, before that counts as long."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where fine-tuning stands: the step, that at which its stage ends, the held-out loss, and its best so far."""
-
-    step: int
-    steps: int
-    loss: float
-    best: float
 
 
 def distill(
@@ -66,6 +57,8 @@ def distill(
     options: FineTuning | None = None,
     places: Mapping[str, Tensor] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    together: Together | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[Progress]:
     """Train the student in place towards the teacher's outputs, and towards the targets where there are any.
 
@@ -79,13 +72,17 @@ def distill(
         batches: starts a pass over the data; called again whenever a pass ends.
         loss: of output and target, added where a batch has a target.
         places: of hidden units that stand in another order than the teacher's; see `Objective`.
+        together: the processes that take part, each of which calls this alike; see `joined`.
+        checkpoints: where the state is kept, and whether to go on from what is there.
 
     Returns:
         the held-out loss over the steps.
 
     Raises:
         TaskError: the data has fewer than two batches, runs out, or does not fit the models, or the outputs of
-            both models do not compare.
+            both models do not compare; or processes have read other data or models than the first.
+        CheckpointError: the checkpoint is none, or of another run.
+        RequestError: there is one, and the run is not to go on from it; or it cannot be written.
     """
     options = options or FineTuning()
     objective = Objective(student, teacher, loss, hidden=options.hidden, places=places)
@@ -94,7 +91,7 @@ def distill(
         for context in (*quiet, seeded(options.seed), torch.enable_grad()):
             stack.enter_context(context)
         try:
-            return _Run(objective, batches, options, on_progress).go()
+            return _Run(objective, batches, options, on_progress, together or Alone(), checkpoints).go()
         finally:
             student.eval()
 
@@ -113,22 +110,34 @@ def evaluating(model: nn.Module | None) -> Iterator[None]:
 
 
 class _Run:
+    """One run: what it works on, where it stands (`at`), and the best state so far."""
+
     def __init__(
         self,
         objective: Objective,
         batches: Batches,
         options: FineTuning,
         on_progress: Callable[[Progress], None] | None,
+        together: Together,
+        checkpoints: Checkpoints | None,
     ) -> None:
         self.objective, self.student = objective, objective.student
         self.options, self.on_progress = options, on_progress
-        self.began = time.monotonic()
-        self.stream = Stream(batches, options.held_out)
-        self.answers = [objective.answer(arguments) for arguments, _ in self.stream.held]
+        self.together, self.checkpoints = together, checkpoints
+        self.began = self._now()
+        self.share = Share(together.count, together.index, options.accumulate)
+        apart = self.share.group > 1 or checkpoints is not None
+        self.stream = Stream(batches, options.held_out, self.share, apart=apart)
+        self.origin = Origin.of(objective, self.stream.held, self.share, options) if apart else None
+        if self.origin is not None:
+            self.origin.check_alike(together)
+        self.held = HeldOut(objective, self.stream.held, self.share, together)
+        self.stream.held = []  # of the other processes
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.numbers = TrainedNumbers(self.student, parameters)
-        self.history: list[Progress] = []
         self.best_state: dict[str, Any] = {}
+        self.at, self.every = Standing(), None if checkpoints is None else checkpoints.every
+        self.optimizer: torch.optim.Optimizer | None = None
 
     def go(self) -> list[Progress]:
         o = self.options
@@ -136,70 +145,116 @@ class _Run:
         if o.epochs is not None:
             steps = max(1, round(o.epochs * self.stream.length()))
         stages = [_STAGE * 2**i for i in range(_STAGES)] if steps is None else [steps]
-        self._look(0, stages[0])
-        end = 0
-        for length in stages:
-            before = self.history[-1].best
-            end += length
-            self._stage(end - length, end)
-            gained = before - self.history[-1].best
-            late = o.time_limit is not None and time.monotonic() - self.began >= o.time_limit
-            if late or self.stream.passes >= _PASSES or gained < _GAIN * abs(before):
+        if not self._resumed():
+            self._look(0, stages[0])
+        at = self.at
+        for number in range(at.stage, len(stages)):
+            optimizer = self._begun(number, stages[number]) if self.optimizer is None else self.optimizer
+            self._stage(optimizer)
+            self.optimizer = None
+            gained = at.before - at.best
+            late = o.time_limit is not None and self._now() - self.began >= o.time_limit
+            if late or self.stream.passes >= _PASSES or gained < _GAIN * abs(at.before):
                 break
         self.student.load_state_dict(self.best_state)
-        return self.history
+        return at.history
 
-    def _stage(self, begin: int, end: int) -> None:
-        """Take steps along one schedule, from the best state so far."""
-        o, numbers, began = self.options, self.numbers, time.monotonic()
-        left = None if o.time_limit is None else max(1e-9, o.time_limit - (began - self.began))
-        if begin:
+    def _begun(self, number: int, length: int) -> torch.optim.Optimizer:
+        """Begin a stage from the best state so far: a schedule of its own, and an optimiser that knows nothing."""
+        at, o = self.at, self.options
+        # Steps are counted as if the stages before had been taken to their ends.
+        at.stage, at.before, at.begin, at.end = number, at.best, at.end, at.end + length
+        at.step = at.begin
+        self.stage_began = self._now()
+        at.left = None if o.time_limit is None else max(1e-9, o.time_limit - (self.stage_began - self.began))
+        if at.begin:
             self._go_back()
-        optimizer = _optimizer(numbers.trained, self._learning_rate())
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        backtracks = since = 0
-        for step in range(begin + 1, end + 1):
-            done = (step - 1 - begin) / (end - begin)
-            if left is not None:
-                done = max(done, (time.monotonic() - began) / left)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * _schedule(done) * _BACKTRACK**backtracks
+        optimizer = optimizer_of(self.numbers.trained, self._learning_rate())
+        at.peaks = [group["lr"] for group in optimizer.param_groups]
+        at.backtracks = at.since = 0
+        return optimizer
+
+    def _stage(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the steps of a stage that are left."""
+        o, at = self.options, self.at
+        for step in range(at.step + 1, at.end + 1):
+            done = (step - 1 - at.begin) / (at.end - at.begin)
+            if at.left is not None:
+                done = max(done, (self._now() - self.stage_began) / at.left)
+            for group, peak in zip(optimizer.param_groups, at.peaks, strict=True):
+                group["lr"] = peak * schedule(done) * _BACKTRACK**at.backtracks
             self._step(optimizer)
-            if (step - begin) % o.check_every == 0 or step == end or done >= 1:
-                better = self._look(step, end)
-                since = 0 if better else since + 1
+            at.step = step
+            if (step - at.begin) % o.check_every == 0 or step == at.end or done >= 1:
+                better = self._look(step, at.end)
+                at.since = 0 if better else at.since + 1
                 if done >= 1:
                     return
-                now, best = self.history[-1].loss, self.history[-1].best
+                now, best = at.history[-1].loss, at.best
                 # Losses of tasks may be negative.
-                if since == o.patience or now - best > _ASTRAY * abs(best):
-                    if backtracks == _BACKTRACKS:
+                if at.since == o.patience or now - best > _ASTRAY * abs(best):
+                    if at.backtracks == _BACKTRACKS:
                         return
                     # The steps were too long, or there is nothing left to gain: shorter ones will tell.
                     self._go_back()
                     optimizer.state.clear()
-                    backtracks, since = backtracks + 1, 0
+                    at.backtracks, at.since = at.backtracks + 1, 0
+            if self.every is not None and step % self.every == 0:
+                self._keep(optimizer)
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
-        arguments, target = next(self.stream)
+        group = self.stream.take()
         _train_mode(self.student)
-        self.numbers.backward(self.objective(arguments, target))
-        for model in (self.student, self.objective.teacher):
-            if model is not None:
-                cut_off(model)
+        self._backward(group)
         torch.nn.utils.clip_grad_norm_(self.numbers.trained, self.options.clip)
         optimizer.step()
         self.numbers.settle()
 
+    def _backward(self, group: Group) -> None:
+        """The gradients of the mean loss of a group, of all processes."""
+        objective, alone = self.objective, self.share.group == 1
+        taught = [None if objective.teacher is None else objective.taught(a) for a, _ in group.own]
+        scales = [None] if alone else self._scales(taught)
+        total: list[Tensor | None] = [None for _ in self.numbers.trained]
+        for (arguments, target), scale in zip(group.own, scales, strict=True):
+            with self._precision():
+                loss = objective(arguments, target, taught=taught.pop(0), scales=scale)
+            self.numbers.backward(loss if alone else loss / group.count)
+            for model in (self.student, objective.teacher):
+                if model is not None:
+                    cut_off(model)
+            if not alone:
+                pairs = zip(total, self.numbers.gradients(), strict=True)
+                total = [b if a is None else a if b is None else a + b for a, b in pairs]
+        if not alone:
+            self.numbers.set_gradients(total, self.together)
+
+    def _scales(self, taught: list[Answer | None]) -> list[Scales | None]:
+        """Those of the batches of this process in the group."""
+        if self.objective.teacher is None:
+            return [None for _ in taught]
+        parts = self.together.gather([spreads(answer) for answer in taught if answer is not None])
+        return list(
+            self.share.own([scales for group in in_order(parts, self.share.group) for scales in scales_of(group)])
+        )
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Where the student's answers are computed in mixed precision; the teacher's never are."""
+        if self.options.mixed_precision == "no":
+            return nullcontext()
+        kind = next((p.device.type for p in self.student.parameters()), "cpu")
+        return torch.autocast(kind, torch.bfloat16)
+
     def _look(self, step: int, steps: int) -> bool:
         """Look at the held-out loss, and keep the state where it is the best; whether it is."""
-        now = self._held_out_loss()
-        better = not self.history or now < self.history[-1].best
+        at = self.at
+        now = self.held.loss()
+        better = not at.history or now < at.best
         if better:
             self.best_state = copy.deepcopy(self.student.state_dict())
-        self.history.append(Progress(step, steps, now, now if better else self.history[-1].best))
+        at.history.append(Progress(step, steps, now, now if better else at.best))
         if self.on_progress is not None:
-            self.on_progress(self.history[-1])
+            self.on_progress(at.history[-1])
         return better
 
     def _go_back(self) -> None:
@@ -211,39 +266,66 @@ class _Run:
             return self.options.learning_rate
         if self.objective.teacher is None:
             return _ALONE
-        self.student.eval()
-        apart = [
-            self.objective.distance(a, answer) for (a, _), answer in zip(self.stream.held, self.answers, strict=True)
-        ]
-        mean = sum(apart) / len(apart)
+        mean = self.held.distance()
         return _PEAK * math.sqrt(min(1.0, mean) if math.isfinite(mean) else 1.0)
 
-    def _held_out_loss(self) -> float:
-        self.student.eval()
-        with torch.no_grad():
-            pairs = zip(self.stream.held, self.answers, strict=True)
-            losses = [float(self.objective(a, target, answer=answer)) for (a, target), answer in pairs]
-        mean = sum(losses) / len(losses)
-        return mean if math.isfinite(mean) else math.inf
+    def _now(self) -> float:
+        """Seconds by the first process's clock, by which all go; only for differences."""
+        return self.together.of_first(time.monotonic)
 
+    # ---- checkpoints ----------------------------------------------------------------------------------------
 
-def _optimizer(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW whose steps are relative to the size of the numbers in each tensor.
+    def _keep(self, optimizer: torch.optim.Optimizer) -> None:
+        """Write a checkpoint; the first process does."""
+        if self.checkpoints is None or self.origin is None:
+            raise RuntimeError("There is no place for checkpoints.")
+        draws, now = self.together.gather(random_facts(RandomState.now())), self._now()
+        if self.together.index == 0:
+            state = optimizer.state_dict()["state"]
+            tensors = {f"optimizer.{i}.{name}": value for i, own in state.items() for name, value in own.items()}
+            for place, numbers in (("model", self.student.state_dict()), ("best", self.best_state)):
+                tensors |= {f"{place}.{name}": value for name, value in numbers.items() if isinstance(value, Tensor)}
+            tensors |= {f"trained.{i}": number for i, number in self.numbers.apart().items()}
+            facts = {
+                "origin": asdict(self.origin),
+                "standing": asdict(self.at),
+                "taken": self.stream.taken,
+                "draws": draws,
+                "seconds": [now - self.began, now - self.stage_began],
+                "every": self.every,
+            }
+            self.checkpoints.keep(Saved(facts, tensors).to_bytes())
 
-    Cores differ in size by orders of magnitude: one step for all would stand still in some and wreck others.
-    """
-    groups = []
-    for parameter in parameters:
-        size = float(parameter.detach().double().square().mean().sqrt()) if parameter.numel() else 0.0
-        groups.append({"params": [parameter], "lr": learning_rate * max(size, _LEAST_SIZE)})
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
-
-
-def _schedule(done: float) -> float:
-    """The learning rate as a part of its peak, by the part of the way that is done: a short rise, then a cosine."""
-    if done < _WARM:
-        return (done + 0.1 * _WARM) / (1.1 * _WARM)
-    return 0.5 * (1 + math.cos(math.pi * (min(done, 1.0) - _WARM) / (1 - _WARM))) + 1e-3
+    def _resumed(self) -> bool:
+        """Go on from the last checkpoint, if that is asked for and there is one; whether there is."""
+        checkpoints, origin = self.checkpoints, self.origin
+        if checkpoints is None or origin is None:
+            return False
+        content = self.together.of_first(checkpoints.last)
+        if content is None:
+            return False
+        saved = Saved.of_bytes(content, checkpoints.file)
+        facts = saved.facts
+        origin.check_same(facts["origin"], checkpoints.file)
+        self.at = Standing.of_facts(facts["standing"])
+        self.every = checkpoints.every or facts["every"]
+        self.began, self.stage_began = (self._now() - seconds for seconds in facts["seconds"])
+        own = self.student.state_dict()
+        self.best_state = copy.deepcopy({**own, **{n: t.to(own[n].device) for n, t in saved.under("best.").items()}})
+        self.student.load_state_dict({**own, **saved.under("model.")})
+        self.numbers.put(saved.under("trained."))
+        self.optimizer = optimizer_of(self.numbers.trained, 0.0)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in saved.under("optimizer.").items():
+            number, _, key = name.partition(".")
+            state.setdefault(int(number), {})[key] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.stream.skip(facts["taken"])
+        draws = facts["draws"]
+        random_state(draws[self.together.index % len(draws)]).restore()
+        if self.on_progress is not None:
+            self.on_progress(self.at.history[-1])
+        return True
 
 
 def _train_mode(model: nn.Module) -> None:

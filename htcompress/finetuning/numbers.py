@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
 
+from htcompress.finetuning.together import Together
 from htcompress.nn.recurrent import HTRecurrent
 
 _SCALE = 1024.0
@@ -60,6 +61,46 @@ class TrainedNumbers:
             if self._scale != 1.0:
                 gradient = torch.nan_to_num(gradient.float() / self._scale, 0.0, 0.0, 0.0)
             pair.own.grad, pair.trained.grad = None, gradient.to(pair.trained.dtype)
+
+    def gradients(self) -> list[Tensor | None]:
+        """The gradients of what is trained; None where it takes no part."""
+        return [number.grad for number in self.trained]
+
+    def set_gradients(self, gradients: Sequence[Tensor | None], together: Together) -> None:
+        """Put the sum of the gradients of all processes in the place of these; None where nobody has any."""
+        if together.count > 1:
+            gradients = self._added(gradients, together)
+        for number, gradient in zip(self.trained, gradients, strict=True):
+            number.grad = gradient
+
+    def _added(self, gradients: Sequence[Tensor | None], together: Together) -> list[Tensor | None]:
+        """One vector for all: the gradients, zeros where there are none, and behind them whether there are."""
+        if not self.trained:
+            return []
+        place = self.trained[0].device
+        kind = reduce(torch.promote_types, (number.dtype for number in self.trained))
+        flags = torch.tensor([0.0 if g is None else 1.0 for g in gradients])
+        parts = [
+            *(torch.zeros_like(n) if g is None else g for n, g in zip(self.trained, gradients, strict=True)),
+            flags,
+        ]
+        vector = torch.cat([part.detach().to(place, kind).reshape(-1) for part in parts])
+        *sums, flags = together.add(vector).split([part.numel() for part in parts])
+        return [
+            part.view(number.shape).to(number.device, number.dtype) if flag else None
+            for number, part, flag in zip(self.trained, sums, flags.tolist(), strict=True)
+        ]
+
+    def apart(self) -> dict[str, Tensor]:
+        """What is trained that the model does not hold itself, by its place."""
+        pairs = enumerate(self._pairs)
+        return {str(i): pair.trained.detach() for i, pair in pairs if pair.own is not pair.trained}
+
+    def put(self, numbers: Mapping[str, Tensor]) -> None:
+        """The inverse of `apart`; what the model holds itself it has already."""
+        with torch.no_grad():
+            for place, number in numbers.items():
+                self.trained[int(place)].copy_(number)
 
     def settle(self) -> None:
         """Let the model compute with what was trained, as it will be stored."""

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from htcompress.errors import TaskError
+from htcompress.finetuning.scales import OUTPUT, STATES, Scale, Scales
 from htcompress.finetuning.taught import Answer, Taught
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.task import output_of
 from htcompress.values import tensors_of
 
 TaskLoss = Callable[[Any, Any], Tensor]
+
+_LEAST = 1e-12
+"""The least variance that a difference is divided by: what the teacher gives may be one number throughout."""
 
 
 class Objective:
@@ -43,6 +47,10 @@ class Objective:
         self.names = [name for name, module in student.named_modules() if isinstance(module, HTRecurrent)]
         self._taught = Taught(self._asked)
 
+    def taught(self, arguments: Sequence[Any]) -> Answer:
+        """The teacher's output and states on a batch, computed once where batches repeat."""
+        return self._taught(arguments)
+
     def answer(self, arguments: Sequence[Any]) -> Any:
         """The teacher's output on a batch; None without a teacher."""
         if self.teacher is None:
@@ -57,31 +65,47 @@ class Objective:
         with _states(self.teacher, self.names if self.hidden > 0 else []) as states:
             return Answer(self.answer(arguments), states)
 
-    def distance(self, arguments: Sequence[Any], answer: Any) -> float:
+    def distance(self, arguments: Sequence[Any], answer: Any, scales: Scales | None = None) -> float:
         """The squared difference of the student's output from the teacher's, relative to the latter's variance."""
         with torch.no_grad():
-            return float(_distance(output_of(self.student, arguments, source="training()"), answer))
+            return float(_distance(output_of(self.student, arguments, source="training()"), answer, scales))
 
-    def __call__(self, arguments: Sequence[Any], target: Any, *, answer: Any = None) -> Tensor:
-        """The loss of a batch; where the teacher's `answer` is known already, without the states."""
+    def __call__(
+        self,
+        arguments: Sequence[Any],
+        target: Any,
+        *,
+        answer: Any = None,
+        taught: Answer | None = None,
+        scales: Scales | None = None,
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            answer: the teacher's output, where it is known already; the states are left out then.
+            taught: its output and states, where both are.
+            scales: of the batch as one of several; None: it stands for itself.
+        """
         if self.teacher is None and (target is None or self.loss is None):
             raise TaskError("Without the dense model, fine-tuning needs targets from training() and a loss().")
         names = self.names if answer is None and self.hidden > 0 and self.teacher is not None else []
         wanted_states: Mapping[str, list[Tensor]] = {}
         if self.teacher is not None and answer is None:
             # Before the student: a batch that fits neither is told in the words of the user's own model.
-            taught = self._taught(arguments)
+            taught = self._taught(arguments) if taught is None else taught
             answer, wanted_states = taught.output, taught.states
         with _states(self.student, names) as states:
             output = output_of(self.student, arguments, source="training()")
         terms = []
         if self.teacher is not None:
-            terms.append(_distance(output, answer))
+            terms.append(_distance(output, answer, scales))
             for name in names:
                 found = states[name]
                 if name in self.places:
                     found = [t.index_select(-1, self.places[name].to(t.device)) for t in found]
-                apart = _trajectory(found, wanted_states[name])
+                apart = _trajectory(
+                    found, wanted_states[name], None if scales is None else scales.get(f"{STATES}{name}")
+                )
                 terms += [] if apart is None else [self.hidden / len(names) * apart]
         if target is not None and self.loss is not None:
             terms.append(_task_loss(self.loss, output, target))
@@ -109,34 +133,40 @@ def _states(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[Tenso
             handle.remove()
 
 
-def _trajectory(found: list[Tensor], wanted: list[Tensor]) -> Tensor | None:
+def _trajectory(found: list[Tensor], wanted: list[Tensor], scale: Scale | None) -> Tensor | None:
     """The relative squared difference of two trajectories; None where a model that decodes freely gives unlike ones."""
     pairs = [(_wide(a), _wide(b)) for a, b in zip(found, wanted, strict=False) if a.shape == b.shape]
     if not pairs:
         return None
-    scale = sum(b.numel() for _, b in pairs) * torch.cat([b.flatten() for _, b in pairs]).var(correction=0)
-    return torch.stack([(a - b).square().sum() for a, b in pairs]).sum() / scale.clamp_min(1e-12)
+    count, squares = sum(b.numel() for _, b in pairs), torch.stack([(a - b).square().sum() for a, b in pairs]).sum()
+    if scale is not None:
+        return squares / max(count, 1) * (scale.weight / max(scale.variance, _LEAST))
+    return squares / (count * torch.cat([b.flatten() for _, b in pairs]).var(correction=0)).clamp_min(_LEAST)
 
 
-def _distance(output: Any, target: Any) -> Tensor:
+def _distance(output: Any, target: Any, scales: Scales | None) -> Tensor:
     wanted, found = list(tensors_of(target)), list(tensors_of(output))
     if not wanted or [t.shape for t in wanted] != [t.shape for t in found]:
         raise TaskError(
             f"The dense and the compressed model gave outputs of shapes {[tuple(t.shape) for t in wanted]} and "
             f"{[tuple(t.shape) for t in found]}; distillation needs equal ones."
         )
-    terms = [_apart(_wide(a), _wide(b)) for a, b in zip(found, wanted, strict=True)]
+    own = [None if scales is None else scales.get(f"{OUTPUT}{i}") for i in range(len(wanted))]
+    terms = [_apart(_wide(a), _wide(b), scale) for a, b, scale in zip(found, wanted, own, strict=True)]
     return torch.stack([term.to(terms[0].device, terms[0].dtype) for term in terms]).mean()
 
 
-def _apart(found: Tensor, wanted: Tensor) -> Tensor:
+def _apart(found: Tensor, wanted: Tensor, scale: Scale | None) -> Tensor:
     known = torch.isfinite(wanted)
     if not bool(known.all()):
         # Infinities mask what is no answer.
         found, wanted = found[known], wanted[known]
     if wanted.numel() == 0:
         return found.sum() * 0.0
-    return (found - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12)
+    squares = (found - wanted).square().mean()
+    if scale is not None:
+        return squares * (scale.weight / max(scale.variance, _LEAST))
+    return squares / wanted.var(correction=0).clamp_min(_LEAST)
 
 
 def _wide(tensor: Tensor) -> Tensor:

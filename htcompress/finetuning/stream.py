@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 from htcompress.errors import TaskError
+from htcompress.isolation import Draws
 from htcompress.values import leaves
 
-Batches = Callable[[], Iterator[tuple[Sequence[Any], Any]]]
-"""Starts a pass over the training data: pairs of arguments and target (None: no target)."""
+Item = tuple[Sequence[Any], Any]
+"""The arguments of the model and the target (None: no target)."""
+
+Batches = Callable[[], Iterator[Item]]
+"""Starts a pass over the training data."""
 
 _HELD_OUT, _PART = 12, 4
-"""At most so many batches are held out, and one in so many of those looked at: enough that the choice among some
-twenty states does not follow the noise of a batch, and looking at them costs a tenth of the training between."""
+"""At most so many groups of batches are held out, and one in so many of those looked at: enough that the choice among
+some twenty states does not follow the noise of a batch, and looking at them costs a tenth of the training between."""
 
 _KEPT = 2**28
 """Bytes of the batches that are kept at a time while it is decided which to hold out."""
@@ -23,23 +29,69 @@ _LONGEST = 1_000_000
 """Batches of a pass beyond which it is taken to have no end."""
 
 
-class Stream:
-    """The batches of passes over the training data; the first few of each pass are held out.
+@dataclass(frozen=True)
+class Share:
+    """Which batches of a step are those of this process.
 
-    Attributes:
-        held: those that are held out.
-        passes: how many passes have come to their end.
+    The batches of a step are as many that follow each other in a pass, a *group*; it stands for one batch in which
+    they are joined. Of each group process k of n takes the batches k, k + n, ...
+
+    Args:
+        processes: how many take part.
+        process: which of them this is.
+        accumulated: batches that each takes for a step.
     """
 
-    def __init__(self, batches: Batches, held_out: int | None) -> None:
-        """Take what is held out from the first pass: `held_out` batches, or a quarter of those at its beginning.
+    processes: int = 1
+    process: int = 0
+    accumulated: int = 1
+
+    @property
+    def group(self) -> int:
+        """Batches of a step, of all processes."""
+        return self.processes * self.accumulated
+
+    def own(self, items: Sequence[Any]) -> list[Any]:
+        """Those of this process, of what belongs to the batches of a group, or of several whole ones."""
+        return [item for i, item in enumerate(items) if i % self.group % self.processes == self.process]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The batches of a step: those of this process, and how many they are in all."""
+
+    own: list[Item]
+    count: int
+
+
+class Stream:
+    """The batches of passes over the training data, group by group; the first few of each pass are held out.
+
+    Attributes:
+        held: the batches that are held out, of all processes.
+        passes: how many passes have come to their end.
+        taken: how many groups have been taken.
+    """
+
+    def __init__(
+        self, batches: Batches, held_out: int | None, share: Share | None = None, *, apart: bool = False
+    ) -> None:
+        """Take what is held out from the first pass: `held_out` groups, or a quarter of those at its beginning.
+
+        Groups that are held out are whole; where there is no more than one, a quarter of its batches is.
+
+        Args:
+            apart: the data draws from random sequences of its own, whatever the models draw: all processes are given
+                the same batches, and so is a run that starts anew.
 
         Raises `TaskError` where the data has fewer than two batches.
         """
-        self._batches, self.passes = batches, 0
+        self._batches, self._share, self.passes, self.taken = batches, share or Share(), 0, 0
+        size = self._share.group
         first = iter(batches())
-        most = _HELD_OUT * _PART if held_out is None else held_out + 1
-        seen, kept = [], 0
+        most = (_HELD_OUT * _PART if held_out is None else held_out + 1) * size
+        seen: list[Item] = []
+        kept = 0
         for item in islice(first, most):
             seen.append(item)
             kept += sum(tensor.nbytes for tensor in leaves(item))
@@ -50,34 +102,59 @@ class Stream:
                 f"Fine-tuning needs at least two batches, one of them held out; training() yields {len(seen)}. "
                 f"Yield smaller batches, or convert with --no-finetune."
             )
-        count = max(1, len(seen) // _PART) if held_out is None else min(held_out, len(seen) - 1)
-        self.held = seen[:count]
+        groups = -(-len(seen) // size)
+        if groups < 2:
+            count = max(1, len(seen) // _PART)
+        else:
+            count = size * (max(1, groups // _PART) if held_out is None else min(held_out, groups - 1))
+        self.held, self._held = seen[:count], count
+        self._draws = Draws() if apart else nullcontext
         self._rest = self._endless(seen[count:], first)
 
-    def __next__(self) -> tuple[Sequence[Any], Any]:
-        """The next batch to train on."""
-        return next(self._rest)
+    def __next__(self) -> Item:
+        """The next batch to train on, where a group is one batch."""
+        (item,) = self.take().own
+        return item
+
+    def take(self) -> Group:
+        """The next group to train on."""
+        self.taken += 1
+        with self._draws():
+            return next(self._rest)
 
     def length(self) -> int:
-        """Batches to train on in a pass, counted in one. Raises `TaskError` where it has no end."""
-        count = sum(1 for _ in islice(self._batches(), _LONGEST))
+        """Groups to train on in a pass, counted in one. Raises `TaskError` where it has no end."""
+        with self._draws():
+            count = sum(1 for _ in islice(self._batches(), _LONGEST))
         if count == _LONGEST:
             raise TaskError(f"A pass over training() has not ended after {_LONGEST:,} batches; give --steps.")
-        return max(1, count - len(self.held))
+        return max(1, -(-(count - self._held) // self._share.group))
 
-    def _endless(
-        self, seen: list[tuple[Sequence[Any], Any]], first: Iterator[tuple[Sequence[Any], Any]]
-    ) -> Iterator[tuple[Sequence[Any], Any]]:
-        yield from seen
-        yield from first
+    def skip(self, groups: int) -> None:
+        """Go on as if so many groups had been taken; they are read once more."""
+        for _ in range(groups):
+            self.take()
+
+    def _endless(self, seen: list[Item], first: Iterator[Item]) -> Iterator[Group]:
+        yield from self._grouped(chain(seen, first))
         while True:
             self.passes += 1
-            count = 0
-            for count, item in enumerate(self._batches(), start=1):
-                if count > len(self.held):
+            found = 0
+
+            def counted() -> Iterator[Item]:
+                nonlocal found
+                for item in self._batches():
+                    found += 1
                     yield item
-            if count <= len(self.held):
+
+            yield from self._grouped(islice(counted(), self._held, None))
+            if found <= self._held:
                 raise TaskError(
-                    f"Fine-tuning ran out of data: called again, training() yields {count} batches, no more than "
+                    f"Fine-tuning ran out of data: called again, training() yields {found} batches, no more than "
                     f"are held out. Let every call start a new pass; a generator can be read only once."
                 )
+
+    def _grouped(self, items: Iterator[Item]) -> Iterator[Group]:
+        """Groups of items, the last as large as what is left; without a pass's end being looked for before it comes."""
+        while group := list(islice(items, self._share.group)):
+            yield Group(self._share.own(group), len(group))

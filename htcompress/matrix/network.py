@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from htcompress.matrix.layout import Layout
+from htcompress.values import mixed_precision
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Network:
         Padding of the columns is appended to x; that of the rows is cut off.
         """
         layout = self.layout
+        if (mixed := mixed_precision(x.device)) is not None:
+            x, cores = x.to(mixed), [core.to(mixed) for core in cores]
         flat = x.reshape(-1, layout.cols)
         missing = prod(layout.col_modes) - layout.cols
         if missing:

@@ -22,6 +22,7 @@ from htcompress.nn.tracing import is_tracing
 from htcompress.nn.weights import Weight, weight_from_config
 from htcompress.storage import Codec, codec_of, codec_within
 from htcompress.storage.registry import PLAIN
+from htcompress.values import in_full_precision
 
 _MANY = 16
 """Vectors from which on a CPU reduces them faster the other way round."""
@@ -285,6 +286,7 @@ class GateWeights(nn.Module):
         # The input is but a part of what a joint matrix reads.
         return Execution.MATERIALISE if execution is Execution.CONTRACT and weight is self.joint else execution
 
+    @in_full_precision
     def _resolve(self, execution: Execution) -> KernelWeights:
         hr = None if self.hr is None else self.hr.dense()
         places = self.places()

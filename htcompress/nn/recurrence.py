@@ -14,10 +14,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from htcompress.values import mixed_precision
 from htcompress.vocabulary import Kind
 
 State = tuple[Tensor, ...]
 """(h,), or (h, c) of an LSTM."""
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least in float32: in mixed precision kernels want one for all, and states add up what is lost in each step."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,12 @@ class Recurrence:
             weights: torch's tensors, direction by direction.
             training: whether cuDNN has to keep what a backward pass needs.
         """
+        if mixed_precision(x.device) is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                x, state, weights = _wide(x), tuple(map(_wide, state)), list(map(_wide, weights))
+                return self.run(
+                    x, batch_sizes, state, weights, biased=biased, training=training, bidirectional=bidirectional
+                )
         given = tuple(state) if self.states > 1 else state[0]
         options = (biased, 1, 0.0, training, bidirectional)
         if batch_sizes is None:
@@ -98,6 +110,10 @@ class Recurrence:
 
     def run_cell(self, x: Tensor, state: Sequence[Tensor], *weights: Tensor | None) -> State:
         """One time step by the native kernel."""
+        if mixed_precision(x.device) is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                wide = [None if w is None else _wide(w) for w in weights]
+                return self.run_cell(_wide(x), tuple(map(_wide, state)), *wide)
         after = self.cell(x, tuple(state) if self.states > 1 else state[0], *weights)
         return tuple(after) if self.states > 1 else (after,)
 
