@@ -84,6 +84,13 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _brief(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine-tuning is short where no length is asked for, but for tests of what it comes to: they are marked `whole`."""
+    if request.node.get_closest_marker("whole") is None:
+        monkeypatch.setattr("htcompress.finetuning.distill._STAGE", 30)
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Compares a text with a file in the folder `golden` beside the test; `--update-golden` writes the file."""
