@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import install_import_hook
 
@@ -33,6 +35,7 @@ from small import Outcome, tagger  # noqa: E402
 
 import htcompress  # noqa: E402
 from htcompress import Compressed  # noqa: E402
+from htcompress.forms.refine import refine_cores  # noqa: E402
 
 Command = Callable[..., Outcome]
 
@@ -89,6 +92,16 @@ def _brief(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Fine-tuning is short where no length is asked for, but for tests of what it comes to: they are marked `whole`."""
     if request.node.get_closest_marker("whole") is None:
         monkeypatch.setattr("htcompress.finetuning.distill._STAGE", 30)
+
+
+@pytest.fixture
+def unrefined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cores are refined by two iterations: for tests of all that stands around them, where most of the time goes."""
+    monkeypatch.setattr("htcompress.forms.ht_search.refine_cores", partial(_briefly_refined, refine_cores))
+
+
+def _briefly_refined(refine: Callable[..., Any], *arguments: Any, iterations: int = 0) -> Any:
+    return refine(*arguments, iterations=2)
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ from htcompress.errors import CheckpointError, HTCompressError, RequestError, Ta
 from htcompress.report import read_report
 from htcompress.request import FineTuning, Goal
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 BEYOND = 10**7
 """A budget beyond all need: the result equals the model."""
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from htcompress import compression
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 Command = Callable[..., Outcome]
 Prepare = Callable[[Path], object]
 

@@ -19,6 +19,8 @@ from small import Outcome, Tagger, listing, save_tagger, write_task
 import htcompress
 from htcompress.report import Report, read_report
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 Command = Callable[..., Outcome]
 
 CONVERT = ("convert", "model.pt", "--budget", "400", "--layout", "svd")

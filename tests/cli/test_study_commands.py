@@ -10,6 +10,8 @@ import pytest
 from rich.cells import cell_len
 from small import Outcome, save_tagger, write_task
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 Command = Callable[..., Outcome]
 
 

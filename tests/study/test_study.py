@@ -19,6 +19,8 @@ from htcompress.report.study import cases
 from htcompress.request import FineTuning, Goal
 from htcompress.study import Case, Engine, Place, Point, Study
 
+pytestmark = pytest.mark.usefixtures("unrefined")
+
 SERIAL = Place(jobs=1)
 TUNING = FineTuning(steps=5)
 SIZES = (200, 400, 800)
