@@ -32,6 +32,7 @@ from htcompress.finetuning.standing import Progress
 from htcompress.finetuning.stream import Batches
 from htcompress.finetuning.together import Together
 from htcompress.isolation import on_the_cpu, seeded
+from htcompress.memory import give_back
 from htcompress.model.inventory import inventory_of_model
 from htcompress.model.latency import LATENCY_OF, latencies
 from htcompress.model.names import listed
@@ -173,7 +174,9 @@ def planned(
     """Which form every matrix gets; see `plan_model`."""
     observer.stage("decomposing")
     with torch.no_grad(), on_the_cpu():
-        return plan_model(layers, goal, statistics, orders)
+        plan = plan_model(layers, goal, statistics, orders)
+    give_back()
+    return plan
 
 
 def compact_model(dense: nn.Module, plan: Plan, tied: Mapping[str, str]) -> tuple[nn.Module, dict[str, HTRecurrent]]:

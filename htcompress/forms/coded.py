@@ -6,6 +6,7 @@ matter are rounded as they will be stored, and what that came to corrects what i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -71,10 +72,14 @@ class CodedSearch(Search):
         bits: that may be chosen from.
         width: of the model's own numbers, in bytes.
         dense: whether the dense matrix may be rounded, too.
+        most: bytes beyond which the dense matrix is not rounded, since it cannot be chosen; None: no limit.
     """
 
-    def __init__(self, base: MatrixSearch, bits: Sequence[int], *, width: int, dense: bool) -> None:
+    def __init__(
+        self, base: MatrixSearch, bits: Sequence[int], *, width: int, dense: bool, most: int | None = None
+    ) -> None:
         self.base, self.bits, self.width, self.rounds_dense = base, tuple(bits), width, dense
+        self.most = sys.maxsize if most is None else most
         self.target = base.target
         self.feedback = Feedback(base.target)
         self._dense: dict[int, CodedChoice] = {}
@@ -184,6 +189,9 @@ class CodedSearch(Search):
         """Errors are kept by a search in numbers."""
         return self.base.cheapest(rtol)
 
+    def let_go(self) -> None:
+        self.base.let_go()
+
     def exact(self, choice: Choice) -> Choice:
         if not isinstance(choice, CodedChoice):
             return choice
@@ -208,8 +216,12 @@ class CodedLadder(Ladder):
     @cached_property
     def choices(self) -> Sequence[Choice]:
         kept = [choice for choice in self.base.choices if choice.matrix is not None]
-        kept += [self.search.base.dense] if self.search.rounds_dense else []
-        return front([*(self._as(choice, bits) for choice in kept for bits in self.search.bits), self.search.dense])
+        found = [self._as(choice, bits) for choice in kept for bits in self.search.bits]
+        own = self.search.base.dense
+        # What rounding a large matrix loses is dear to find out.
+        fitting = [bits for bits in self.search.bits if self.search.bytes_of(own, bits) <= self.search.most]
+        found += [self._as(own, bits) for bits in fitting if self.search.rounds_dense]
+        return front([*found, self.search.dense])
 
     def improved(self, choice: Choice) -> CodedLadder | None:
         if not isinstance(choice, CodedChoice) or not choice.expected:

@@ -158,6 +158,9 @@ class Search(ABC):
     def exact(self, choice: Choice) -> Choice:
         """The choice with its error as it is."""
 
+    def let_go(self) -> None:  # noqa: B027 - most searches hold nothing large
+        """Let go of what takes much memory, and is found again where it is asked for: answers stay what they are."""
+
 
 class MatrixSearch(Search):
     """The candidates for one matrix in numbers, decomposed once."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from htcompress.forms.ht import HTMatrix
-from htcompress.matrix.blocks import chunked_gram, thin_product, working
+from htcompress.matrix.blocks import LARGE, chunked_gram, thin_product, working
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import Metric
 from htcompress.matrix.weighted import WeightedMatrix
@@ -110,7 +110,7 @@ class _Weighted:
         self.matrix, self.root, self.dtype = target.matrix, target.metric.row_root.to(dtype), dtype
         keep, ridge = target.metric.shrinkage
         self.ridge = ridge**0.5
-        self.seen = self.matrix.parts[0].tensor.new_zeros(self.matrix.shape[0], 0, dtype=dtype)
+        self.seen = self.matrix.parts[0].lying.new_zeros(self.matrix.shape[0], 0, dtype=dtype)
         if target.metric.inputs is not None and keep > 0:
             self.seen = keep**0.5 * target.metric.inputs.outputs(self.matrix).to(dtype)
         self.shape = self.matrix.shape[0], self.matrix.shape[1] + self.seen.shape[1]
@@ -182,7 +182,9 @@ class Half:
         # A leaf of rank r stores r numbers for each index of its mode.
         caps = [max(1, (max_parameters or mode**2) // mode) for mode in modes]
         caps = [min(cap, max_rank or cap) for cap in caps]
-        return replace(half, spectra=tuple(edge_spectra(whitened, below, [*caps, split.left.shape[1]])))
+        # Some core holds as many numbers as the square of any rank.
+        most = None if max_parameters is None else isqrt(max_parameters) + 1
+        return replace(half, spectra=tuple(edge_spectra(whitened, below, [*caps, split.left.shape[1]], most)))
 
     @property
     def _open_tree(self) -> DimensionTree:
@@ -334,4 +336,6 @@ def _fold(factor: Tensor, modes: Sequence[int]) -> Tensor:
     size = 1
     for mode in modes:
         size *= mode
+    if size == len(factor) and factor.is_contiguous() and factor.numel() > LARGE:
+        return factor.reshape(*modes, factor.shape[1])
     return F.pad(factor, (0, 0, 0, size - len(factor))).reshape(*modes, factor.shape[1])

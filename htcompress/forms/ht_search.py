@@ -17,6 +17,7 @@ from htcompress.forms.form import Choice, Ladder, MatrixSearch, Problem, front
 from htcompress.forms.ht import HTMatrix
 from htcompress.forms.ht_decompose import Candidate, Half, RootSplit, Side, SplitCandidate, WholeCandidate, rank_cap
 from htcompress.forms.refine import ITERATIONS, refine_cores
+from htcompress.matrix.blocks import LARGE
 from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings, with_slabs
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.weighted import COARSE
@@ -42,6 +43,10 @@ _KEPT_FOLDINGS, _ROUNDS = 3, 2
 _SCORED_RANK = 24
 """Leading directions by which foldings are told apart; all of them take twice as long at paper scale."""
 
+_MOST_FACTOR = 1 << 26
+"""Numbers of the factor on the columns' side, unless the budget pays for more: 256 MB in float32. It cuts nothing off
+of matrices of fewer numbers."""
+
 _TRIALS = 4
 """Decompositions that find how much of an error bound may be asked for."""
 
@@ -63,14 +68,29 @@ class HTSearch(MatrixSearch):
         """The foldings of the inputs worth trying, without slabs for further columns."""
         return self.like.foldings if self.like is not None else self._best_foldings()
 
-    @property
+    @cached_property
     def spectrum(self) -> Tensor:
         """The leading singular values in the metric."""
         return self._split.values
 
+    @property
+    def _cap(self) -> int:
+        """The largest rank at the root that is looked at.
+
+        Of a wide matrix many ranks are a large factor, though so small a budget pays for few of them in anything but a
+        product of small modes: it holds no more than `_MOST_FACTOR` numbers, or than a truncated SVD within the budget.
+        """
+        rows, cols = self.matrix.shape
+        cap, paid = rank_cap(self.max_parameters, rows, cols), self.max_parameters // max(rows, cols) + 1
+        return min(cap, max(paid, _MOST_FACTOR // cols, 1))
+
+    @property
+    def _is_large(self) -> bool:
+        return self.matrix.shape[1] * self._cap > LARGE
+
     @cached_property
     def _split(self) -> RootSplit:
-        return RootSplit.of(self.target, cap=rank_cap(self.max_parameters, *self.matrix.shape))
+        return RootSplit.of(self.target, cap=self._cap)
 
     @cached_property
     def candidates(self) -> list[Candidate]:
@@ -163,10 +183,23 @@ class HTSearch(MatrixSearch):
     def _paths(self) -> list[list[RankPoint]]:
         return [rank_path(form.model, max_parameters=self.max_parameters) for form in self.candidates]
 
-    @property
+    @cached_property
     def smallest(self) -> int:
         """The fewest numbers that any candidate needs."""
+        if self._is_large:
+            # What it takes to know this is not kept: whatever else it is needed for is found at the same time.
+            _ = self._ladder
+        return self._least
+
+    @cached_property
+    def _least(self) -> int:
         return min(path[0].parameters for path in self._paths)
+
+    def let_go(self) -> None:
+        if self._is_large and "_split" in vars(self):
+            _ = self.spectrum
+            for name in ("_split", "candidates", "_paths"):
+                vars(self).pop(name, None)
 
     def best(self, max_parameters: int, *, polish: bool = False) -> Choice | None:
         """The candidate of least error that stores at most so many numbers; None where none does.
@@ -233,6 +266,10 @@ class HTSearch(MatrixSearch):
 
     def ladder(self) -> HTLadder:
         """The best choices for a rising series of budgets."""
+        return self._ladder
+
+    @cached_property
+    def _ladder(self) -> HTLadder:
         made = HTLadder(self, tuple(self._rungs))
         if not self.metric.is_plain:
             # A matrix of one row or column has no rung: nothing stores it in fewer numbers than it has.
@@ -246,7 +283,7 @@ class HTSearch(MatrixSearch):
 
     @cached_property
     def _rungs(self) -> list[Choice]:
-        budget = float(self.smallest)
+        budget = float(self._least)
         goals = []
         while budget < self.max_parameters:
             goals.append(int(budget))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 DOUBLED = 1 << 22
@@ -19,6 +19,9 @@ DOUBLED = 1 << 22
 _CHUNK = 1 << 20
 """Numbers that are looked at at a time: a chunk and its float64 copy stay in the caches of a core."""
 _ROWS = 128  # of a Gram matrix, computed at a time
+
+LARGE = 1 << 24
+"""Numbers of a thin factor from which it is worked on a few rows at a time, and not kept: 64 MB in float32."""
 
 
 _RANGE = 1e-15, 1e15
@@ -53,21 +56,53 @@ def _product(matrix: Float[Tensor, "n m"], factor: Float[Tensor, "m r"]) -> Floa
 
 
 class Block:
-    """Columns of a matrix (rows, cols), with what was found out about them."""
+    """Columns of a matrix (rows, cols), with what was found out about them.
 
-    def __init__(self, tensor: Float[Tensor, "rows cols"]) -> None:
-        self.tensor = tensor.detach()
+    Args:
+        lying: the numbers as they lie in memory.
+        order: which of their rows is which of the block's; None: each its own. Nothing is copied for it.
+    """
+
+    def __init__(self, lying: Float[Tensor, "rows cols"], order: Int[Tensor, " rows"] | None = None) -> None:
+        self.lying, self.order = lying.detach(), order
         self._products: list[tuple[Block, Tensor]] = []
+
+    @property
+    def tensor(self) -> Float[Tensor, "rows cols"]:
+        """The block; a copy where its rows have an order."""
+        return self._ordered(self.lying)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Rows and columns."""
+        return self.lying.shape
+
+    def _ordered(self, lying: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
+        return lying if self.order is None else lying[self.order]
 
     @cached_property
     def work(self) -> Float[Tensor, "rows cols"]:
-        """The block in its working precision."""
-        return working(self.tensor)
+        """The numbers as they lie, in the precision that they are worked on in."""
+        return working(self.lying)
 
     @cached_property
     def gram(self) -> Float[Tensor, "rows rows"]:
         """B B^T in float64."""
-        return chunked_gram(self.work)
+        return self._ordered(self._ordered(chunked_gram(self.work)).T)
+
+    def pieces(self, most: int) -> Iterator[Float[Tensor, "rows c"]]:
+        """The block, at most so many columns at a time."""
+        for piece in self.lying.split(most, dim=1):
+            yield self._ordered(piece)
+
+    def times(self, factor: Float[Tensor, "cols r"], where: slice = slice(None)) -> Float[Tensor, "rows r"]:
+        """B C, in the factor's precision, or that of some columns."""
+        return self._ordered(_product(self.work[:, where], factor))
+
+    def transposed(self, factor: Float[Tensor, "rows r"], where: slice = slice(None)) -> Float[Tensor, "cols r"]:
+        """B^T R, in the factor's precision, or some rows of it."""
+        back = factor if self.order is None else factor[torch.argsort(self.order)]
+        return _product(self.work[:, where].T, back)
 
     @cached_property
     def inner(self) -> Float[Tensor, "cols cols"]:
@@ -81,7 +116,7 @@ class Block:
                 return product
         both_small = self.work.dtype == other.work.dtype == torch.float64
         dtype = torch.float64 if both_small else torch.float32
-        product = (self.work.to(dtype) @ other.work.to(dtype)).double()
+        product = self._ordered((self.work.to(dtype) @ other.work.to(dtype)).double())
         self._products.append((other, product))
         return product
 
@@ -91,7 +126,7 @@ class Blocks:
 
     def __init__(self, parts: Sequence[Block]) -> None:
         self.parts = tuple(parts)
-        self.shape = parts[0].tensor.shape[0], sum(part.tensor.shape[1] for part in parts)
+        self.shape = parts[0].shape[0], sum(part.shape[1] for part in parts)
 
     @classmethod
     def of(cls, matrix: Float[Tensor, "rows cols"] | Blocks) -> Blocks:
@@ -101,7 +136,7 @@ class Blocks:
     @property
     def sizes(self) -> list[int]:
         """The columns of each block."""
-        return [part.tensor.shape[1] for part in self.parts]
+        return [part.shape[1] for part in self.parts]
 
     def numel(self) -> int:
         """How many numbers it holds."""
@@ -114,22 +149,42 @@ class Blocks:
 
     def times(self, factor: Float[Tensor, "cols r"]) -> Float[Tensor, "rows r"]:
         """W C, in the factor's precision."""
+        if factor.numel() > LARGE:
+            total = factor.new_zeros(self.shape[0], factor.shape[1])
+            for part, where, own in self._steps(factor.shape[1]):
+                total += part.times(factor[where], own)
+            return total
         pieces = zip(self.parts, factor.split(self.sizes), strict=True)
-        return torch.stack([_product(part.work, piece) for part, piece in pieces]).sum(0)
+        return torch.stack([part.times(piece) for part, piece in pieces]).sum(0)
 
     def transposed(self, factor: Float[Tensor, "rows r"]) -> Float[Tensor, "cols r"]:
         """W^T R, in the factor's precision."""
-        return torch.cat([_product(part.work.T, factor) for part in self.parts])
+        if self.shape[1] * factor.shape[1] > LARGE:
+            made = factor.new_empty(self.shape[1], factor.shape[1])
+            for part, where, own in self._steps(factor.shape[1]):
+                made[where] = part.transposed(factor, own)
+            return made
+        return torch.cat([part.transposed(factor) for part in self.parts])
 
     def gram(self) -> Float[Tensor, "rows rows"]:
         """W W^T, in float64."""
         return torch.stack([part.gram for part in self.parts]).sum(0)
 
+    def _steps(self, width: int) -> Iterator[tuple[Block, slice, slice]]:
+        """So few columns at a time that factors of a width are small: whose, which they are, and which of its own."""
+        start, most = 0, max(1, _CHUNK // width)
+        for part in self.parts:
+            cols = part.shape[1]
+            for own in range(0, cols, most):
+                end = min(own + most, cols)
+                yield part, slice(start + own, start + end), slice(own, end)
+            start += cols
+
     def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "rows c"]]]:
         """The matrix in float64, a few columns at a time, and which they are."""
         start = 0
         for part in self.parts:
-            for piece in part.tensor.split(max(1, _CHUNK // self.shape[0]), dim=1):
+            for piece in part.pieces(max(1, _CHUNK // self.shape[0])):
                 yield slice(start, start + piece.shape[1]), piece.double()
                 start += piece.shape[1]
 

@@ -130,8 +130,10 @@ class Metric:
         return total + ridge * plain
 
     def through(self, factor: Float[Tensor, "cols r"]) -> Float[Tensor, "cols r"]:
-        """A C, in the factor's precision."""
+        """A C, in the factor's precision; C itself where A is the identity."""
         keep, ridge = self.shrinkage
+        if self.inputs is None and ridge == 1.0:
+            return factor
         product = ridge * factor
         return product if self.inputs is None or keep == 0 else product + keep * self.inputs.through(factor)
 

@@ -72,8 +72,11 @@ class DenseDirection:
         bias, bias_hn, hr = (None if t is None else t.cpu() for t in (self.bias, self.bias_hn, self.hr))
         return replace(self, ih=self.ih.cpu(), hh=self.hh.cpu(), bias=bias, bias_hn=bias_hn, hr=hr)
 
-    def arranged(self, order: Int[Tensor, " hidden"]) -> DenseDirection:
-        """The direction with its hidden units in another order: rows of every gate, columns that read units."""
+    def arranged(self, order: Int[Tensor, " hidden"], *, all_but_ih: bool = False) -> DenseDirection:
+        """The direction with its hidden units in another order: rows of every gate, columns that read units.
+
+        `all_but_ih`: W_ih, which may be large, stays as it is.
+        """
         rows = torch.cat([order + gate * self.settings.hidden_size for gate in range(self.settings.gates)])
         hh, hr = self.hh[rows], self.hr
         if hr is None:
@@ -82,7 +85,7 @@ class DenseDirection:
             # It is the projection that reads the units; what it puts out is in no order of theirs.
             hr = hr[:, order]
         bias, bias_hn = (None if b is None else b[at] for b, at in ((self.bias, rows), (self.bias_hn, order)))
-        return replace(self, ih=self.ih[rows], hh=hh, bias=bias, bias_hn=bias_hn, hr=hr)
+        return replace(self, ih=self.ih if all_but_ih else self.ih[rows], hh=hh, bias=bias, bias_hn=bias_hn, hr=hr)
 
     def joint(self, *, with_biases: bool) -> Float[Tensor, "rows columns"]:
         """[W_ih | W_hh], and the bias columns where asked for."""

@@ -14,7 +14,7 @@ from htcompress.forms.coded import CodedSearch
 from htcompress.forms.form import Choice, Columns, Ladder, Problem, Search
 from htcompress.forms.registry import searched
 from htcompress.matrix import Metric
-from htcompress.matrix.blocks import Block, Blocks
+from htcompress.matrix.blocks import DOUBLED, Block, Blocks
 from htcompress.matrix.inputs import Inputs, gather
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import WeightedMatrix
@@ -131,20 +131,21 @@ class DirectionProblem:
 
     @cached_property
     def _arranged(self) -> DenseDirection:
-        """The weights with their units in order."""
-        return self.dense if self.order is None else self.dense.arranged(self.order)
+        """The weights with their units in order, but for a W_ih that is too large to be copied."""
+        return self.dense if self.order is None else self.dense.arranged(self.order, all_but_ih=self._ih_stays)
+
+    @property
+    def _ih_stays(self) -> bool:
+        """Whether W_ih is in the order of the units as a block only, and lies in its own."""
+        return self.order is not None and self.dense.ih.numel() > DOUBLED
 
     @cached_property
     def _seen(self) -> DirectionStatistics | None:
         """What was seen, of units in order."""
         if self.seen is None or self.order is None:
             return self.seen
-        rows, units = self._at(self.order)
-        columns = torch.arange(self.seen.inputs.shape[1])
-        if self.dense.hr is None:
-            inputs = self.dense.ih.shape[1]
-            columns[inputs : inputs + len(units)] = inputs + units
-        return self.seen.reordered(rows=rows, columns=columns)
+        # The inputs, which may be large, are put in order where they are parted.
+        return self.seen.reordered(rows=self._at(self.order)[0])
 
     def _at(self, order: Tensor) -> tuple[Tensor, Tensor]:
         """Where the rows of all gates, and the units, are taken from for an order."""
@@ -187,7 +188,8 @@ class DirectionProblem:
         base = searched(Problem(matrix, metric, most, gates, columns, self.layout, near, bits), self.format.value)
         search: Search = base
         if self.unit.width is not None:
-            search = CodedSearch(base, self.unit.bits, width=self.unit.width, dense=name != "joint")
+            dense, width = name != "joint", self.unit.width
+            search = CodedSearch(base, self.unit.bits, width=width, dense=dense, most=self.max_size)
         return Part(name, search, self._weight(name, search))
 
     @property
@@ -200,15 +202,17 @@ class DirectionProblem:
         """The direction's matrices and biases, each once for all recipes."""
         dense = self._arranged
         named = {"ih": dense.ih, "hh": dense.hh, "hr": dense.hr, "bias": dense.bias_columns()}
-        return {name: Block(tensor) for name, tensor in named.items() if tensor is not None}
+        rows = self._at(self.order)[0] if self.order is not None and self._ih_stays else None
+        orders = {"ih": rows}
+        return {name: Block(tensor, orders.get(name)) for name, tensor in named.items() if tensor is not None}
 
     @cached_property
     def _inputs(self) -> Inputs | None:
         """What was seen to enter the direction: x, then h."""
         if self._seen is None:
             return None
-        size = self.dense.ih.shape[1]
-        return gather([self._seen.inputs[:, :size], self._seen.inputs[:, size:]])
+        x, h = self._seen.inputs.split([self.dense.ih.shape[1], self.dense.hh.shape[1]], dim=1)
+        return gather([x, h if self.order is None or self.dense.hr is not None else h[:, self.order]])
 
     def _matrix(self, name: str, *, biases_apart: bool = False) -> Blocks:
         names = [name]
@@ -238,7 +242,7 @@ class DirectionProblem:
         if self.seen is not None and name != "hr":
             return 1.0
         norms = [self.dense.ih, self.dense.hh] + ([] if self.dense.hr is None else [self.dense.hr])
-        scale = sum(float(w.double().square().sum()) for w in norms)
+        scale = sum(float(c.square().sum()) for w in norms for _, c in Blocks.of(w).chunks())
         if self.seen is None or scale == 0:
             return 1.0 / scale if scale else 1.0
         # A projection has no statistics: its relative error counts like that of the matrix before it.
@@ -314,6 +318,9 @@ class DirectionProblem:
 
     def _gate_matrices(self, recipe: Recipe, choices: Sequence[Choice]) -> GateMatrices:
         dense = self._arranged
+        pairs = zip(recipe.parts, choices, strict=True)
+        if self._ih_stays and any(part.name == "ih" and choice.is_dense for part, choice in pairs):
+            dense = replace(dense, ih=self._blocks["ih"].tensor)
         kept = dense.matrices()
         named: dict[str, StoredMatrix | None] = {"ih": kept.ih, "hh": kept.hh, "hr": kept.hr}
         for part, choice in zip(recipe.parts, choices, strict=True):

@@ -13,6 +13,7 @@ from htcompress.forms.coded import coded
 from htcompress.forms.core_problem import Feedback
 from htcompress.forms.form import Choice, Search
 from htcompress.matrix.weighted import relative
+from htcompress.memory import give_back
 from htcompress.model.statistics import DirectionStatistics
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.gates import GateMatrices
@@ -166,7 +167,7 @@ def _dense(target: DirectionProblem) -> Chosen:
 
 
 def _within_budget(targets: Sequence[DirectionProblem], budget: int, asked: str) -> tuple[list[Chosen], list[Ladders]]:
-    least = sum(min(recipe.smallest for recipe in target.recipes) for target in targets)
+    least = sum(min(map(_smallest, target.recipes)) for target in targets)
     if least > budget:
         raise UnreachableError(
             f"The {asked} cannot be reached: the most compact form of these "
@@ -191,6 +192,7 @@ def _within_budget(targets: Sequence[DirectionProblem], budget: int, asked: str)
             [(own, part, own[part].neighbours(choice)) for own, part, choice in taken]
         ):
             break
+    give_back()
     chosen = _spend([(option.recipe, option.choices) for option in options], budget)
     rounded = _rounded_alike(targets, budget)
     if rounded is not None and _error(rounded) < _error(chosen):
@@ -201,6 +203,15 @@ def _within_budget(targets: Sequence[DirectionProblem], budget: int, asked: str)
     return chosen, ladders
 
 
+def _smallest(recipe: Recipe) -> int:
+    """The least size of a recipe; its searches let go of what is large before another's are asked."""
+    for part in recipe.parts:
+        _ = part.search.smallest
+        part.search.let_go()
+        give_back()
+    return recipe.smallest
+
+
 def _improved(asked: Iterable[tuple[Ladders, Part, Sequence[Choice]]]) -> bool:
     """Put ladders in place in which the choices asked for are refined; whether any was left to refine."""
     better = False
@@ -209,6 +220,7 @@ def _improved(asked: Iterable[tuple[Ladders, Part, Sequence[Choice]]]) -> bool:
             ladder = ladders[part].improved(choice)
             if ladder is not None:
                 ladders[part], better = ladder, True
+            part.search.let_go()
     return better
 
 
@@ -291,6 +303,7 @@ def _spend(chosen: list[Chosen], budget: int) -> list[Chosen]:
         room = left if last == len(spread) - 1 else int(left * own / max(1, shares))
         shares -= own
         better = recipe.parts[k].search.grown(choices[k], own + room)
+        recipe.parts[k].search.let_go()
         if better is not None and better.error < choices[k].error and better.matrix is not None:
             chosen[index] = recipe, (*choices[:k], better, *choices[k + 1 :])
     return chosen

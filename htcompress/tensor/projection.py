@@ -7,7 +7,7 @@ view (a row and a column mode of a matrix), and no permuted copy of the whole is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log, prod
 from typing import Any, Protocol
@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from htcompress.tensor.pieces import CHUNK, Flattener, Unfolded, pieces
 from htcompress.tensor.tree import Node
 
 _GRAM_LIMIT = 3000  # the largest Gram matrix that is formed where a few directions are wanted
-_CHUNK = 1 << 19  # numbers worked on at a time
 _PASS = 5  # what reading and writing a number costs, in multiplications
 _UNKNOWN = 4  # how much a mode is taken to shrink where only an error is asked for
 OVERSAMPLE = 16
@@ -58,7 +58,7 @@ class Projection:
     def squared(self) -> float:
         """The squared norm of the tensor as it was given."""
         if self._squared is None:
-            found = sum(float(part.double().square().sum()) for (part,) in _pieces([self.x], self.x.ndim))
+            found = sum(float(part.double().square().sum()) for (part,) in pieces([self.x], self.x.ndim))
             self._squared = found + self.discarded
         return self._squared
 
@@ -125,7 +125,7 @@ class Projection:
             squares, vectors = eigh(self.gram(mode))
             return vectors, squares, 0.0
         # The other side is the shorter one: its directions, carried over.
-        parts = self._unfolding(mode).split(max(1, _CHUNK // rest))
+        parts = self._unfolding(mode).split(max(1, CHUNK // rest))
         gram = torch.zeros(rest, rest, dtype=torch.float64, device=self.x.device)
         for part in parts:
             gram += part.double().T @ part.double()
@@ -139,10 +139,10 @@ class Projection:
         if n >= self.x.numel() // n:
             return left_singular(self._unfolding(mode).double())
         view, others = self._aside(mode)
-        flatten = _Flattener(len(others), n, torch.float64, self.x.device)
+        flatten = Flattener(len(others), n, torch.float64, self.x.device)
         triangle = torch.empty(0, n, dtype=torch.float64, device=self.x.device)
         waiting: list[Tensor] = []
-        for (part,) in _pieces([view], len(others)):
+        for (part,) in pieces([view], len(others)):
             waiting.append(flatten(part).T.clone())
             # A QR of few rows more than the triangle has would be spent on the triangle.
             if sum(map(len, waiting)) >= 4 * n:
@@ -165,8 +165,8 @@ class Projection:
         n = self.size(mode)
         view, others = self._aside(mode)
         total = torch.zeros(n, n, dtype=torch.float64, device=self.x.device)
-        flatten = _Flattener(len(others), n, torch.float64 if self.fine else self.x.dtype, self.x.device)
-        for (part,) in _pieces([view], len(others)):
+        flatten = Flattener(len(others), n, torch.float64 if self.fine else self.x.dtype, self.x.device)
+        for (part,) in pieces([view], len(others)):
             flat = flatten(part)
             total += flat @ flat.T
         return total
@@ -181,8 +181,8 @@ class Projection:
         place = {axis: at for at, axis in enumerate(self._flat_axes(mode))}
         seen = result.view([size for shape in shapes for size in shape])
         seen = seen.permute(*(place[axis] for axis in others), place[-1])
-        flatten = _Flattener(len(others), n, basis.dtype, self.x.device)
-        for part, target in _pieces([view, seen], len(others)):
+        flatten = Flattener(len(others), n, basis.dtype, self.x.device)
+        for part, target in pieces([view, seen], len(others)):
             flat = flatten(part)
             if target.stride(-1) == 1:
                 target.copy_((flat.T @ basis).view(target.shape))
@@ -241,7 +241,7 @@ def project(state: Projection, nodes: Sequence[Node]) -> list[Tensor]:
     return [cores[node.index] for node in nodes]
 
 
-def edge_spectra(x: Tensor, nodes: Sequence[Node], caps: Sequence[int]) -> list[Tensor]:
+def edge_spectra(x: Tensor, nodes: Sequence[Node], caps: Sequence[int], most: int | None = None) -> list[Tensor]:
     """The singular values, descending, of the unfoldings whose rows are the axes below some nodes of a tree.
 
     Args:
@@ -249,6 +249,7 @@ def edge_spectra(x: Tensor, nodes: Sequence[Node], caps: Sequence[int]) -> list[
         nodes: leaves and inner nodes.
         caps: for each leaf the ranks that anybody will ask for. Longer axes are projected to so many before the
             inner nodes are looked at, whose values then miss what those ranks do.
+        most: of inner nodes; where both sides are long, no more values are found. None: all.
 
     Those that are rounding of the Gram matrix are dropped, but for the first.
     """
@@ -259,7 +260,11 @@ def edge_spectra(x: Tensor, nodes: Sequence[Node], caps: Sequence[int]) -> list[
             rest = tuple(axis for axis in range(x.ndim) if axis not in node.leaves)
             sides = Projection(state.x, [node.leaves, rest], None, 0.0, fine=state.fine)
             shorter = 0 if sides.size(0) <= sides.size(1) else 1
-            squares = torch.linalg.eigvalsh(sides.gram(shorter)).flip(0)
+            wanted = sides.size(shorter) if most is None else most + OVERSAMPLE
+            if sides.size(shorter) > _GRAM_LIMIT and wanted < sides.size(shorter) // 4:
+                squares = leading_left(Unfolded(*sides._aside(shorter)), wanted)[1][:most]
+            else:
+                squares = torch.linalg.eigvalsh(sides.gram(shorter)).flip(0)
         else:
             (leaf,) = node.leaves
             if state.size(leaf) <= caps[leaf]:
@@ -326,42 +331,3 @@ def left_singular(matrix: Float[Tensor, "n m"]) -> tuple[Float[Tensor, "n r"], F
     basis, small = torch.linalg.qr(matrix)
     vectors, values, _ = torch.linalg.svd(small)
     return basis @ vectors, values
-
-
-class _Flattener:
-    """A mode's unfoldings (n, rest) of parts whose last axes are the mode; what must be copied shares one buffer."""
-
-    def __init__(self, others: int, n: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.others, self.n = others, n
-        self.buffer = torch.empty(0, dtype=dtype, device=device)
-
-    def __call__(self, part: Tensor) -> Tensor:
-        if part.stride(-1) == 1:
-            return self._written(part, (-1, self.n)).T
-        # The mode first: copied along longer runs.
-        first = part.permute(*range(self.others, part.ndim), *range(self.others))
-        return self._written(first, (self.n, -1))
-
-    def _written(self, part: Tensor, shape: tuple[int, int]) -> Tensor:
-        if part.dtype == self.buffer.dtype:
-            try:
-                return part.view(shape)
-            except RuntimeError:  # its strides allow no view
-                pass
-        if self.buffer.numel() < part.numel():
-            self.buffer = self.buffer.new_empty(part.numel())
-        copied = self.buffer[: part.numel()].view(part.shape)
-        return copied.copy_(part).view(shape)
-
-
-def _pieces(tensors: Sequence[Tensor], axes: int, at: int = 0) -> Iterator[Sequence[Tensor]]:
-    """Tensors of equal first `axes` cut along those into parts of a chunk's numbers (of the first tensor)."""
-    first = tensors[0]
-    if at == axes or first.numel() <= _CHUNK:
-        yield tensors
-        return
-    size = first.shape[at]
-    step = max(1, _CHUNK // max(1, first.numel() // size))
-    for start in range(0, size, step):
-        count = min(step, size - start)
-        yield from _pieces([tensor.narrow(at, start, count) for tensor in tensors], axes, at + 1)

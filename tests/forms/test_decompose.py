@@ -21,7 +21,7 @@ from htcompress.forms.refine import refine_cores
 from htcompress.matrix import Layout, Metric
 from htcompress.matrix import weighted as target
 from htcompress.matrix.weighted import WeightedMatrix
-from htcompress.tensor import parameter_count, projection
+from htcompress.tensor import parameter_count, pieces
 
 ROWS, COLS = 12, 18
 
@@ -267,7 +267,7 @@ def test_refinement_of_the_optimum_stays_there() -> None:
 def test_a_decomposition_of_large_halves_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix, metric = matrix_of(), metrics()["both"]
     whole = split_form(matrix, metric, (3, 4), (6, 3)).truncate((2, 3, 4, 4, 3, 4, 1))
-    monkeypatch.setattr(projection, "_CHUNK", 20)
+    monkeypatch.setattr(pieces, "CHUNK", 20)
     parts = split_form(matrix, metric, (3, 4), (6, 3)).truncate((2, 3, 4, 4, 3, 4, 1))
     assert isinstance(parts, HTMatrix)
     assert distance(parts.dense(), whole.dense()) < 1e-9

@@ -10,7 +10,7 @@ import torch
 from searching import search_of
 from torch import Tensor
 
-from htcompress.forms.coded import CodedSearch
+from htcompress.forms.coded import CodedChoice, CodedSearch
 from htcompress.forms.core_problem import Feedback, core_problem
 from htcompress.forms.dense import DenseMatrix
 from htcompress.forms.dense_search import DenseLadder
@@ -117,6 +117,19 @@ def test_choices_in_bytes(form: Format) -> None:
             assert made.parameters == sum(core.numel() for core in made.matrix.cores if isinstance(core, Tensor))
         better = search.grown(made, made.size + 40)
         assert better is None or better.size <= made.size + 40
+
+
+def test_a_dense_matrix_that_does_not_fit_is_not_rounded() -> None:
+    base = search_of(matrix().float(), metric(), max_parameters=500, gates=4)
+    every = CodedSearch(base, INTEGER_BITS, width=4, dense=True)
+    two_bits = every.bytes_of(base.dense, 2)
+    some = CodedSearch(base, INTEGER_BITS, width=4, dense=True, most=two_bits)
+    none = CodedSearch(base, INTEGER_BITS, width=4, dense=True, most=two_bits - 1)
+    for search, expected in ((every, set(INTEGER_BITS)), (some, {2}), (none, set())):
+        coded = [c for c in search.ladder().choices if isinstance(c, CodedChoice) and c.is_dense]
+        assert {c.bits for c in coded} <= expected
+        assert all(c.size <= search.most for c in coded)
+    assert "_lost_by_dense" not in vars(none)
 
 
 def stored_bytes(cores: Sequence[object], codecs) -> int:  # type: ignore[no-untyped-def]

@@ -25,7 +25,7 @@ from oracles import (
 from torch import Tensor
 
 from htcompress.errors import RequestError, ShapeError
-from htcompress.tensor import DimensionTree, Identity, decompose, hsvd, ht_svd, parameter_count, projection
+from htcompress.tensor import DimensionTree, Identity, decompose, hsvd, ht_svd, parameter_count, pieces, projection
 
 many = examples(40)
 TOLERANCES = (0.5, 0.1, 1e-2, 1e-4, 1e-6)
@@ -292,7 +292,7 @@ def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for tree in (DimensionTree.balanced(3), DimensionTree.linear(3), DimensionTree(((2, 0), 1))):
         whole = ht_svd(x, tree, rtol=0.05)
         with monkeypatch.context() as patch:
-            patch.setattr(projection, "_CHUNK", 50)
+            patch.setattr(pieces, "CHUNK", 50)
             parts = ht_svd(x, tree, rtol=0.05)
         assert whole.ranks == parts.ranks
         assert distance(dense_of(parts), dense_of(whole)) < 1e-10
@@ -392,7 +392,7 @@ def test_modes_of_several_axes_are_folded_unseen(
     goal: dict[str, object], dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same as for the tensor folded beforehand; the view has axes in any order, and a stride of its own."""
-    monkeypatch.setattr(projection, "_CHUNK", chunk)
+    monkeypatch.setattr(pieces, "CHUNK", chunk)
     monkeypatch.setattr(hsvd, "_SMALL", 0)
     tree = DimensionTree.balanced(4)
     x = decaying((2, 3, 2, 2, 3, 5, 4, 2), 0.7).to(dtype).transpose(1, 6)[:, :3]
@@ -410,3 +410,32 @@ def test_modes_take_each_axis_once() -> None:
     for modes in ([(0,), (1,)], [(0, 1), (1, 2)], [(0,), (1, 2, 3)]):
         with pytest.raises(ShapeError, match="axes once"):
             ht_svd(torch.ones(2, 3, 4), DimensionTree.balanced(2), modes=modes)
+
+
+def test_an_unfolding_is_multiplied_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "CHUNK", 50)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 5, 6, 7, generator=generator)
+    for own in ((0, 1), (1, 2), (0, 2), (3,)):
+        others = [axis for axis in range(4) if axis not in own]
+        view = x.permute(*others, *own)
+        unfolded = pieces.Unfolded(view, others)
+        dense = view.reshape(unfolded.shape[1], -1).T
+        right, left = (torch.randn(n, 3, generator=generator) for n in (dense.shape[1], dense.shape[0]))
+        assert unfolded.shape == tuple(dense.shape)
+        assert torch.allclose(unfolded @ right, dense @ right, atol=1e-4)
+        assert torch.allclose(unfolded.T @ left, dense.T @ left, atol=1e-4)
+
+
+def test_spectra_of_long_sides_are_their_leading_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(80, 3, generator=generator), torch.randn(3, 72, generator=generator)
+    x = (left @ right + 1e-3 * torch.randn(80, 72, generator=generator)).reshape(8, 10, 8, 9)
+    nodes = DimensionTree.balanced(4).nodes[:-1]
+    every = projection.edge_spectra(x, nodes, x.shape)
+    monkeypatch.setattr(projection, "_GRAM_LIMIT", 20)
+    monkeypatch.setattr(projection, "OVERSAMPLE", 8)
+    some = projection.edge_spectra(x, nodes, x.shape, 3)
+    for node, whole, part in zip(nodes, every, some, strict=True):
+        count = 3 if len(node.leaves) > 1 else len(whole)
+        assert torch.allclose(part, whole[:count], rtol=1e-4)

@@ -14,7 +14,7 @@ from torch import Tensor
 from htcompress.errors import RequestError
 from htcompress.forms.ht import HTMatrix
 from htcompress.matrix import Layout
-from htcompress.tensor import DimensionTree, HTTensor, ht_svd, projection
+from htcompress.tensor import DimensionTree, HTTensor, ht_svd, pieces
 
 FINE = (1e-6, 3e-8, 1e-9, 3e-10, 1e-11)
 
@@ -61,7 +61,7 @@ def test_small_chunks_hold_them_too(monkeypatch: pytest.MonkeyPatch, shape: tupl
         for rtol in FINE:
             whole = ht_svd(x, DimensionTree(nested), rtol=rtol)
             with monkeypatch.context() as patch:
-                patch.setattr(projection, "_CHUNK", 50)
+                patch.setattr(pieces, "CHUNK", 50)
                 parts = ht_svd(x, DimensionTree(nested), rtol=rtol)
             assert parts.ranks == whole.ranks
             assert distance(dense_of(parts), x) <= rtol
