@@ -316,6 +316,7 @@ def test_large_batches_are_not_kept_in_numbers(monkeypatch: pytest.MonkeyPatch) 
     assert [next(stream)[1] for _ in range(8)] == list(range(2, 10))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("count", "steps"), [(8, 400), (320, 1200), (10_000, 2800)])
 def test_without_a_length_it_follows_the_data(count: int, steps: int) -> None:
     """One number moved towards another a little at every step: it never stops to gain."""
@@ -326,6 +327,7 @@ def test_without_a_length_it_follows_the_data(count: int, steps: int) -> None:
     assert distill(student, teacher, lambda: iter(batches))[-1].steps == steps
 
 
+@pytest.mark.whole
 def test_without_a_gain_it_does_not_go_on(student: nn.Module) -> None:
     still = FineTuning(learning_rate=0.0, patience=1000)
     history = distill(student, tagger(), lambda: numbered(0, 10_000), options=still)
