@@ -18,7 +18,7 @@ from htcompress.errors import CheckpointError
 from htcompress.sources.read import read_checkpoint
 
 MEMORY = 256_000_000  # bytes more than before; the files here have some hundred kilobytes at most
-SECONDS = 5.0
+SECONDS = 20.0
 
 
 def resident() -> int:
