@@ -20,6 +20,7 @@ from htcompress.forms.core_problem import Feedback
 from htcompress.forms.dense import DenseMatrix
 from htcompress.forms.form import Choice, Ladder, MatrixSearch, Search, front
 from htcompress.forms.rounding import Rounded, rounded_plainly, rounded_with_feedback, spread
+from htcompress.matrix.stored import StoredMatrix
 from htcompress.storage import Codec, codec_within
 from htcompress.storage.integer import Integer
 from htcompress.storage.registry import PLAIN
@@ -54,9 +55,13 @@ def coded(choice: Choice, feedback: Feedback, bits: int) -> CodedChoice:
     if bits not in INTEGER_BITS:
         raise ValueError(f"Numbers are whole in {INTEGER_BITS} bits, not in {bits}.")
     dense = choice.matrix is None or choice.matrix.is_dense
-    start = DenseMatrix(feedback.dense.best) if dense or choice.matrix is None else spread(choice.matrix)
-    made = rounded_with_feedback(start, feedback, bits)
+    made = rounded_with_feedback(_spread(None if dense else choice.matrix, feedback), feedback, bits)
     return CodedChoice(choice.parameters, made.error, made.matrix, made.bytes, _named(made), bits, expected=False)
+
+
+def _spread(matrix: StoredMatrix | None, feedback: Feedback) -> StoredMatrix:
+    """What is rounded of a matrix; None: of the dense one."""
+    return DenseMatrix(feedback.dense.best) if matrix is None else spread(matrix)
 
 
 def _named(made: Rounded) -> Mapping[str, tuple[Integer, Tensor | None]]:
@@ -142,8 +147,7 @@ class CodedSearch(Search):
         return [log(choice.parameters) for choice in some], [log(self._tried(choice)) for choice in some]
 
     def _tried(self, choice: Choice) -> float:
-        matrix = DenseMatrix(self.feedback.dense.best) if choice.matrix is None else spread(choice.matrix)
-        tried = rounded_plainly(matrix, self.target, _TRIED).error
+        tried = rounded_plainly(_spread(choice.matrix, self.feedback), self.target, _TRIED).error
         own = 0.0 if choice.matrix is None else self.target.error_of(choice.matrix)
         return max(tried - own, 1e-12 * self.total, 1e-300)
 

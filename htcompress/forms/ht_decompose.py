@@ -25,6 +25,7 @@ from htcompress.matrix.metric import Metric
 from htcompress.matrix.weighted import WeightedMatrix
 from htcompress.matrix.whitening import Whitening, multiply
 from htcompress.tensor import Decomposition, DimensionTree, HTTensor, Nested, RankModel, decompose
+from htcompress.tensor.pieces import Transposed
 from htcompress.tensor.projection import OVERSAMPLE, edge_spectra, eigh, leading_left
 from htcompress.tensor.tree import balanced
 
@@ -120,20 +121,14 @@ class _Weighted:
         cols = self.matrix.shape[1]
         return self.root.apply(self.ridge * self.matrix.times(other[:cols]) + self.seen @ other[cols:])
 
+    def transposed(self, other: Tensor) -> Tensor:
+        """The product of the transposed and another matrix."""
+        scaled = self.root.apply(other)
+        return torch.cat([self.ridge * self.matrix.transposed(scaled), self.seen.T @ scaled])
+
     @property
-    def T(self) -> _Transposed:  # noqa: N802 - as tensors have it
-        return _Transposed(self)
-
-
-@dataclass(frozen=True)
-class _Transposed:
-    """The transposed of such a matrix."""
-
-    of: _Weighted
-
-    def __matmul__(self, other: Tensor) -> Tensor:
-        scaled = self.of.root.apply(other)
-        return torch.cat([self.of.ridge * self.of.matrix.transposed(scaled), self.of.seen.T @ scaled])
+    def T(self) -> Transposed:  # noqa: N802 - as tensors have it
+        return Transposed(self.transposed)
 
 
 class Side(StrEnum):

@@ -98,8 +98,13 @@ def column(scales: Tensor, like: Tensor) -> Tensor:
 
 def nearest(ratios: Tensor, bits: int) -> Tensor:
     """The nearest of the 2^bits levels ..., -1/2, 1/2, 3/2, ...; what is no number (by a scale of zero) becomes 1/2."""
+    return _to_levels(torch.nan_to_num(ratios, nan=0.0), bits)
+
+
+def _to_levels(ratios: Tensor, bits: int) -> Tensor:
+    """`nearest` of numbers, which are written over."""
     half = float(1 << bits - 1)
-    return torch.nan_to_num(ratios, nan=0.0).floor().clamp(-half, half - 1) + 0.5
+    return ratios.floor_().clamp_(-half, half - 1).add_(0.5)
 
 
 def nearest_levels(ratios: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
@@ -121,7 +126,7 @@ def best_scales(rows: Tensor, bits: int) -> Tensor:
         return rows.new_zeros(len(rows))
     size = rows.abs().amax(1, keepdim=True)
     unit = torch.where(size > 0, size, 1.0)
-    values, half = (rows / unit).float(), float(1 << bits - 1)
+    values = (rows / unit).float()
     # The outermost level stands half a step within the edge of its cell.
     widest = size / ((1 << bits - 1) - 0.5)
     best, lost, levels = widest, torch.full_like(values[:, :1], torch.inf), torch.empty_like(values)
@@ -133,7 +138,7 @@ def best_scales(rows: Tensor, bits: int) -> Tensor:
             scales = (clip.clamp_max(1.0) * widest).to(_SCALE).to(rows.dtype)
             steps = (scales / unit).float()
             torch.div(values, torch.where(steps > 0, steps, 1.0), out=levels)
-            levels.floor_().clamp_(-half, half - 1).add_(0.5).mul_(steps).sub_(values)
+            _to_levels(levels, bits).mul_(steps).sub_(values)
             error = levels.square_().sum(1, keepdim=True)
             best, lost = torch.where(error < lost, scales, best), torch.minimum(error, lost)
     return best[:, 0]

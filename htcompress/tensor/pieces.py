@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -79,19 +79,23 @@ class Unfolded:
             total += flat @ other[where]
         return total
 
+    def transposed(self, other: Tensor) -> Tensor:
+        """The product of the transposed and another matrix."""
+        made = other.new_empty(self.shape[1], other.shape[1])
+        for where, flat in self._parts():
+            made[where] = flat.T @ other
+        return made
+
     @property
-    def T(self) -> _Across:  # noqa: N802 - as tensors have it
-        return _Across(self)
+    def T(self) -> Transposed:  # noqa: N802 - as tensors have it
+        return Transposed(self.transposed)
 
 
 @dataclass(frozen=True)
-class _Across:
-    """The transposed of such a matrix."""
+class Transposed:
+    """The transposed of a matrix that is known by its products."""
 
-    of: Unfolded
+    times: Callable[[Tensor], Tensor]
 
     def __matmul__(self, other: Tensor) -> Tensor:
-        made = other.new_empty(self.of.shape[1], other.shape[1])
-        for where, flat in self.of._parts():
-            made[where] = flat.T @ other
-        return made
+        return self.times(other)
