@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -120,10 +120,16 @@ def _random_states_kept() -> Iterator[None]:
 
 
 @contextmanager
-def on_the_cpu() -> Iterator[None]:
-    """While this lasts new tensors are made on the CPU, whatever default device the user's code has set."""
-    if torch.get_default_device().type == "cpu":
+def made_on(device: torch.device) -> Iterator[None]:
+    """While this lasts new tensors are made on a device, whatever default the user's code has set."""
+    if torch.get_default_device() == device:
+        # The context of a device would look at every call of torch.
         yield
         return
-    with torch.device("cpu"):
+    with device:
         yield
+
+
+def on_the_cpu() -> AbstractContextManager[None]:
+    """While this lasts new tensors are made on the CPU, whatever default device the user's code has set."""
+    return made_on(torch.device("cpu"))

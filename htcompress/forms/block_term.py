@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from htcompress.errors import ShapeError
 from htcompress.forms.reduced import Reduced
 from htcompress.forms.structure import Structure, padded
+from htcompress.isolation import made_on
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.network import Network
 from htcompress.vocabulary import Format
@@ -67,22 +68,15 @@ class BlockTerm(Structure):
 
     def decompose(self, reduced: Reduced) -> list[Tensor]:
         """One Tucker tensor after the other, each of what the ones before it have left."""
-        import tensorly  # it takes a second to import, which only comparisons need
-        from tensorly.decomposition import tucker
-
         blocks, rank = self.ranks
-        left = reduced.core
-        factors: list[list[Tensor]] = [[] for _ in reduced.bases]
-        cores = []
-        with tensorly.backend_context("pytorch"), reduced.core.device:
-            for _ in range(blocks):
-                ranks = [min(rank, size) for size in left.shape]
-                core, own = tucker(left, rank=ranks, n_iter_max=_TUCKER_ROUNDS, tol=1e-6)
-                left = left - tensorly.tucker_to_tensor((core, own))
-                cores.append(padded(core, (rank,) * left.ndim))
-                for k, factor in enumerate(own):
-                    factors[k].append(padded(reduced.bases[k] @ factor, (len(reduced.bases[k]), rank)))
-        return [*(torch.stack(own, dim=-1) for own in factors), torch.stack(cores, dim=-1)]
+        # More blocks of one rank begin with those of fewer.
+        terms: _Terms = reduced.found.setdefault(rank, _Terms(rank, reduced.core))
+        found = terms.first(blocks)
+        factors = [
+            torch.stack([padded(basis @ own[k], (len(basis), rank)) for _, own in found], dim=-1)
+            for k, basis in enumerate(reduced.bases)
+        ]
+        return [*factors, torch.stack([padded(core, (rank,) * core.ndim) for core, _ in found], dim=-1)]
 
     def contracted(self, modal: Sequence[Tensor], rest: Sequence[Tensor], like: Tensor) -> Tensor:
         total = torch.zeros_like(like)
@@ -105,3 +99,25 @@ class BlockTerm(Structure):
             if blocks >= 1:
                 found.append(cls(layout, (min(blocks, _MOST_BLOCKS), rank)))
         return found
+
+
+@dataclass(eq=False)
+class _Terms:
+    """The Tucker tensors of one rank that have been found, and what they leave of a tensor."""
+
+    rank: int
+    left: Tensor
+    found: list[tuple[Tensor, list[Tensor]]] = field(default_factory=list)
+
+    def first(self, blocks: int) -> list[tuple[Tensor, list[Tensor]]]:
+        """So many of them: core and factors."""
+        import tensorly  # it takes a second to import, which only comparisons need
+        from tensorly.decomposition import tucker
+
+        with tensorly.backend_context("pytorch"), made_on(self.left.device):
+            while len(self.found) < blocks:
+                ranks = [min(self.rank, size) for size in self.left.shape]
+                core, own = tucker(self.left, rank=ranks, n_iter_max=_TUCKER_ROUNDS, tol=1e-6)
+                self.left = self.left - tensorly.tucker_to_tensor((core, own))
+                self.found.append((core, own))
+        return self.found[:blocks]

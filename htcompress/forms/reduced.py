@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,13 @@ class Reduced:
 
     Attributes:
         lost: the squared error of that.
+        found: what a structure has found of it and goes on from, by its rank.
     """
 
     core: Tensor
     bases: tuple[Tensor, ...]
     lost: float
+    found: dict[int, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, tensor: Tensor) -> Reduced:

@@ -14,6 +14,7 @@ from torch import Tensor
 from htcompress.errors import ShapeError
 from htcompress.forms.reduced import Reduced
 from htcompress.forms.structure import Structure, padded
+from htcompress.isolation import made_on
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.network import Network
 from htcompress.matrix.whitening import multiply
@@ -63,7 +64,7 @@ class TensorRing(Structure):
     def decompose(self, reduced: Reduced) -> list[Tensor]:
         import tensorly  # it takes a second to import, which only comparisons need
 
-        with tensorly.backend_context("pytorch"), reduced.core.device:
+        with tensorly.backend_context("pytorch"), made_on(reduced.core.device):
             found = self._factors(reduced.core)
         cores = [multiply(basis, core, 1) for basis, core in zip(reduced.bases, found, strict=True)]
         return [padded(core, shape) for core, shape in zip(cores, self.shapes, strict=True)]
