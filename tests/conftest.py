@@ -13,18 +13,10 @@ from typing import Any
 from jaxtyping import install_import_hook
 
 # Where shapes stand in signatures; the rank search, which has none, is called too often to be checked.
-CHECKED = [
-    "matrix",
-    "forms.dense",
-    "forms.ht",
-    "forms.ht_decompose",
-    "forms.refine",
-    "nn",
-    "planning",
-    "model",
-    "tensor.hsvd",
-    "tensor.ht",
-]
+CHECKED = ["matrix", "forms.dense", "forms.ht", "forms.refine", "nn", "planning", "model"]
+# What a search calls ten thousand times is checked in full runs.
+if "--full" in sys.argv or os.environ.get("HTCOMPRESS_FULL_TESTS") == "1":
+    CHECKED += ["forms.ht_decompose", "tensor.hsvd", "tensor.ht"]
 hook = install_import_hook([f"htcompress.{name}" for name in CHECKED], "checking.check")
 hook.__enter__()
 
@@ -58,6 +50,9 @@ SLOW = (
 )
 """What takes long stands last; `make fast` leaves it out."""
 
+THOROUGH = ("forms", "matrix", "planning", "report", "tensor")
+"""Folders whose tests hold how good a search is, and how its drawings look."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["HTCOMPRESS_FULL_TESTS"] = "1" if config.getoption("--full") else "0"
@@ -89,15 +84,18 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _brief(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fine-tuning is short where no length is asked for, but for tests of what it comes to: they are marked `whole`."""
-    if request.node.get_closest_marker("whole") is None:
-        monkeypatch.setattr("htcompress.finetuning.distill._STAGE", 30)
-
-
-@pytest.fixture
-def unrefined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cores are refined by two iterations: for tests of all that stands around them, where most of the time goes."""
+    """Most of the time goes into what is not tested, so that is brief: a search of few rungs, cores refined by two
+    iterations, short fine-tuning where no length is asked for, drawings without lines. Tests marked `whole`, and those
+    of how good a search is, have all of it."""
+    if request.node.get_closest_marker("whole") is not None:
+        return
+    monkeypatch.setattr("htcompress.finetuning.distill._STAGE", 30)
+    if request.path.relative_to(Path(__file__).parent).parts[0] in THOROUGH:
+        return
     monkeypatch.setattr("htcompress.forms.ht_search.refine_cores", partial(_briefly_refined, refine_cores))
+    monkeypatch.setattr("htcompress.forms.ht_search._LADDER_RATIO", 4.0)
+    monkeypatch.setattr("htcompress.forms.network_search._LADDER_RATIO", 6.0)
+    monkeypatch.setattr("htcompress.report.plots._svg", lambda figure, label: '<svg role="img"></svg>')
 
 
 def _briefly_refined(refine: Callable[..., Any], *arguments: Any, iterations: int = 0) -> Any:

@@ -8,8 +8,6 @@ import pytest
 from architectures import examine
 from crossing import some
 
-pytestmark = pytest.mark.usefixtures("unrefined")
-
 
 @pytest.mark.parametrize("seed", some(range(40), *range(4)))
 def test_a_random_architecture(seed: int, tmp_path: Path) -> None:

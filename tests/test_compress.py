@@ -20,8 +20,6 @@ from htcompress.nn import HTRecurrent
 from htcompress.request import FineTuning, Goal
 from htcompress.vocabulary import LayoutKind
 
-pytestmark = pytest.mark.usefixtures("unrefined")
-
 SVD = Goal(budget=400, layout=LayoutKind.SVD)
 """A goal that is planned fast; what is tested here does not depend on the layout."""
 

@@ -17,8 +17,6 @@ from htcompress.errors import CheckpointError, RequestError
 from htcompress.request import FineTuning, Goal
 from htcompress.vocabulary import LayoutKind
 
-pytestmark = pytest.mark.usefixtures("unrefined")
-
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 SVD = Goal(budget=400, layout=LayoutKind.SVD)
 """A goal that is planned fast; what is tested here does not depend on the layout."""

@@ -20,8 +20,6 @@ from htcompress.model.replace import recurrent_modules
 from htcompress.request import FineTuning, Goal
 from htcompress.task import load_task
 
-pytestmark = pytest.mark.usefixtures("unrefined")
-
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -21,8 +21,6 @@ from htcompress.report import read_report
 from htcompress.request import FineTuning, Goal
 from htcompress.vocabulary import LayoutKind, UnitOrder
 
-pytestmark = pytest.mark.usefixtures("unrefined")
-
 SVD = Goal(budget=400, layout=LayoutKind.SVD)
 """A goal that is planned fast; what is tested here does not depend on the layout."""
 

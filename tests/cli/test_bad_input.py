@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from htcompress import compression
 
-pytestmark = pytest.mark.usefixtures("unrefined")
-
 Command = Callable[..., Outcome]
 Prepare = Callable[[Path], object]
 
@@ -470,7 +468,9 @@ def installed(folder: Path, *arguments: str, **options: Any) -> Outcome:
     ("arguments", "code", "words"),
     [
         (("convert", "none.pt", "--budget", "400"), 2, "There is no file none.pt"),
-        (("convert", "evil.pt", "--budget", "400", *FAST), 2, "holds pickled Python objects"),
+        pytest.param(
+            ("convert", "evil.pt", "--budget", "400", *FAST), 2, "holds pickled Python objects", marks=pytest.mark.full
+        ),
         (("convert", "model.pt", "--budget", "3", *FAST), 3, "cannot be reached"),
         (("bogus",), 2, "No such command 'bogus'"),
     ],

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
-from crossing import FULL, some
+from crossing import FULL, crossed, some
 from small import Outcome, listing, save_tagger, tagger, write_task
 
 import htcompress
@@ -129,8 +130,10 @@ def test_at_many_moments_of_a_conversion(tmp_path: Path) -> None:
     assert 130 in [code for _, code in codes]
 
 
-@pytest.mark.parametrize("imported", ["typer.main", "numpy", "torch.nn", "torch"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "imported"),
+    crossed(list(product([signal.SIGINT, signal.SIGTERM], ["typer.main", "numpy", "torch.nn", "torch"])), 1),
+)
 def test_while_libraries_are_imported(tmp_path: Path, imported: str, number: signal.Signals) -> None:
     save_tagger(tmp_path / "model.pt")
     write_task(tmp_path / "task.py")
@@ -275,7 +278,7 @@ def test_an_interrupt_in_a_finaliser_is_not_lost(htc: Command, tmp_path: Path, n
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", some([signal.SIGINT, signal.SIGTERM], signal.SIGINT))
 def test_a_signal_that_is_ignored_from_the_start_stays_so(tmp_path: Path, number: signal.Signals) -> None:
     """As nohup and shells that put jobs into the background expect it."""
     save_tagger(tmp_path / "model.pt")

@@ -10,8 +10,6 @@ import pytest
 from rich.cells import cell_len
 from small import Outcome, save_tagger, write_task
 
-pytestmark = pytest.mark.usefixtures("unrefined")
-
 Command = Callable[..., Outcome]
 
 

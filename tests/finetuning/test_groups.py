@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from crossing import crossed
 from oracles import distance
 from small import Tagger, clips, equal, tagger
 from torch import Tensor, nn
@@ -47,10 +49,10 @@ def joined(batches: Batches, size: int) -> Batches:
     return start
 
 
-@pytest.mark.parametrize("teacher", [True, False])
-@pytest.mark.parametrize(("count", "size"), [(24, 2), (23, 3), (40, 4)])
-def test_accumulated_batches_train_as_one(student: nn.Module, count: int, size: int, teacher: bool) -> None:
+@pytest.mark.parametrize(("counts", "teacher"), crossed(list(product([(24, 2), (23, 3), (40, 4)], [True, False])), 1))
+def test_accumulated_batches_train_as_one(student: nn.Module, counts: tuple[int, int], teacher: bool) -> None:
     """Also where a pass ends within a step: 23 batches leave two for the last."""
+    count, size = counts
     others: dict[str, Any] = {"steps": 30, "check_every": 5}
     dense = tagger() if teacher else None
     results = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
+from crossing import crossed
 from oracles import observed, roots_of, svd_error, weighted_error
 from searching import search_of
 from torch import Tensor
@@ -218,7 +219,9 @@ def test_the_columns_may_have_a_rest() -> None:
 # ---- to an error ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "kind", "weighted"), [*CASES, *((name, LayoutKind.PAIRED, True) for name in SOME)])
+@pytest.mark.parametrize(
+    ("name", "kind", "weighted"), crossed([*CASES, *((name, LayoutKind.PAIRED, True) for name in SOME)], 1)
+)
 def test_an_error_is_kept_and_the_svd_never_cheaper(name: str, kind: LayoutKind, weighted: bool) -> None:
     search = case(name, kind, weighted)
     m, n = search.matrix.shape
@@ -237,8 +240,7 @@ def test_an_error_is_kept_and_the_svd_never_cheaper(name: str, kind: LayoutKind,
             assert choice.parameters <= min(rank * (m + n), m * n)
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "weighted"), crossed(list(product(NAMES, [False, True])), 1))
 def test_a_larger_error_never_needs_more_numbers(name: str, weighted: bool) -> None:
     search = case(name, LayoutKind.AUTO, weighted)
     numbers = [search.cheapest(rtol).parameters for rtol in (0.7, 0.5, 0.3, 0.1, 0.05, 1e-2, 1e-3)]

@@ -102,7 +102,7 @@ def test_never_worse_than_rounding_all_at_equal_bytes(name: str, bits: int) -> N
     assert sum(m.choice.error for m in chosen) <= total * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("bits", some([16, *INTEGER_BITS], 16, 5))
+@pytest.mark.parametrize("bits", some([16, *INTEGER_BITS], 5))
 def test_one_number_of_bits_for_all(bits: int) -> None:
     model = MODELS["GRU"]()
     numbers = sum(p.numel() for p in model.parameters())

@@ -56,8 +56,10 @@ def state(inputs: int = INPUTS, hidden: int = HIDDEN, layers: int = 1) -> dict[s
 
 @pytest.mark.parametrize(
     "goal",
-    [Goal(budget=700, scope=Scope.SEPARATE), Goal(bytes=800, bits=4, scope=Scope.SEPARATE)],
-    ids=["numbers", "bytes"],
+    [
+        pytest.param(Goal(budget=700, scope=Scope.SEPARATE), id="numbers"),
+        pytest.param(Goal(bytes=800, bits=4, scope=Scope.SEPARATE), id="bytes", marks=pytest.mark.full),
+    ],
 )
 def test_no_whole_copy_is_made_of_a_large_matrix(goal: Goal) -> None:
     layers = inventory(state())
@@ -77,6 +79,7 @@ def chosen(plan: Plan) -> list[tuple[Any, ...]]:
     return [(m.name, m.choice.parameters, pytest.approx(m.weight_error, rel=1e-6), m.spectrum) for m in matrices]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("goal", [Goal(budget=700), Goal(bytes=900)], ids=["numbers", "bytes"])
 def test_what_was_let_go_is_found_again_as_it_was(goal: Goal, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = planned(goal)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import product
 
 import pytest
 import torch
+from crossing import crossed
 from torch import nn
 
 from htcompress.errors import RequestError, UnreachableError
@@ -56,8 +57,7 @@ def stored(model: nn.Module) -> int:
     return sum(m.parameter_count for m in model.modules() if isinstance(m, HTRecurrent))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("scope", list(Scope))
+@pytest.mark.parametrize(("weighted", "scope"), crossed(list(product([False, True], Scope)), 1))
 def test_budgets_hold(
     model: Two, statistics: dict[str, dict[str, DirectionStatistics]], scope: Scope, weighted: bool
 ) -> None:
@@ -157,7 +157,7 @@ def frontier(seed: int, points: int) -> list[Option]:
 @pytest.mark.parametrize("seed", range(4))
 def test_allocation_is_the_best_of_all(budget: int, seed: int) -> None:
     frontiers = [frontier(10 * seed + i, points) for i, points in enumerate((5, 7, 6))]
-    fitting = [c for c in itertools.product(*frontiers) if sum(o.size for o in c) <= budget]
+    fitting = [c for c in product(*frontiers) if sum(o.size for o in c) <= budget]
     found = allocate(frontiers, budget)
     if not fitting:
         assert found is None

@@ -19,8 +19,6 @@ from htcompress.report.study import cases
 from htcompress.request import FineTuning, Goal
 from htcompress.study import Case, Engine, Place, Point, Study
 
-pytestmark = pytest.mark.usefixtures("unrefined")
-
 SERIAL = Place(jobs=1)
 TUNING = FineTuning(steps=5)
 SIZES = (200, 400, 800)
@@ -86,11 +84,13 @@ def test_a_sweep_is_what_convert_makes(folder: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.whole
 def test_processes_give_the_same_numbers(folder: Path) -> None:
     assert numbers(swept(folder, "a")) == numbers(swept(folder, "b", Place(jobs=2)))
 
 
 @pytest.mark.full
+@pytest.mark.whole
 def test_dask_workers_give_the_same_numbers(folder: Path) -> None:
     from distributed import LocalCluster
 
