@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -11,8 +11,11 @@ import onnx
 from onnx import TensorProto
 
 from htcompress.graphs.affine import Affine, Affines, NotAffineError, spread
+from htcompress.graphs.branches import every_graph
 from htcompress.graphs.cores import Core, cores
 from htcompress.graphs.left_cells import LeftCell, name_of, origin_of, size_of, states_multiplied
+from htcompress.graphs.node import Place
+from htcompress.graphs.nodes import are_apart
 from htcompress.graphs.values import Shape, Values
 
 
@@ -39,8 +42,9 @@ class Cell:
         shapes: of the results, for Reshape.
         weights: W (1, gates * hidden, inputs), R (1, gates * hidden, hidden), and B (1, 2 * gates * hidden) where it
             has biases.
+        place: of the graph that it is in.
         inner: the indices of the nodes that it stands for.
-        sources: the names of the constants that its matrices are made of.
+        sources: the numbers of the file that its matrices are made of: where they stand, and their names.
         numbers: how many these are.
     """
 
@@ -53,8 +57,9 @@ class Cell:
     axes: Mapping[str, tuple[int | None, ...]]
     shapes: tuple[tuple[int, ...], ...]
     weights: Mapping[str, np.ndarray]
+    place: Place
     inner: frozenset[int]
-    sources: frozenset[str]
+    sources: frozenset[tuple[Place, str]]
     numbers: int
 
     @property
@@ -64,60 +69,79 @@ class Cell:
 
 
 def cells_of(model: onnx.ModelProto) -> tuple[list[Cell], list[LeftCell]]:
-    """The cells of the outermost graph that are unrolled, and what looks like one and is not understood."""
-    if not {"Sigmoid", "Tanh", "Relu", "HardSigmoid"} & {node.op_type for node in model.graph.node}:
+    """The cells of a model that are unrolled, and what looks like one and is not understood."""
+    operators = {node.op_type for _, graph in every_graph(model.graph) for node in graph.node}
+    given = {value.name for value in model.graph.input} - {i.name for i in model.graph.initializer}
+    states = len(given) > 1 and operators & {"Sigmoid", "Tanh", "Relu", "HardSigmoid"}
+    if not states and not operators >= {"Sigmoid", "Tanh", "Mul"}:
         return [], []
-    values = Values(model)
-    affines = Affines(values)
+    every = list(Values.every(model))
     found: list[Cell] = []
     left: list[LeftCell] = []
-    taken: set[int] = set()
-    for core in [*cores(affines), *_simple(affines)]:
-        inner, sources, numbers = _inside(affines, core)
-        name = name_of(values, core.results[0], inner, sources)
-        if taken & inner:
-            continue
-        try:
-            found.append(_understood(affines, core, name, inner, sources, numbers))
-        except NoCellError:
-            continue
-        except (NotAffineError, NotACellError) as error:
-            left.append(LeftCell(core.operator, name, str(error), numbers))
-        taken |= inner
-    found, repeated = _once(values, found)
-    left += repeated
-    left += list(states_multiplied(values, taken))
-    return found, left
+    for values, refused in every:
+        affines = Affines(values)
+        taken: set[int] = set()
+        for core in [*cores(affines), *_simple(affines)]:
+            inner, sources, numbers = _inside(affines, core)
+            name = name_of(values, core.results[0], inner, sources)
+            if taken & inner:
+                continue
+            try:
+                cell = _understood(affines, core, name, inner, sources, numbers)
+                if refused:
+                    raise NotACellError(refused)
+                found.append(cell)
+            except NoCellError:
+                continue
+            except (NotAffineError, NotACellError) as error:
+                left.append(LeftCell(core.operator, name, str(error), numbers))
+            taken |= inner
+        left += [] if values.place else list(states_multiplied(values, taken))
+    found, repeated = _once([values for values, _ in every], found)
+    return found, left + repeated
 
 
-def _once(values: Values, cells: Sequence[Cell]) -> tuple[list[Cell], list[LeftCell]]:
-    """The cells whose matrices nobody else reads, and of each of the others one."""
+def _once(every: Sequence[Values], cells: Sequence[Cell]) -> tuple[list[Cell], list[LeftCell]]:
+    """The cells whose matrices nobody else reads, and of each of the others one.
+
+    Cells in branches of which never two are run may have the same.
+    """
     once: list[Cell] = []
     left: list[LeftCell] = []
-    seen: set[str] = set()
+    seen: set[tuple[Place, str]] = set()
+    readers = _readers(every, {source for cell in cells for source in cell.sources})
+    own = {(cell.place, index) for cell in cells for index in cell.inner}
     for cell in cells:
-        alike = sum(bool(cell.sources & other.sources) for other in cells)
-        if alike == 1 and not _read_elsewhere(values, cell):
+        others = [other for other in cells if other is not cell and cell.sources & other.sources]
+        beside = [other for other in others if not are_apart(cell.place, other.place)]
+        if not beside and not any(readers[source] - own for source in cell.sources):
             once.append(cell)
-        elif alike == 1:
+        elif not beside:
             left.append(LeftCell(cell.operator, cell.name, "has matrices that others read, too", cell.numbers))
         elif not cell.sources & seen:
-            why = f"is computed {alike} times with the same matrices, as of a sequence that is written out step by step"
+            count = 1 + len(beside)
+            why = f"is computed {count} times with the same matrices, as of a sequence that is written out step by step"
             left.append(LeftCell(cell.operator, cell.name, why, cell.numbers))
         seen |= cell.sources
     return once, left
 
 
-def _read_elsewhere(values: Values, cell: Cell) -> bool:
-    """Whether anything but a cell reads its matrices, or what is computed of them alone."""
-    waiting, readers = list(cell.sources), set[int]()
-    while waiting:
-        for place in values.readers.get(waiting.pop(), set()) - readers:
-            readers.add(place)
-            made = [] if place < 0 else [o for o in values.graph.node[place].output if o]
-            waiting += [name for name in made if values.constants(name) is not None]
-    computed = {k for k in readers if k >= 0 and values.constants(values.graph.node[k].output[0]) is not None}
-    return bool(readers - computed - cell.inner)
+def _readers(
+    every: Sequence[Values], sources: Collection[tuple[Place, str]]
+) -> dict[tuple[Place, str], set[tuple[Place, int]]]:
+    """The nodes that read what is stored, or what is computed of it alone: where they stand, and their indices."""
+    found: dict[tuple[Place, str], set[tuple[Place, int]]] = {source: set() for source in sources}
+    made = {name for _, name in sources}
+    for values in every:  # graphs come before those in their nodes
+        for index, node in enumerate(values.graph.node):
+            constants = [name for name in node.input if name in made and values.constants(name) is not None]
+            if constants and values.constants(node.output[0]) is not None:
+                made |= set(node.output)
+                continue
+            for name in constants:
+                for source in values.constants.sources(name) & found.keys():
+                    found[source].add((values.place, index))
+    return found
 
 
 def _simple(affines: Affines) -> Iterator[Core]:
@@ -148,7 +172,7 @@ def _named_alike(one: str, other: str) -> bool:
 
 
 def _understood(
-    affines: Affines, core: Core, name: str, inner: frozenset[int], sources: frozenset[str], numbers: int
+    affines: Affines, core: Core, name: str, inner: frozenset[int], sources: frozenset[tuple[Place, str]], numbers: int
 ) -> Cell:
     values = affines.values
     for result in core.results:
@@ -180,6 +204,7 @@ def _understood(
         {name: _axes(values, name) for name in (*x, h, *core.states)},
         shapes,
         _weights(core, gates, x, h, hidden),
+        values.place,
         inner,
         sources,
         numbers,
@@ -305,11 +330,11 @@ def _weights(
     return {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in found.items()}
 
 
-def _inside(affines: Affines, core: Core) -> tuple[frozenset[int], frozenset[str], int]:
+def _inside(affines: Affines, core: Core) -> tuple[frozenset[int], frozenset[tuple[Place, str]], int]:
     """The nodes between a cell's matrices and its results, the constants its matrices are made of, and their size."""
     values = affines.values
     inner: set[int] = set()
-    stored: set[str] = set()
+    stored: set[tuple[Place, str]] = set()
     ends = {values.base(name) for name in core.states}
     waiting = list(core.results)
     while waiting:
@@ -321,7 +346,7 @@ def _inside(affines: Affines, core: Core) -> tuple[frozenset[int], frozenset[str
         node = values.graph.node[place]
         if node.op_type in ("MatMul", "Gemm", "Conv"):
             matrices = [given for given in node.input[:2] if values.constants(given) is not None]
-            stored |= {n for given in matrices for _, n in values.constants.sources(given)}
+            stored |= {source for given in matrices for source in values.constants.sources(given)}
             waiting += node.input[2:]  # what Gemm adds
             if core.operator == "GRU":
                 given = values.makers.get(values.base(node.input[0]))
@@ -330,8 +355,8 @@ def _inside(affines: Affines, core: Core) -> tuple[frozenset[int], frozenset[str
                 waiting += [name for name in beside if _is_reset(affines, values.base(name), core.states[0])]
         else:
             waiting += node.input
-    sources = frozenset(name for name in stored if size_of(values, name))
-    return frozenset(inner), sources, sum(size_of(values, name) for name in sources)
+    sources = frozenset(source for source in stored if size_of(values, source[1]))
+    return frozenset(inner), sources, sum(size_of(values, name) for _, name in sources)
 
 
 def _check_alone(values: Values, core: Core, inner: frozenset[int]) -> None:

@@ -121,20 +121,22 @@ class OnnxFile:
 
     def _written(self, layers: Mapping[str, HTRecurrent]) -> onnx.ModelProto:
         """With layers in the place of nodes, where the cells among the other nodes are as they were."""
+        from htcompress.graphs.branches import graph_at
         from htcompress.graphs.replaced import replaced
         from htcompress.graphs.unrolled import rerolled
 
-        nodes = self.model.graph.node
-        outer = {node.name: nodes[node.index] for node in self.nodes if node.name in layers and not node.place}
-        chosen = {node.name for node in outer.values()}
+        nodes = [node for node in self.nodes if node.name in layers]
+        graphs = {one.place: graph_at(self.model.graph, one.place) for node in nodes for one in node.everywhere}
+        chosen = {graphs[one.place].node[one.index].name for node in nodes for one in node.everywhere}
         model = rerolled(self.written, [cell for cell in self.cells if cell.name in chosen])
-        # Elsewhere in the graph, but the same.
-        places = {output: k for k, node in enumerate(model.graph.node) for output in node.output if output}
 
         def placed(node: RecurrentNode) -> RecurrentNode:
-            return node if node.place else replace(node, index=places[next(o for o in node.outputs if o)])
+            """The same, where it stands among others."""
+            own, output = graph_at(model.graph, node.place), next(o for o in node.outputs if o)
+            index = next(k for k, one in enumerate(own.node) if output in one.output)
+            return replace(node, index=index, also=tuple(placed(one) for one in node.also))
 
-        return replaced(model, [placed(node) for node in self.nodes if node.name in layers], layers)
+        return replaced(model, [placed(node) for node in nodes], layers)
 
     def numbers(self) -> int:
         """How many numbers its weights are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from htcompress.graphs.node import Place
 from htcompress.graphs.values import Values
 
 _CUTTING = ("Slice", "Split", "Gather", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Cast", "Flatten")
@@ -45,8 +46,8 @@ def states_multiplied(values: Values, taken: set[int]) -> Iterator[LeftCell]:
             by_origin.setdefault(origin, []).append(place)
     for origin, places in by_origin.items():
         nodes = [values.graph.node[place] for place in places]
-        stored = {n for node in nodes for _, n in values.constants.sources(node.input[1])}
-        numbers = sum(size_of(values, name) for name in stored)
+        stored = {source for node in nodes for source in values.constants.sources(node.input[1])}
+        numbers = sum(size_of(values, name) for _, name in stored)
         why = f"matrices multiply the state {origin}, and what is made of that is no LSTM, GRU or RNN of torch"
         yield LeftCell("", name_of(values, nodes[0].output[0], frozenset(places), frozenset(stored)), why, numbers)
 
@@ -68,10 +69,10 @@ def _activated(values: Values, name: str) -> bool:
     return False
 
 
-def name_of(values: Values, result: str, inner: frozenset[int], sources: frozenset[str]) -> str:
+def name_of(values: Values, result: str, inner: frozenset[int], sources: frozenset[tuple[Place, str]]) -> str:
     """What the names of a cell's matrices begin with; else those of its nodes; else what it puts out."""
     nodes = [values.graph.node[place] for place in inner]
-    for names in (sorted(sources), [node.name or node.output[0] for node in nodes]):
+    for names in (sorted(name for _, name in sources), [node.name or node.output[0] for node in nodes]):
         shared = _beginning(names) if len(names) > 1 else ""
         cut = max(shared.rfind("/"), shared.rfind("."))
         if cut > 0 and not shared.startswith("onnx::"):

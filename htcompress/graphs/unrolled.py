@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from htcompress.graphs.branches import every_graph
+from htcompress.graphs.branches import every_graph, graph_at
 from htcompress.graphs.cells import Cell, cells_of
 from htcompress.graphs.left_cells import LeftCell
 from htcompress.graphs.nodes import opset_of
@@ -79,24 +79,30 @@ def rerolled(model: onnx.ModelProto, cells: Sequence[Cell]) -> onnx.ModelProto:
     made.CopyFrom(model)
     if not cells:
         return made
-    places = {name: k for k, node in enumerate(model.graph.node) for name in node.output if name}
+    # Inner graphs first: those around them are copied when their nodes are set anew.
+    for place in sorted({cell.place for cell in cells}, key=len, reverse=True):
+        _roll(graph_at(made.graph, place), [cell for cell in cells if cell.place == place])
+    made.ir_version = max(made.ir_version, 4)  # initializers that are no inputs
+    drop_unread(model, made)
+    return made
+
+
+def _roll(graph: onnx.GraphProto, cells: Sequence[Cell]) -> None:
+    places = {name: k for k, node in enumerate(graph.node) for name in node.output if name}
     instead: dict[int, list[onnx.NodeProto]] = {}
     for cell in cells:
         nodes, numbers = _node(cell)
         # Behind all that enters it: whoever reads a result comes later.
         given = [places[name] for name in (*(leaf for leaf, _ in cell.x), *cell.states) if name in places]
         instead.setdefault(max(given, default=-1), []).extend(nodes)
-        made.graph.initializer.extend(numbers)
+        graph.initializer.extend(numbers)
     gone = frozenset[int]().union(*(cell.inner for cell in cells))
-    nodes = list(instead.get(-1, []))
-    for k, node in enumerate(model.graph.node):
-        nodes += [] if k in gone else [node]
-        nodes += instead.get(k, [])
-    del made.graph.node[:]
-    made.graph.node.extend(nodes)
-    made.ir_version = max(made.ir_version, 4)  # initializers that are no inputs
-    drop_unread(model, made)
-    return made
+    every = list(instead.get(-1, []))
+    for k, node in enumerate(graph.node):
+        every += [] if k in gone else [node]
+        every += instead.get(k, [])
+    del graph.node[:]
+    graph.node.extend(every)
 
 
 def _node(cell: Cell) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
@@ -170,7 +176,9 @@ def _given(cell: Cell) -> dict[str, int]:
 def _alone(model: onnx.ModelProto, cell: Cell) -> onnx.ModelProto:
     """The part of a model between what enters a cell and what it puts out."""
     graph = onnx.GraphProto(name="cell")
-    makers = {name: k for k, node in enumerate(model.graph.node) for name in node.output if name}
+    around = [graph_at(model.graph, cell.place[:depth]) for depth in range(len(cell.place) + 1)]
+    nodes = [node for own in around for node in own.node]
+    makers = {name: k for k, node in enumerate(nodes) for name in node.output if name}
     given = _given(cell)
     wanted, waiting, stored = set[int](), list(cell.results), set[str]()
     while waiting:
@@ -181,9 +189,9 @@ def _alone(model: onnx.ModelProto, cell: Cell) -> onnx.ModelProto:
             stored.add(name)
         elif makers[name] not in wanted:
             wanted.add(makers[name])
-            waiting += model.graph.node[makers[name]].input
-    graph.node.extend(node for k, node in enumerate(model.graph.node) if k in wanted)
-    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in stored)
+            waiting += nodes[makers[name]].input
+    graph.node.extend(node for k, node in enumerate(nodes) if k in wanted)
+    graph.initializer.extend(tensor for own in around for tensor in own.initializer if tensor.name in stored)
     graph.input.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in given)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in cell.results)
     imports = [helper.make_opsetid("", opset_of(model)), *(o for o in model.opset_import if o.domain)]

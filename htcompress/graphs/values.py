@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from htcompress.graphs.branches import every_graph, inner_graphs
-from htcompress.graphs.nodes import Constants, opset_of
+from htcompress.graphs.branches import every_graph, first_output, inner_graphs
+from htcompress.graphs.node import Place
+from htcompress.graphs.nodes import Constants, refusal
 
 Shape = tuple[int | str | None, ...]
 """Sizes of axes: numbers, names of those that are open, None where nothing is known."""
@@ -22,38 +23,57 @@ _DRAWN = ("RandomNormal", "RandomUniform", "Bernoulli", "Multinomial", "Dropout"
 
 
 class Values:
-    """The values of the outermost graph of a model.
+    """The values of one graph of a model.
 
     Attributes:
         graph: it.
-        constants: what in it does not depend on its inputs.
+        place: where it stands.
+        inputs: those of the outermost graph.
+        constants: what does not depend on them.
         makers: of each value, the node that puts it out.
         places: of each value that a node puts out, the node's index.
         readers: of each value, the indices of nodes that read it; -1 stands for the graph's outputs and inner graphs.
         shapes, kinds: of values, as far as they are known: sizes of axes, and types of ONNX.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.graph = model.graph
-        self.opset = opset_of(model)
-        self.constants = Constants.of(model)
+    def __init__(
+        self, graph: onnx.GraphProto, constants: Constants, inferred: Mapping[Place, onnx.GraphProto], inputs: set[str]
+    ) -> None:
+        """Of a graph with its constants; `inferred` are graphs with what is known of their values."""
+        self.graph, self.constants, self.place, self.inputs = graph, constants, constants.place, inputs
         self.makers = {name: node for node in self.graph.node for name in node.output if name}
         self.places = {name: k for k, node in enumerate(self.graph.node) for name in node.output if name}
         self.readers: dict[str, set[int]] = {}
-        for name, place in self._read():
-            self.readers.setdefault(name, set()).add(place)
+        for name, index in self._read():
+            self.readers.setdefault(name, set()).add(index)
         self.shapes: dict[str, Shape] = {}
         self.kinds: dict[str, int] = {}
-        for value in _inferred(model):
+        around = [inferred[self.place[:depth]] for depth in range(len(self.place) + 1)]
+        for value in (v for own in around for v in (*own.value_info, *own.input, *own.output)):
             kind = value.type.tensor_type
             self.kinds[value.name] = kind.elem_type
             if kind.HasField("shape"):
                 self.shapes[value.name] = tuple(
                     d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim
                 )
-        self.inputs = {value.name for value in self.graph.input} - {i.name for i in self.graph.initializer}
         self._first: dict[str, str] = {}
         self._find_equal()
+
+    @classmethod
+    def every(cls, model: onnx.ModelProto) -> Iterator[tuple[Values, str]]:
+        """Of every graph of a model; and why what stands in it cannot be replaced, if so."""
+        inferred = dict(every_graph(_inferred(model)))
+        inputs = {value.name for value in model.graph.input} - {i.name for i in model.graph.initializer}
+
+        def each(graph: onnx.GraphProto, constants: Constants, refused: str) -> Iterator[tuple[Values, str]]:
+            yield cls(graph, constants, inferred, inputs), refused
+            for node in graph.node:
+                for branch, inner in inner_graphs(node):
+                    place = (*constants.place, (first_output(node), branch))
+                    own = Constants(inner, constants.opset, place, constants)
+                    yield from each(inner, own, refused or refusal(node, constants.opset))
+
+        yield from each(model.graph, Constants.of(model), "")
 
     def _read(self) -> Iterator[tuple[str, int]]:
         for k, node in enumerate(self.graph.node):
@@ -142,8 +162,8 @@ class Values:
         return False
 
 
-def _inferred(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """What is known of the values' shapes. Large numbers are left out of what is inferred from."""
+def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
+    """The graph with what is known of its values' shapes. Large numbers are left out of what is inferred from."""
     bare = onnx.ModelProto(ir_version=max(model.ir_version, 4))
     bare.opset_import.extend(model.opset_import)
     bare.functions.extend(model.functions)
@@ -160,7 +180,6 @@ def _inferred(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
         elif tensor.name not in given:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     try:
-        graph = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+        return onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
     except Exception:  # whatever it stumbles over: then only what the file says is known
-        graph = bare.graph
-    return [*graph.value_info, *graph.input, *graph.output]
+        return graph
