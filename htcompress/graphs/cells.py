@@ -96,7 +96,8 @@ def cells_of(model: onnx.ModelProto) -> tuple[list[Cell], list[LeftCell]]:
             except (NotAffineError, NotACellError) as error:
                 left.append(LeftCell(core.operator, name, str(error), numbers))
             taken |= inner
-        left += [] if values.place else list(states_multiplied(values, taken))
+        known = [state for cell in found if cell.place == values.place for state in cell.states]
+        left += [] if values.place else list(states_multiplied(values, taken, known))
     found, repeated = _once([values for values, _ in every], found)
     return found, left + repeated
 
@@ -340,7 +341,7 @@ def _inside(affines: Affines, core: Core) -> tuple[frozenset[int], frozenset[tup
     while waiting:
         name = waiting.pop()
         place = values.places.get(name)
-        if place is None or place in inner or name in ends or values.constants(name) is not None:
+        if place is None or place in inner or values.base(name) in ends or values.constants(name) is not None:
             continue
         inner.add(place)
         node = values.graph.node[place]

@@ -29,44 +29,60 @@ class LeftCell:
     numbers: int
 
 
-def states_multiplied(values: Values, taken: set[int]) -> Iterator[LeftCell]:
-    """Products of matrices with what is cut out of a state: an input, beside others, with an output of its shape."""
+_RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
+
+
+def states_multiplied(values: Values, taken: set[int], known: Sequence[str]) -> Iterator[LeftCell]:
+    """Products of matrices with what is cut out of a state: an input, beside others, with an output of its shape.
+
+    Args:
+        values: of the outermost graph.
+        taken: the nodes of cells.
+        known: states of cells; what else reads these is no cell.
+    """
     if len(values.inputs) < 2:
         return
-    outputs = [(values.kinds.get(o.name), values.shapes.get(o.name)) for o in values.graph.output]
-    states = {name for name in values.inputs if (values.kinds.get(name), values.shapes.get(name)) in outputs}
+    nodes = values.graph.node
+    begun = [name for node in nodes if node.op_type in _RECURRENT for name in node.input[5:7]]
+    others = {origin_of(values, name) for name in (*known, *begun)}
+    kinds = {o.name: (values.kinds.get(o.name), values.shapes.get(o.name)) for o in values.graph.output}
     by_origin: dict[str, list[int]] = {}
-    for place, node in enumerate(values.graph.node):
+    for place, node in enumerate(nodes):
         if place in taken or node.op_type not in ("MatMul", "Gemm") or values.constants(node.input[1]) is None:
             continue
         given = values.makers.get(values.base(node.input[0]))
         beside = given.input if given is not None and given.op_type == "Concat" else [node.input[0]]
-        origin = next((o for o in (origin_of(values, name) for name in beside) if o in states), None)
-        if origin is not None and _activated(values, node.output[0]):
-            by_origin.setdefault(origin, []).append(place)
+        for origin in {origin_of(values, name) for name in beside} & values.inputs - others:
+            ends = {
+                name for name, kind in kinds.items() if kind == (values.kinds.get(origin), values.shapes.get(origin))
+            }
+            if ends & _behind(values, node.output[0]) and _activated(values, node.output[0]):
+                by_origin.setdefault(origin, []).append(place)
     for origin, places in by_origin.items():
-        nodes = [values.graph.node[place] for place in places]
-        stored = {source for node in nodes for source in values.constants.sources(node.input[1])}
+        own = [nodes[place] for place in places]
+        stored = {source for node in own for source in values.constants.sources(node.input[1])}
         numbers = sum(size_of(values, name) for _, name in stored)
-        why = f"matrices multiply the state {origin}, and what is made of that is no LSTM, GRU or RNN of torch"
-        yield LeftCell("", name_of(values, nodes[0].output[0], frozenset(places), frozenset(stored)), why, numbers)
+        why = f"its matrices multiply the state {origin} for what is no LSTM, GRU or RNN of torch"
+        yield LeftCell("", name_of(values, own[0].output[0], frozenset(places), frozenset(stored)), why, numbers)
+
+
+def _behind(values: Values, name: str, ending: tuple[str, ...] = ()) -> set[str]:
+    """What depends on a value; what operators of certain kinds make of it is not looked at."""
+    found, waiting = {name}, [name]
+    while waiting:
+        for place in values.readers.get(waiting.pop(), ()):
+            node = values.graph.node[place] if place >= 0 else None
+            new = {o for o in node.output if o} - found if node is not None and node.op_type not in ending else set()
+            found |= new
+            waiting += new
+    return found
 
 
 def _activated(values: Values, name: str) -> bool:
     """Whether a product comes to an activation of gates before another product."""
-    waiting, seen = [name], set[str]()
-    while waiting:
-        value = waiting.pop()
-        for place in values.readers.get(value, ()):
-            node = values.graph.node[place]
-            if place < 0 or value in seen:
-                continue
-            if node.op_type in ("Sigmoid", "Tanh", "HardSigmoid"):
-                return True
-            if node.op_type not in ("MatMul", "Gemm", "Conv"):
-                waiting += node.output
-        seen.add(value)
-    return False
+    behind = _behind(values, name, ("MatMul", "Gemm", "Conv"))
+    made = (values.makers.get(one) for one in behind)
+    return any(node is not None and node.op_type in ("Sigmoid", "Tanh", "HardSigmoid") for node in made)
 
 
 def name_of(values: Values, result: str, inner: frozenset[int], sources: frozenset[tuple[Place, str]]) -> str:

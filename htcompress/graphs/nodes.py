@@ -55,7 +55,7 @@ def find(model: onnx.ModelProto) -> tuple[list[RecurrentNode], dict[str, str]]:
 
     def named(node: onnx.NodeProto) -> str:
         base = (node.name or first_output(node) or node.op_type).replace(".", "_").strip("/") or "node"
-        name = next(n for n in _candidates(base) if n not in taken)
+        name = next(n for n in candidates(base) if n not in taken)
         taken.add(name)
         return name
 
@@ -122,7 +122,8 @@ def refusal(node: onnx.NodeProto, opset: int) -> str:
     return "" if first_output(node) else "stands in a branch of an If whose results nobody reads"
 
 
-def _candidates(base: str) -> Iterator[str]:
+def candidates(base: str) -> Iterator[str]:
+    """A name, and others for where it is taken."""
     yield base
     count = 1
     while True:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from htcompress.graphs.branches import every_graph, graph_at
 from htcompress.graphs.cells import Cell, cells_of
 from htcompress.graphs.left_cells import LeftCell
-from htcompress.graphs.nodes import opset_of
+from htcompress.graphs.nodes import candidates, opset_of
 from htcompress.graphs.replaced import drop_unread, names_of
 
 _ALIKE = 1e-4
@@ -38,9 +38,8 @@ def rolled(model: onnx.ModelProto) -> tuple[list[Cell], dict[str, str]]:
     called = {node.name for _, graph in every_graph(model.graph) for node in graph.node}
     cells: list[Cell] = []
     for cell in found:
-        name = cell.name
-        while name in called or any(one.startswith(f"{name}/rolled/") for one in taken):
-            name += "'"
+        free = (n for n in candidates(cell.name) if n not in called)
+        name = next(n for n in free if not any(one.startswith(f"{n}/rolled/") for one in taken))
         called.add(name)
         named = replace(cell, name=name)
         why = _unlike(model, named)
@@ -52,9 +51,7 @@ def rolled(model: onnx.ModelProto) -> tuple[list[Cell], dict[str, str]]:
     reasons: dict[str, str] = {}
     for one in left:
         own = one.name.replace(".", "_").strip("/") or "cell"
-        while own in reasons:
-            own += "'"
-        reasons[own] = _said(one, total)
+        reasons[next(n for n in candidates(own) if n not in reasons)] = _said(one, total)
     return cells, reasons
 
 

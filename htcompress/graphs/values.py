@@ -54,7 +54,7 @@ class Values:
             self.kinds[value.name] = kind.elem_type
             if kind.HasField("shape"):
                 self.shapes[value.name] = tuple(
-                    d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim
+                    d.dim_value if d.dim_value > 0 else d.dim_param or None for d in kind.shape.dim
                 )
         self._first: dict[str, str] = {}
         self._find_equal()
@@ -134,7 +134,7 @@ class Values:
         if node.domain not in ("", "ai.onnx"):
             return False
         if node.op_type in ("Identity", "Dropout"):
-            return name == node.output[0]
+            return name == node.output[0] and len(node.input) < 3
         source = node.input[0] if node.input else ""
         if node.op_type == "Cast":
             return self.kinds.get(source) == self.kinds.get(name) is not None

@@ -114,7 +114,7 @@ LEFT: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "read inside": (lambda: spoilt("read inside"), "has an inner value"),
     "normalised": (lambda: spoilt("normalised"), "comes from LayerNormalization and which no matrix multiplies"),
     "peepholes": (lambda: spoilt("peepholes"), "which no matrix multiplies"),
-    "another activation": (lambda: spoilt("hard"), "matrices multiply the state h"),
+    "another activation": (lambda: spoilt("hard"), "its matrices multiply the state h"),
 }
 """What is left, and what is said of it."""
 
