@@ -134,11 +134,11 @@ class Affines:
                 parts[leaf] = parts[leaf] + own if leaf in parts else own
         return Affine(parts, constant)
 
-    def _leaves(self, name: str, width: int) -> list[tuple[str, int]]:
+    def _leaves(self, name: str, width: int, depth: int = 0) -> list[tuple[str, int]]:
         """What stands beside each other in a value (..., width), and how wide each is."""
         base = self.values.base(name)
         node = self.values.makers.get(base)
-        if node is None or node.op_type != "Concat":
+        if node is None or node.op_type != "Concat" or depth > _DEEPEST:
             return [(base, width)]
         axis = self.values.attribute(node, "axis", 0)
         shape = self.values.shapes.get(base)
@@ -149,7 +149,7 @@ class Affines:
         if widths.count(None) > 1 or known > width:
             return [(base, width)]
         parted = zip(node.input, widths, strict=True)
-        return [leaf for i, n in parted for leaf in self._leaves(i, width - known if n is None else n)]
+        return [leaf for i, n in parted for leaf in self._leaves(i, width - known if n is None else n, depth + 1)]
 
     def _gemm(self, node: onnx.NodeProto, depth: int) -> Affine:
         given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}

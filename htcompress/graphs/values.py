@@ -61,11 +61,16 @@ class Values:
 
     @classmethod
     def every(cls, model: onnx.ModelProto) -> Iterator[tuple[Values, str]]:
-        """Of every graph of a model; and why what stands in it cannot be replaced, if so."""
+        """Of every graph of a model; and why what stands in it cannot be replaced, if so.
+
+        Graphs whose nodes do not stand in the order in which they can be computed are left out, with those in them.
+        """
         inferred = dict(every_graph(_inferred(model)))
         inputs = {value.name for value in model.graph.input} - {i.name for i in model.graph.initializer}
 
         def each(graph: onnx.GraphProto, constants: Constants, refused: str) -> Iterator[tuple[Values, str]]:
+            if not _in_order(graph):
+                return
             yield cls(graph, constants, inferred, inputs), refused
             for node in graph.node:
                 for branch, inner in inner_graphs(node):
@@ -160,6 +165,15 @@ class Values:
                 for k, (n, m) in enumerate(zip(before, after, strict=True))
             )
         return False
+
+
+def _in_order(graph: onnx.GraphProto) -> bool:
+    later = {name for node in graph.node for name in node.output if name}
+    for node in graph.node:
+        if not later.isdisjoint(node.input):
+            return False
+        later -= set(node.output)
+    return True
 
 
 def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
