@@ -107,7 +107,8 @@ def inspect_checkpoint(
         left |= read.left
     every = inventory(read.tensors, source=str(path), on_left=left.__setitem__)
     if nodes is not None:
-        left |= {layer.name: _UNROLLED for layer in every if layer.name not in nodes}
+        named = nodes | set(left)
+        left |= {layer.name: _UNROLLED for layer in every if layer.name.replace(".", "_") not in named}
         every = [layer for layer in every if layer.name in nodes]
         if left and not every:
             raise _none(path, left)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
+    from htcompress.graphs.cells import Cell
     from htcompress.graphs.node import RecurrentNode
     from htcompress.graphs.running import Runner
+    from htcompress.nn.recurrent import HTRecurrent
 
 ONNX_FILE = "model.onnx"
 """What the graph is called in an output directory."""
@@ -36,10 +38,12 @@ class OnnxFile:
 
     Attributes:
         path: the file.
-        model: what is in it.
+        model: what is in it; cells that its exporter has unrolled stand in it as nodes.
         nodes: its recurrent nodes that can be compressed.
         left: the others, and why not.
         stored: lengths and initial states of nodes that are constants, by name.
+        cells: the unrolled ones among its nodes.
+        written: the model as it is run unwatched and written: cells that are not replaced are unrolled as they were.
     """
 
     format: ClassVar[str] = "onnx"
@@ -51,6 +55,8 @@ class OnnxFile:
     nodes: list[RecurrentNode]
     left: dict[str, str]
     stored: dict[str, np.ndarray]
+    cells: Sequence[Cell]
+    written: onnx.ModelProto
 
     @classmethod
     def read(cls, path: Path) -> OnnxFile:
@@ -65,6 +71,7 @@ class OnnxFile:
 
         from htcompress.graphs.nodes import Constants, find, opset_of
         from htcompress.graphs.replaced import LEAST_OPSET
+        from htcompress.graphs.unrolled import rerolled, rolled
 
         try:
             model = onnx.load(str(path))
@@ -76,11 +83,14 @@ class OnnxFile:
                 f"{path} is of opset {opset_of(model)}; expected {LEAST_OPSET} or later. Bring it there with "
                 f"onnx.version_converter.convert_version(model, 17)."
             )
+        cells, unlike = rolled(model)
+        written, model = model, rerolled(model, cells) if cells else model
         nodes, left = find(model)
         constants = Constants.of(model)
         outer = [node for node in nodes if not node.place]
         values = {name: constants(name) for node in outer for name in (node.lengths, *node.initial) if name}
-        return cls(path, model, nodes, left, {name: value for name, value in values.items() if value is not None})
+        stored = {name: value for name, value in values.items() if value is not None}
+        return cls(path, model, nodes, {**unlike, **left}, stored, cells, written)
 
     def without(self, left: Mapping[str, str]) -> OnnxFile:
         """The same with some of its nodes left as they are, for a reason."""
@@ -90,20 +100,43 @@ class OnnxFile:
     def session(self, *, watched: bool = False, threads: int | None = None) -> Runner:
         """The model in onnxruntime; see `Graph`."""
         from htcompress.graphs.running import Runner
+        from htcompress.graphs.states import states_of
 
+        passed = states_of(self.model)
         if not watched:
-            return Runner(self.model, self.path, threads=threads)
+            return Runner(self.written, self.path, passed, threads=threads)
         from htcompress.graphs.branches import seen_from_outside
 
         every = [one for node in self.nodes for one in node.everywhere]
         values = [node.seen(value) for node in every for value in node.inner_values]
-        return Runner(seen_from_outside(self.model, every), self.path, watched=values, threads=threads)
+        return Runner(seen_from_outside(self.model, every), self.path, passed, watched=values, threads=threads)
 
     def with_layers(self, module: nn.Module) -> OnnxFile:
         """The model with the compressed ones of a module's layers, by name, in the place of nodes."""
         from htcompress.graphs.replaced import replaced
 
-        return replace(self, model=replaced(self.model, self.nodes, stand_ins(module)))
+        layers = stand_ins(module)
+        model = replaced(self.model, self.nodes, layers)
+        return replace(self, model=model, written=self._written(layers) if self.cells else model)
+
+    def _written(self, layers: Mapping[str, HTRecurrent]) -> onnx.ModelProto:
+        """With layers in the place of nodes, where the cells among the other nodes are as they were."""
+        from htcompress.graphs.branches import graph_at
+        from htcompress.graphs.replaced import replaced
+        from htcompress.graphs.unrolled import rerolled
+
+        nodes = [node for node in self.nodes if node.name in layers]
+        graphs = {one.place: graph_at(self.model.graph, one.place) for node in nodes for one in node.everywhere}
+        chosen = {graphs[one.place].node[one.index].name for node in nodes for one in node.everywhere}
+        model = rerolled(self.written, [cell for cell in self.cells if cell.name in chosen])
+
+        def placed(node: RecurrentNode) -> RecurrentNode:
+            """The same, where it stands among others."""
+            own, output = graph_at(model.graph, node.place), next(o for o in node.outputs if o)
+            index = next(k for k, one in enumerate(own.node) if output in one.output)
+            return replace(node, index=index, also=tuple(placed(one) for one in node.also))
+
+        return replaced(model, [placed(node) for node in nodes], layers)
 
     def numbers(self) -> int:
         """How many numbers its weights are."""
@@ -115,7 +148,7 @@ class OnnxFile:
         import onnx
 
         try:
-            onnx.checker.check_model(self.model)
+            onnx.checker.check_model(self.written)
         except onnx.checker.ValidationError as error:
             # What was not valid before may be so still.
             try:
@@ -124,7 +157,7 @@ class OnnxFile:
                 pass
             else:
                 raise RuntimeError(f"The graph that was made is not valid: {error}") from error
-        return ONNX_FILE, self.model.SerializeToString()
+        return ONNX_FILE, self.written.SerializeToString()
 
     def others(self) -> Iterator[tuple[str, onnx.TensorProto]]:
         """Stored weights that are not those of its nodes: initializers and Constants, of inner graphs too, by name."""

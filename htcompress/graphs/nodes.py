@@ -55,7 +55,7 @@ def find(model: onnx.ModelProto) -> tuple[list[RecurrentNode], dict[str, str]]:
 
     def named(node: onnx.NodeProto) -> str:
         base = (node.name or first_output(node) or node.op_type).replace(".", "_").strip("/") or "node"
-        name = next(n for n in _candidates(base) if n not in taken)
+        name = next(n for n in candidates(base) if n not in taken)
         taken.add(name)
         return name
 
@@ -66,7 +66,7 @@ def find(model: onnx.ModelProto) -> tuple[list[RecurrentNode], dict[str, str]]:
                 look(
                     inner,
                     Constants(inner, constants.opset, place, constants),
-                    refused or _refused(node, constants.opset),
+                    refused or refusal(node, constants.opset),
                 )
             if node.op_type not in _OPERATORS and node.op_type != _QUANTISED:
                 continue
@@ -89,7 +89,7 @@ def _brought_together(nodes: Sequence[RecurrentNode]) -> Iterator[RecurrentNode]
         first, others = rest[0], rest[1:]
         group = [first]
         for other in others:
-            if all(_alike(one, other) and _apart(one.place, other.place) for one in group):
+            if all(_alike(one, other) and are_apart(one.place, other.place) for one in group):
                 group.append(other)
         yield replace(first, also=tuple(group[1:]))
         rest = [other for other in others if other not in group]
@@ -104,13 +104,13 @@ def _alike(one: RecurrentNode, other: RecurrentNode) -> bool:
     return all(torch.equal(weight, other.weights[name]) for name, weight in one.weights.items())
 
 
-def _apart(one: Place, other: Place) -> bool:
+def are_apart(one: Place, other: Place) -> bool:
     """Whether two places are in different branches of one node."""
     pair = next(((a, b) for a, b in zip(one, other, strict=False) if a != b), None)
     return pair is not None and pair[0][0] == pair[1][0]
 
 
-def _refused(node: onnx.NodeProto, opset: int) -> str:
+def refusal(node: onnx.NodeProto, opset: int) -> str:
     """Why recurrent nodes in the graphs of a node are left, if they are."""
     if node.op_type != "If" or node.domain not in ("", "ai.onnx"):
         return f"stands in a subgraph of {node.op_type}, where it is left alone"
@@ -122,7 +122,8 @@ def _refused(node: onnx.NodeProto, opset: int) -> str:
     return "" if first_output(node) else "stands in a branch of an If whose results nobody reads"
 
 
-def _candidates(base: str) -> Iterator[str]:
+def candidates(base: str) -> Iterator[str]:
+    """A name, and others for where it is taken."""
     yield base
     count = 1
     while True:

@@ -26,7 +26,7 @@ def replaced(
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    taken = _names(model.graph)
+    taken = names_of(model.graph)
     by_place: dict[Place, dict[int, list[onnx.NodeProto]]] = {}
     for node in nodes:
         if node.name not in modules:
@@ -48,7 +48,7 @@ def replaced(
         del graph.node[:]
         graph.node.extend(every)
     if by_place:
-        _drop_unread(model, made)
+        drop_unread(model, made)
         made.ir_version = max(made.ir_version, min(IR_VERSION, 4))  # initializers that are no inputs
     return made
 
@@ -62,7 +62,8 @@ def _shared(node: RecurrentNode) -> Place:
     return places[0][:depth]
 
 
-def _names(graph: onnx.GraphProto) -> set[str]:
+def names_of(graph: onnx.GraphProto) -> set[str]:
+    """All names of a graph and those in its nodes: of values, initializers and nodes."""
     found: set[str] = set()
     for _, own in every_graph(graph):
         found |= {o for node in own.node for o in node.output} | {i.name for i in own.initializer}
@@ -115,7 +116,7 @@ def _free(prefix: str, taken: set[str]) -> str:
     return prefix
 
 
-def _drop_unread(before: onnx.ModelProto, made: onnx.ModelProto) -> None:
+def drop_unread(before: onnx.ModelProto, made: onnx.ModelProto) -> None:
     """Drop what only the replaced nodes have read: initializers, and the nodes that made their weights."""
     was_read = _read(before.graph)
     while True:

@@ -12,16 +12,21 @@ import torch
 from htcompress.errors import CheckpointError, TaskError
 from htcompress.graphs.feeds import Feed, Feeds, Value
 from htcompress.graphs.graph import Answers
-from htcompress.graphs.states import states_of
 
 
 class Runner:
     """A session of a graph that also puts out some of its inner values."""
 
     def __init__(
-        self, model: onnx.ModelProto, path: Path, *, watched: Sequence[str] = (), threads: int | None = None
+        self,
+        model: onnx.ModelProto,
+        path: Path,
+        passed: Mapping[str, str],
+        *,
+        watched: Sequence[str] = (),
+        threads: int | None = None,
     ) -> None:
-        """Start it, with as many threads as torch has unless they are said.
+        """Start it, with as many threads as torch has unless they are said. For `passed` see `Session`.
 
         Raises `CheckpointError` where onnxruntime cannot.
         """
@@ -44,7 +49,7 @@ class Runner:
             raise CheckpointError(f"onnxruntime cannot load {path}: {_first_line(error)}.") from error
         self.inputs = [Value.of(info) for info in self.session.get_inputs()]
         self.outputs = [Value.of(info) for info in self.session.get_outputs() if info.name in own]
-        self.passed: Mapping[str, str] = states_of(model)
+        self.passed = passed
         self._names = [info.name for info in self.session.get_outputs()]
 
     def answers(self, calls: Sequence[Feed], feeds: Feeds) -> Answers:

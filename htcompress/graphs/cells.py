@@ -1,0 +1,395 @@
+"""Recurrent cells that an exporter has unrolled: found in an ONNX graph, and what a node of ONNX makes of each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from htcompress.graphs.affine import Affine, Affines, NotAffineError, spread
+from htcompress.graphs.branches import every_graph
+from htcompress.graphs.cores import Core, cores
+from htcompress.graphs.left_cells import LeftCell, name_of, origin_of, size_of, states_multiplied
+from htcompress.graphs.node import Place
+from htcompress.graphs.nodes import are_apart
+from htcompress.graphs.values import Shape, Values
+
+
+class NotACellError(Exception):
+    """What looks like a cell is none that a node of ONNX computes as torch does; the text says why."""
+
+
+class NoCellError(Exception):
+    """What was looked at does not even look like a cell."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A cell as a node of ONNX.
+
+    Attributes:
+        operator: LSTM, GRU or RNN.
+        relu: whether an RNN has Relu in the place of Tanh.
+        name: what it is called.
+        x: the values that enter it beside each other, (..., width) each, with as many rows as the states.
+        states: h, and c of an LSTM, (..., hidden).
+        results: h, and c, that it puts out.
+        axes: of x and states, all but the last; None where one is open.
+        shapes: of the results, for Reshape.
+        weights: W (1, gates * hidden, inputs), R (1, gates * hidden, hidden), and B (1, 2 * gates * hidden) where it
+            has biases.
+        place: of the graph that it is in.
+        inner: the indices of the nodes that it stands for.
+        sources: the numbers of the file that its matrices are made of: where they stand, and their names.
+        numbers: how many these are.
+    """
+
+    operator: str
+    relu: bool
+    name: str
+    x: tuple[tuple[str, int], ...]
+    states: tuple[str, ...]
+    results: tuple[str, ...]
+    axes: Mapping[str, tuple[int | None, ...]]
+    shapes: tuple[tuple[int, ...], ...]
+    weights: Mapping[str, np.ndarray]
+    place: Place
+    inner: frozenset[int]
+    sources: frozenset[tuple[Place, str]]
+    numbers: int
+
+    @property
+    def hidden(self) -> int:
+        """How many units it has."""
+        return int(self.weights["R"].shape[2])
+
+
+def cells_of(model: onnx.ModelProto) -> tuple[list[Cell], list[LeftCell]]:
+    """The cells of a model that are unrolled, and what looks like one and is not understood."""
+    operators = {node.op_type for _, graph in every_graph(model.graph) for node in graph.node}
+    given = {value.name for value in model.graph.input} - {i.name for i in model.graph.initializer}
+    states = len(given) > 1 and operators & {"Sigmoid", "Tanh", "Relu", "HardSigmoid"}
+    if not states and not operators >= {"Sigmoid", "Tanh", "Mul"}:
+        return [], []
+    every = list(Values.every(model))
+    found: list[Cell] = []
+    left: list[LeftCell] = []
+    for values, refused in every:
+        affines = Affines(values)
+        taken: set[int] = set()
+        for core in [*cores(affines), *_simple(affines)]:
+            inner, sources, numbers = _inside(affines, core)
+            name = name_of(values, core.results[0], inner, sources)
+            if taken & inner:
+                continue
+            try:
+                cell = _understood(affines, core, name, inner, sources, numbers)
+                if refused:
+                    raise NotACellError(refused)
+                found.append(cell)
+            except NoCellError:
+                continue
+            except (NotAffineError, NotACellError) as error:
+                left.append(LeftCell(core.operator, name, str(error), numbers))
+            taken |= inner
+        known = [state for cell in found if cell.place == values.place for state in cell.states]
+        left += [] if values.place else list(states_multiplied(values, taken, known))
+    found, repeated = _once([values for values, _ in every], found)
+    return found, left + repeated
+
+
+def _once(every: Sequence[Values], cells: Sequence[Cell]) -> tuple[list[Cell], list[LeftCell]]:
+    """The cells whose matrices nobody else reads, and of each of the others one.
+
+    Cells in branches of which never two are run may have the same.
+    """
+    once: list[Cell] = []
+    left: list[LeftCell] = []
+    seen: set[tuple[Place, str]] = set()
+    readers = _readers(every, {source for cell in cells for source in cell.sources})
+    own = {(cell.place, index) for cell in cells for index in cell.inner}
+    for cell in cells:
+        others = [other for other in cells if other is not cell and cell.sources & other.sources]
+        beside = [other for other in others if not are_apart(cell.place, other.place)]
+        if not beside and not any(readers[source] - own for source in cell.sources):
+            once.append(cell)
+        elif not beside:
+            left.append(LeftCell(cell.operator, cell.name, "has matrices that others read, too", cell.numbers))
+        elif not cell.sources & seen:
+            count = 1 + len(beside)
+            why = f"is computed {count} times with the same matrices, as of a sequence that is written out step by step"
+            left.append(LeftCell(cell.operator, cell.name, why, cell.numbers))
+        seen |= cell.sources
+    return once, left
+
+
+def _readers(
+    every: Sequence[Values], sources: Collection[tuple[Place, str]]
+) -> dict[tuple[Place, str], set[tuple[Place, int]]]:
+    """The nodes that read what is stored, or what is computed of it alone: where they stand, and their indices."""
+    found: dict[tuple[Place, str], set[tuple[Place, int]]] = {source: set() for source in sources}
+    made = {name for _, name in sources}
+    for values in every:  # graphs come before those in their nodes
+        for index, node in enumerate(values.graph.node):
+            constants = [name for name in node.input if name in made and values.constants(name) is not None]
+            if constants and values.constants(node.output[0]) is not None:
+                made |= set(node.output)
+                continue
+            for name in constants:
+                for source in values.constants.sources(name) & found.keys():
+                    found[source].add((values.place, index))
+    return found
+
+
+def _simple(affines: Affines) -> Iterator[Core]:
+    """h' = tanh(affine) or relu(affine), where h' is put out and h is an input of its shape."""
+    values = affines.values
+    ends = {values.base(output.name): output.name for output in values.graph.output}
+    for node in values.graph.node:
+        if node.op_type not in ("Tanh", "Relu") or values.base(node.output[0]) not in ends:
+            continue
+        try:
+            made = affines(node.output[0])
+        except NotAffineError:
+            continue
+        end = ends[values.base(node.output[0])]
+        shape, hidden = values.shapes.get(end), made.own[-1]
+        states = [
+            leaf
+            for leaf, matrix in made.parts.items()
+            if leaf in values.inputs and len(matrix) == hidden and shape and values.shapes.get(leaf) == shape
+        ]
+        if states and len(made.parts) > 1:
+            state = max(states, key=lambda leaf: (_named_alike(leaf, end), states.index(leaf)))
+            yield Core("RNN", {"i": node.output[0]}, (state,), (node.output[0],))
+
+
+def _named_alike(one: str, other: str) -> bool:
+    return one in other or other in one
+
+
+def _understood(
+    affines: Affines, core: Core, name: str, inner: frozenset[int], sources: frozenset[tuple[Place, str]], numbers: int
+) -> Cell:
+    values = affines.values
+    for result in core.results:
+        if values.kinds.get(result) not in (None, TensorProto.FLOAT):
+            raise NotACellError("does not compute in float32")
+    if core.operator == "GRU":
+        h, x, gates = _gru(affines, core)
+    else:
+        gates = {letter: affines(gate) for letter, gate in core.gates.items()}
+        leaves = _leaves(gates.values())
+        hidden = next(iter(gates.values())).own[-1]
+        h = core.states[0] if core.operator == "RNN" else _hidden(values, core, leaves, hidden)
+        x = {leaf: width for leaf, width in leaves.items() if leaf != h}
+    if not x:
+        raise NotACellError("multiplies nothing but its state")
+    hidden = max(prod(gate.own) for gate in gates.values())
+    if any(prod(gate.own) != hidden for gate in gates.values()):
+        raise NotACellError("has gates of unlike sizes")
+    _check_alone(values, core, inner)
+    shapes = tuple(_shape(values, result, hidden) for result in core.results)
+    _check_rows(values, [*x, h, *core.states], core.results[0])
+    return Cell(
+        core.operator,
+        next(iter(gates.values())).activation == "Relu",
+        name,
+        tuple(x.items()),
+        tuple(dict.fromkeys((h, *core.states))),
+        core.results,
+        {name: _axes(values, name) for name in (*x, h, *core.states)},
+        shapes,
+        _weights(core, gates, x, h, hidden),
+        values.place,
+        inner,
+        sources,
+        numbers,
+    )
+
+
+def _leaves(gates: Iterable[Affine]) -> dict[str, int]:
+    """What the gates multiply, and how wide that is. Raises `NotACellError` where they do not all read the same."""
+    every = [{leaf: len(matrix) for leaf, matrix in gate.parts.items()} for gate in gates]
+    if any(one != every[0] for one in every):
+        raise NotACellError("has gates that read different values")
+    return every[0]
+
+
+def _hidden(values: Values, core: Core, leaves: Mapping[str, int], hidden: int) -> str:
+    """Which of the values that an LSTM multiplies is its state h: one of its size, preferably held beside c."""
+    fitting = [leaf for leaf, width in leaves.items() if width == hidden]
+    if not fitting:
+        raise NotACellError(f"multiplies no state of {hidden} numbers, as one with a projection would not")
+    begin = origin_of(values, core.states[0])
+    ends = [o.name for o in values.graph.output if values.base(o.name) == values.base(core.results[0])]
+
+    def likely(leaf: str) -> tuple[bool, ...]:
+        origin = origin_of(values, leaf)
+        given = origin in values.inputs
+        shape = values.shapes.get(origin)
+        return (
+            given and origin == begin,
+            given and shape is not None and shape == values.shapes.get(begin),
+            given,
+            any(_named_alike(origin, end) for end in ends),
+        )
+
+    return max(reversed(fitting), key=likely)
+
+
+def _gru(affines: Affines, core: Core) -> tuple[str, dict[str, int], dict[str, Affine]]:
+    """The state, the inputs, and the gates z, r, h (of x alone) and b, what r multiplies (of the state alone)."""
+    values, h = affines.values, core.states[0]
+    inner = values.base(core.gates["h"])
+    node = values.makers[inner]
+    if node.op_type != "Tanh":
+        raise NotACellError("has a candidate that is cut out of others")
+    plain, reset = _terms(affines, node.input[0])
+    if reset is None:
+        try:
+            made = affines(node.input[0])
+        except NotAffineError as error:
+            raise NoCellError from error
+        if any(_is_reset(affines, leaf, h) for leaf in made.parts):
+            raise NotACellError("resets its state before the matrix (linear_before_reset=0), as torch's GRU does not")
+        # Many a gate mixes two values; without a reset it is none of a cell.
+        raise NoCellError
+    z, r, b = affines(core.gates["z"]), affines(reset[0]), affines(reset[1])
+    a = Affine({}, np.zeros(b.own, np.float32))
+    for name in plain:
+        value = values.constants(name)
+        a = a.plus(affines(name) if value is None else Affine({}, spread(value, b.own)))
+    if b.activation:
+        raise NotACellError("resets what comes from an activation")
+    leaves = _leaves([z, r])
+    x = {leaf: width for leaf, width in leaves.items() if leaf != h}
+    if list(b.parts) != [h] or h not in leaves or set(a.parts) != set(x):
+        raise NotACellError("reads its state elsewhere than a GRU does")
+    z = z.each(np.negative) if core.turned else z
+    return h, x, {"z": z, "r": r, "h": a, "b": b}
+
+
+def _terms(affines: Affines, name: str, depth: int = 8) -> tuple[list[str], tuple[str, str] | None]:
+    """What a candidate is the sum of: values, and the gate and value whose product is among it."""
+    values = affines.values
+    base = values.base(name)
+    node = values.makers.get(base)
+    if node is not None and node.op_type == "Add" and depth:
+        parts = [_terms(affines, given, depth - 1) for given in node.input]
+        resets = [reset for _, reset in parts if reset is not None]
+        if len(resets) == 1:
+            return [one for plain, _ in parts for one in plain], resets[0]
+    if node is not None and node.op_type == "Mul":
+        kinds = [affines.activation(given) for given in node.input]
+        if kinds.count("Sigmoid") == 1:
+            gate = kinds.index("Sigmoid")
+            return [], (node.input[gate], node.input[1 - gate])
+    return [name], None
+
+
+def _is_reset(affines: Affines, leaf: str, h: str) -> bool:
+    node = affines.values.makers.get(leaf)
+    if node is None or node.op_type != "Mul":
+        return False
+    given = [affines.values.base(name) for name in node.input]
+    return h in given and any(affines.activation(name) == "Sigmoid" for name in given)
+
+
+_LETTERS = {"LSTM": "iofc", "GRU": "zrh", "RNN": "i"}
+"""The gates of ONNX's operators, in its order."""
+
+
+def _weights(
+    core: Core, gates: Mapping[str, Affine], x: Mapping[str, int], h: str, hidden: int
+) -> dict[str, np.ndarray]:
+    """W, R and B of the node."""
+    letters = _LETTERS[core.operator]
+
+    def rows(gate: Affine, leaf: str) -> np.ndarray:
+        return gate.parts[leaf].reshape(-1, hidden).T
+
+    def constant(gate: Affine) -> np.ndarray:
+        return gate.constant.reshape(hidden)
+
+    w = np.concatenate([np.concatenate([rows(gates[g], leaf) for leaf in x], 1) for g in letters])
+    # What the reset gate of a GRU multiplies has a matrix and a bias of its own.
+    state = {**gates, "h": gates["b"]} if core.operator == "GRU" else gates
+    r = np.concatenate([rows(state[g], h) for g in letters])
+    b = np.zeros((2, len(letters), hidden), np.float32)
+    for k, g in enumerate(letters):
+        b[0, k] = constant(gates[g])
+    if core.operator == "GRU":
+        b[1, 2] = constant(gates["b"])
+    found = {"W": w[None], "R": r[None]}
+    if b.any():
+        found["B"] = b.reshape(1, -1)
+    return {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in found.items()}
+
+
+def _inside(affines: Affines, core: Core) -> tuple[frozenset[int], frozenset[tuple[Place, str]], int]:
+    """The nodes between a cell's matrices and its results, the constants its matrices are made of, and their size."""
+    values = affines.values
+    inner: set[int] = set()
+    stored: set[tuple[Place, str]] = set()
+    ends = {values.base(name) for name in core.states}
+    waiting = list(core.results)
+    while waiting:
+        name = waiting.pop()
+        place = values.places.get(name)
+        if place is None or place in inner or values.base(name) in ends or values.constants(name) is not None:
+            continue
+        inner.add(place)
+        node = values.graph.node[place]
+        if node.op_type in ("MatMul", "Gemm", "Conv"):
+            matrices = [given for given in node.input[:2] if values.constants(given) is not None]
+            stored |= {source for given in matrices for source in values.constants.sources(given)}
+            waiting += node.input[2:]  # what Gemm adds
+            if core.operator == "GRU":
+                given = values.makers.get(values.base(node.input[0]))
+                beside = given.input if given is not None and given.op_type == "Concat" else [node.input[0]]
+                # A state that is reset before the matrix is inside, too.
+                waiting += [name for name in beside if _is_reset(affines, values.base(name), core.states[0])]
+        else:
+            waiting += node.input
+    sources = frozenset(source for source in stored if size_of(values, source[1]))
+    return frozenset(inner), sources, sum(size_of(values, name) for _, name in sources)
+
+
+def _check_alone(values: Values, core: Core, inner: frozenset[int]) -> None:
+    """Raise `NotACellError` where somebody else reads what is inside a cell."""
+    for place in inner:
+        for name in values.graph.node[place].output:
+            if name not in core.results and values.readers.get(name, set()) - inner:
+                raise NotACellError(f"has an inner value, {name}, that is read elsewhere")
+
+
+def _check_rows(values: Values, given: Sequence[str], result: str) -> None:
+    """Raise `NotACellError` where what enters a cell is known to have other rows than what it puts out."""
+    wanted = _rows(values.shapes.get(result))
+    for name in given:
+        own = _rows(values.shapes.get(name))
+        if wanted is not None and own is not None and own != wanted:
+            raise NotACellError(f"spreads {name} over {wanted} rows")
+
+
+def _rows(shape: Shape | None) -> int | None:
+    known = [n for n in shape[:-1] if isinstance(n, int)] if shape else []
+    return prod(known) if shape and len(known) == len(shape) - 1 else None
+
+
+def _axes(values: Values, name: str) -> tuple[int | None, ...]:
+    shape = values.shapes.get(name) or (None, None)
+    return tuple(n if isinstance(n, int) else None for n in shape[:-1])
+
+
+def _shape(values: Values, name: str, hidden: int) -> tuple[int, ...]:
+    """The shape of a result as Reshape takes it."""
+    shape = values.shapes.get(name)
+    if not shape or shape[-1] not in (hidden, None) or sum(not isinstance(n, int) for n in shape[:-1]) > 1:
+        raise NotACellError(f"puts out {name} in a shape that is not known")
+    return (*(n if isinstance(n, int) else -1 for n in shape[:-1]), hidden)

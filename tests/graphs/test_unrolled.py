@@ -1,0 +1,258 @@
+"""Cells that an exporter has unrolled are found, stand as nodes, and are compressed; the others are named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from onnx_models import node_model, streaming, tagger
+from small import Outcome
+from torch import Tensor, nn
+from unrolled_models import LSTM, LSTM_OUT, SPELLINGS, Builder, gru, sequence, spoilt, two_layers
+
+from htcompress.graphs.file import OnnxFile
+from htcompress.graphs.unrolled import rerolled, rolled
+from htcompress.report import read_report
+
+Command = Callable[..., Outcome]
+
+
+def drawn(model: onnx.ModelProto, seed: int = 1, batch: int = 3) -> dict[str, np.ndarray]:
+    """Numbers for the inputs of a model."""
+    rng = np.random.default_rng(seed)
+    shapes = {v.name: [d.dim_value or batch for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def answers(model: onnx.ModelProto, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, given))
+
+
+def assert_same_answers(model: onnx.ModelProto, other: onnx.ModelProto) -> None:
+    for seed in (1, 2):
+        given = drawn(model, seed)
+        for a, b in zip(answers(model, given), answers(other, given), strict=True):
+            assert a.shape == b.shape
+            assert np.abs(a - b).max() < 1e-5
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_spellings(spelling: str) -> None:
+    operator, build = SPELLINGS[spelling]
+    model = build()
+    onnx.checker.check_model(model)
+    cells, left = rolled(model)
+    assert left == {}
+    assert [cell.operator for cell in cells] == [operator]
+    made = rerolled(model, cells)
+    onnx.checker.check_model(made)
+    ops = [node.op_type for node in made.graph.node]
+    assert ops.count(operator) == 1
+    assert not {"Sigmoid", "Tanh", "Split", "Gemm"} & (set(ops) - ({"Split"} if spelling == "two inputs" else set()))
+    assert list(made.graph.input) == list(model.graph.input)
+    assert list(made.graph.output) == list(model.graph.output)
+    assert_same_answers(model, made)
+    # The old matrices are gone; there are as many numbers as before, beside biases.
+    assert sum(w.size for n, w in cells[0].weights.items() if n != "B") == cells[0].numbers
+
+
+class Cells(nn.Module):
+    """An LSTM cell, a GRU cell and an RNN cell behind each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.LSTMCell(6, 5), nn.GRUCell(5, 4), nn.RNNCell(4, 4)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        h, c = self.first(x, (h, c))
+        s = self.second(h, s)
+        t = self.third(s, t)
+        return t.sum(1), h, c, s, t
+
+
+def exported(path: Path) -> tuple[Cells, onnx.ModelProto]:
+    torch.manual_seed(0)
+    module = Cells().eval()
+    given = tuple(torch.randn(2, n) for n in (6, 5, 5, 4, 4))
+    names = ["y", "h_n", "c_n", "s_n", "t_n"]
+    torch.onnx.export(
+        module,
+        given,
+        str(path),
+        dynamo=False,
+        input_names=list("xhcst"),
+        output_names=names,
+        dynamic_axes={n: {0: "batch"} for n in ["x", "h", "c", "s", "t", *names]},
+    )
+    return module, onnx.load(str(path))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_torch_exports(tmp_path: Path) -> None:
+    """The nodes have the weights of the modules that were exported."""
+    module, model = exported(tmp_path / "cells.onnx")
+    file = OnnxFile.read(tmp_path / "cells.onnx")
+    assert file.left == {}
+    assert [node.name for node in file.nodes] == ["first", "second", "third"]
+    assert_same_answers(model, file.model)
+    for node, cell in zip(file.nodes, (module.first, module.second, module.third), strict=True):
+        for part in ("weight_ih", "weight_hh"):
+            assert torch.equal(node.weights[f"{part}_l0"], getattr(cell, part))
+    # States go to the inputs that the nodes say.
+    assert file.session().passed == {"h": "h_n", "c": "c_n", "s": "s_n", "t": "t_n"}
+
+
+LEFT: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
+    "reset before": (lambda: gru(reset_after=False), "GRU cell (87 % of the numbers), but resets its state before"),
+    "a sequence": (sequence, "LSTM cell (92 % of the numbers), but is computed 3 times with the same matrices"),
+    "read inside": (lambda: spoilt("read inside"), "has an inner value"),
+    "normalised": (lambda: spoilt("normalised"), "comes from LayerNormalization and which no matrix multiplies"),
+    "peepholes": (lambda: spoilt("peepholes"), "which no matrix multiplies"),
+    "another activation": (lambda: spoilt("hard"), "its matrices multiply the state h"),
+}
+"""What is left, and what is said of it."""
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_what_is_left(case: str, tmp_path: Path) -> None:
+    build, said = LEFT[case]
+    model = build()
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    file = OnnxFile.read(tmp_path / "model.onnx")
+    assert file.nodes == []
+    assert len(file.left) == 1
+    reason = next(iter(file.left.values()))
+    assert "looks like an unrolled" in reason
+    assert said in reason
+    assert file.content()[1] == model.SerializeToString()
+
+
+def highway() -> onnx.ModelProto:
+    """A gate that mixes a value with another, and belongs to no cell."""
+    b = Builder()
+    z, n = b.add("Sigmoid", b.dense("x", 6, 6)), b.add("Tanh", b.dense("x", 6, 6))
+    b.add("Add", b.add("Mul", b.add("Sub", b.number(1.0), z), "x"), b.add("Mul", z, n), to="y")
+    return b.model({"x": ["batch", 6]}, {"y": ["batch", 6]})
+
+
+@pytest.mark.parametrize("build", [tagger, streaming, highway, lambda: node_model("LSTM", initial=True)])
+def test_nothing_is_touched_where_there_is_none(build: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
+    model = build()
+    assert rolled(model) == ([], {})
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    file = OnnxFile.read(tmp_path / "model.onnx")
+    assert file.model is file.written
+    assert file.content()[1] == model.SerializeToString()
+
+
+def branches(*, same: bool = False) -> onnx.ModelProto:
+    """One of two LSTM cells of one step, by an input; `same`: with the same matrices."""
+    b, parts = Builder(), list[onnx.GraphProto]()
+    names = [[b.matrix(*n, name=f"{cell}.{k}") for k, n in enumerate(((7, 20), (5, 20), (20,)))] for cell in "ab"]
+    for branch, (w, r, bias) in zip("ab", [names[0], names[0]] if same else names, strict=True):
+        own = Builder()
+        total = own.add("Add", own.add("MatMul", "x", w), own.add("MatMul", "h", r))
+        i, f, g, o = own.split(own.add("Add", total, bias), 4)
+        own.lstm(i, f, g, o, to=(f"h_{branch}", f"c_{branch}"))
+        for node in own.nodes:
+            for k, name in enumerate(node.output):
+                node.output[k] = name if name.endswith(f"_{branch}") else f"{name}{branch}"
+            for k, name in enumerate(node.input):
+                node.input[k] = f"{name}{branch}" if name.startswith("v") else name
+        out = [helper.make_tensor_value_info(f"{n}_{branch}", TensorProto.FLOAT, ["batch", 5]) for n in "hc"]
+        parts.append(helper.make_graph(own.nodes, branch, [], out))
+    b.nodes.append(helper.make_node("If", ["which"], ["h_new", "c_new"], then_branch=parts[0], else_branch=parts[1]))
+    model = b.model(LSTM, LSTM_OUT)
+    model.graph.input.append(helper.make_tensor_value_info("which", TensorProto.BOOL, []))
+    return model
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_branches(same: bool, tmp_path: Path) -> None:
+    model = branches(same=same)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    file = OnnxFile.read(tmp_path / "model.onnx")
+    assert file.left == {}
+    assert [len(node.everywhere) for node in file.nodes] == ([2] if same else [1, 1])
+    onnx.checker.check_model(file.model)
+    given = {**drawn(model), "which": np.array(True)}
+    for which in (True, False):
+        given["which"] = np.array(which)
+        for a, b in zip(answers(model, given), answers(file.model, given), strict=True):
+            assert np.abs(a - b).max() < 1e-5
+    # Without layers nothing is written anew.
+    assert file.with_layers(nn.Identity()).content()[1] == model.SerializeToString()
+
+
+def frames(count: int = 16, calls: int = 4) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.standard_normal((count, calls, 4)).cumsum(1) @ rng.standard_normal((4, 20)) / 3).astype(np.float32)
+
+
+def streamed(path: Path, x: np.ndarray) -> np.ndarray:
+    """The scores of calls in a row, states passed on by their names."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    states = {n: np.zeros((len(x), k), np.float32) for n, k in (("h", 16), ("c", 16), ("s", 12))}
+    found = []
+    for k in range(x.shape[1]):
+        scores, *new = session.run(["scores", "h_new", "c_new", "s_new"], {"frame": x[:, k], **states})
+        states = dict(zip("hcs", new, strict=True))
+        found.append(scores)
+    return np.stack(found, 1)
+
+
+QUICK = ("--layout", "svd", "--steps", "8", "-o", "out")
+
+
+def test_convert(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(two_layers(), "model.onnx")
+    np.savez("x.npz", frame=frames())
+    ended = htc("convert", "model.onnx", "--budget", "1200", "--calibration", "x.npz", *QUICK)
+    assert ended.code == 0, ended.err
+    report = read_report(tmp_path / "out")
+    assert [layer.kind for layer in report.layers] == ["lstm", "gru"]
+    assert report.left == {}
+    assert report.totals.parameters_after <= 1200
+    # What is measured is what is written, on the samples that are kept apart.
+    x = frames()[-4:]
+    wanted, found = (streamed(Path(name), x) for name in ("model.onnx", "out/model.onnx"))
+    error = np.sqrt(np.square(found - wanted).sum() / np.square(wanted - wanted.mean()).sum())
+    assert error == pytest.approx(report.quality.finetuned, rel=1e-3)
+    assert 0 < error < 0.9
+    after = onnx.load("out/model.onnx").graph
+    assert {i.name for i in onnx.load("model.onnx").graph.initializer} & {i.name for i in after.initializer} == {"last"}
+    assert "Sigmoid" not in {node.op_type for node in after.node}
+
+
+def test_one_of_two(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that is not compressed stays unrolled as it was."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(two_layers(), "model.onnx")
+    options = ("--budget", "600", "--layers", "h_new", *QUICK)
+    ended = htc("convert", "model.onnx", *options)
+    assert ended.code == 0, ended.err
+    before, after = onnx.load("model.onnx").graph, onnx.load("out/model.onnx").graph
+    kept = [node for node in before.node if node in after.node]
+    assert [node.op_type for node in kept].count("Tanh") == 1
+    assert "GRU" not in {node.op_type for node in after.node}
+    streamed(Path("out/model.onnx"), frames(2))
+
+
+def test_inspect(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(two_layers(), "model.onnx")
+    found = json.loads(htc("inspect", "model.onnx", "--json").out)
+    assert [(layer["kind"], layer["name"]) for layer in found["layers"]] == [("lstm", "h_new"), ("gru", "s_new")]
+    onnx.save(sequence(), "sequence.onnx")
+    ended = htc("inspect", "sequence.onnx")
+    assert ended.code == 2
+    assert "looks like an unrolled LSTM cell (92 % of the numbers), but is computed 3 times" in ended.err
