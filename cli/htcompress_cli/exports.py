@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from htcompress_cli.consoles import open_screen, result_console
-from htcompress_cli.options import Debug, Quiet, TaskOption
+from htcompress_cli.options import CalibrationOption, Debug, ModelArguments, ModelOption, Quiet, TaskOption
 
 
 def export(
@@ -23,6 +23,9 @@ def export(
         ),
     ],
     task: TaskOption = None,
+    model: ModelOption = None,
+    model_arguments: ModelArguments = None,
+    calibration: CalibrationOption = None,
     lengths: Annotated[
         bool,
         typer.Option("--lengths", help="Layers alone read the lengths of padded sequences (packed ones in torch)."),
@@ -40,19 +43,26 @@ def export(
 ) -> None:
     """Leave the format: dense weights for the original class, ONNX (checked against torch), C, or a file of Keras.
 
-    For onnx a task gives the model around the layers; without one the recurrent layers are exported alone.
+    For onnx a task (or a class and its data) gives the model around the layers; without one the recurrent layers are
+    exported alone.
     """
-    from htcompress import exporting
+    from htcompress import conversion, exporting
+    from htcompress.construction import Constructed
+    from htcompress.errors import RequestError
     from htcompress.report import words
     from htcompress.vocabulary import one_of
 
     destination = one_of(exporting.Destination, to, "--to")
+    asked = Constructed.of_options(model, model_arguments, calibration)
+    if asked is None and calibration is not None:
+        raise RequestError("--calibration is for --model; leave it out.")
     with open_screen(quiet) as screen:
+        given = task if asked is None else conversion.task_of(directory, task, asked, purpose="export", observer=screen)
         done = exporting.export(
             directory,
             out,
             to=destination,
-            task=task,
+            task=given,
             lengths=lengths,
             nonlinearity=nonlinearity,
             original=original,

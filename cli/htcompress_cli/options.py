@@ -20,9 +20,6 @@ Checkpoint = Annotated[
 TaskOption = Annotated[
     str | None, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
 ]
-NeededTask = Annotated[
-    str, typer.Option("--task", metavar="TASK", help="The task: a file (task.py) or a module (package.module).")
-]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", metavar="MODULE:CLASS", help="In place of a task: the model's class; it is run as such."),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from htcompress_cli.consoles import open_screen, result_console
 from htcompress_cli.options import (
+    CalibrationOption,
     Checkpoint,
     Debug,
     Device,
@@ -18,14 +19,20 @@ from htcompress_cli.options import (
     Jobs,
     Json,
     Layers,
-    NeededTask,
+    Metric,
+    ModelArguments,
+    ModelOption,
+    Names,
     Quiet,
     Scheduler,
     ScopeOption,
     Seed,
     Steps,
     StudyOutput,
+    Targets,
+    TaskOption,
     TimeLimit,
+    Weights,
     finetuning_of,
 )
 
@@ -35,7 +42,6 @@ if TYPE_CHECKING:
 
 def sweep(
     checkpoint: Checkpoint,
-    task: NeededTask,
     budgets: Annotated[
         str | None, typer.Option(metavar="N,N,...", help="Sizes to look at: 1k,2k,5k, or bytes: 4kB,20kB.")
     ] = None,
@@ -45,9 +51,17 @@ def sweep(
     formats: Annotated[
         str, typer.Option(metavar="FORMAT,...", help="Formats to look at: ht, tt, tr, bt, svd, dense.")
     ] = "ht",
+    task: TaskOption = None,
+    model: ModelOption = None,
+    model_arguments: ModelArguments = None,
+    calibration: CalibrationOption = None,
+    targets: Targets = None,
+    metric: Metric = None,
     output: StudyOutput = None,
     scope: ScopeOption = "auto",
     layers: Layers = "*",
+    weights: Weights = None,
+    names: Names = None,
     finetune: Finetune = True,
     steps: Steps = None,
     epochs: Epochs = None,
@@ -72,7 +86,8 @@ def sweep(
     from htcompress.study import sweep
 
     folder = output if output is not None else Path(f"{checkpoint.stem}-sweep")
-    options = {"task": task, "layers": layers, "scope": scope, "finetuning": tuning, "seed": seed, "device": device}
+    source = _source(task, model, model_arguments, calibration, targets, metric, weights, names)
+    options = {**source, "layers": layers, "scope": scope, "finetuning": tuning, "seed": seed, "device": device}
     with open_screen(quiet) as screen:
         made = sweep(
             checkpoint,
@@ -92,7 +107,6 @@ def compare(
     budget: Annotated[
         str, typer.Option(metavar="N", help="Numbers that the RNN may store (5000, 5k, 1.5m), or bytes (20kB).")
     ],
-    task: NeededTask,
     formats: Annotated[
         str | None,
         typer.Option(
@@ -101,9 +115,17 @@ def compare(
             show_default="ht,tt,tr,bt,svd for numbers; ht,svd,dense for bytes",
         ),
     ] = None,
+    task: TaskOption = None,
+    model: ModelOption = None,
+    model_arguments: ModelArguments = None,
+    calibration: CalibrationOption = None,
+    targets: Targets = None,
+    metric: Metric = None,
     output: StudyOutput = None,
     scope: ScopeOption = "auto",
     layers: Layers = "*",
+    weights: Weights = None,
+    names: Names = None,
     finetune: Finetune = True,
     steps: Steps = None,
     epochs: Epochs = None,
@@ -126,12 +148,40 @@ def compare(
     from htcompress.study import compare
 
     folder = output if output is not None else Path(f"{checkpoint.stem}-compare")
-    options = {"task": task, "layers": layers, "scope": scope, "finetuning": tuning, "seed": seed, "device": device}
+    source = _source(task, model, model_arguments, calibration, targets, metric, weights, names)
+    options = {**source, "layers": layers, "scope": scope, "finetuning": tuning, "seed": seed, "device": device}
     with open_screen(quiet) as screen:
         made = compare(
             checkpoint, folder, budget=budget, formats=listed(formats) or None, place=place, observer=screen, **options
         )
     _show_study(made, folder, as_json)
+
+
+def _source(
+    task: str | None,
+    model: str | None,
+    arguments: str | None,
+    calibration: Path | None,
+    targets: str | None,
+    metric: str | None,
+    weights: str | None,
+    names: str | None,
+) -> dict[str, Any]:
+    """What the model is and its data, as a study takes it."""
+    from htcompress.construction import Constructed
+    from htcompress.sources.naming import names_of
+
+    made = Constructed.of_options(model, arguments)
+    return {
+        "task": task,
+        "model": model,
+        "model_arguments": None if made is None else made.arguments,
+        "calibration": calibration,
+        "targets": targets,
+        "metric": metric,
+        "weights": weights,
+        "names": names_of(names),
+    }
 
 
 def _place(jobs: int | None, engine: str, scheduler: str | None) -> Place:

@@ -12,6 +12,7 @@ from typing import Any
 from htcompress.directory.read import read_config
 from htcompress.errors import RequestError
 from htcompress.observer import Observer
+from htcompress.task import Task
 
 
 class Destination(StrEnum):
@@ -46,7 +47,7 @@ class Wish:
 
     place: Path
     file: Path
-    task: str | Path | None
+    task: str | Path | Task | None
     lengths: bool
     nonlinearity: str | None
     config: dict[str, Any]
@@ -67,7 +68,7 @@ def export(
     out: str | Path,
     *,
     to: Destination | str,
-    task: str | Path | None = None,
+    task: str | Path | Task | None = None,
     lengths: bool = False,
     nonlinearity: str | None = None,
     original: str | Path | None = None,

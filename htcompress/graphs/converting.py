@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,11 +15,11 @@ from htcompress.errors import CheckpointError, RequestError
 from htcompress.graphs.calibration import METRICS, Calibration
 from htcompress.graphs.feeds import Feeds
 from htcompress.graphs.graph import Graph, Session
-from htcompress.graphs.measuring import ERROR, answers_of, difference, feeds_for, metrics_of
+from htcompress.graphs.measuring import ERROR, answers_of, call_times, difference, feeds_for, metrics_of
 from htcompress.graphs.passing import entering, entering_of, outputs_of, ran
 from htcompress.graphs.twins import Entering, Twins, follows
 from htcompress.isolation import restored
-from htcompress.model.latency import LATENCY_OF, interleaved
+from htcompress.model.latency import LATENCY_OF
 from htcompress.model.replace import stand_ins
 from htcompress.observer import Observer
 from htcompress.report import Latency, words
@@ -240,7 +239,5 @@ def _latency(made: Compressed, graph: Graph, result: Graph, feeds: Feeds) -> Lat
     if not result.keeps_cores:
         alone = made.report.latency
         return None if alone is None else replace(alone, of=f"the recurrent layers alone, {LATENCY_OF}")
-    calls = next(iter(feeds.sequences()))[:1]
-    sessions = {name: one.session(threads=1) for name, one in (("dense", graph), ("compact", result))}
-    found = interleaved({name: partial(session.answers, calls, feeds) for name, session in sessions.items()})
+    found = call_times({"dense": graph, "compact": result}, feeds)
     return Latency(found["dense"], found["compact"], f"one call in {graph.runtime}, {LATENCY_OF}")

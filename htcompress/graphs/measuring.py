@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from htcompress.errors import CheckpointError, RequestError, TaskError
 from htcompress.graphs.calibration import METRICS, Calibration
 from htcompress.graphs.feeds import Feeds, read_feeds
 from htcompress.graphs.formats import graph_in, read_graph
-from htcompress.graphs.graph import Answers, Session
+from htcompress.graphs.graph import Answers, Graph, Session
+from htcompress.model.latency import interleaved
 from htcompress.report import read_report
 
 ERROR = "output_error"
@@ -133,3 +135,10 @@ def evaluate(source: Path, given: Calibration) -> dict[str, float]:
             f"There is nothing to measure {source} against: give --targets NAME, an array of {given.file}."
         )
     return metrics
+
+
+def call_times(graphs: Mapping[str, Graph], feeds: Feeds) -> dict[str, float]:
+    """Milliseconds of one call of each graph, by name, on the first samples; one thread."""
+    calls = next(iter(feeds.sequences()))[:1]
+    sessions = {name: graph.session(threads=1) for name, graph in graphs.items()}
+    return interleaved({name: partial(session.answers, calls, feeds) for name, session in sessions.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import version
@@ -13,29 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import torch
-from torch import nn
 
-from htcompress.data import Peeked, calibration_reading, training_reading
-from htcompress.directory.read import load
+from htcompress.construction import Constructed
 from htcompress.directory.write import write_directory
 from htcompress.errors import CheckpointError, RequestError, UnreachableError
 from htcompress.files import write_whole
-from htcompress.model.latency import LATENCY_OF, latencies
+from htcompress.graphs.calibration import Calibration
 from htcompress.numbers import budget_of
 from htcompress.observer import Observer
-from htcompress.opening import dense_model
 from htcompress.report import Report, read_report
 from htcompress.report.html import study_to_html
 from htcompress.report.report import RequestValue
 from htcompress.report.study import Case, Dense, Point, Study, cases
 from htcompress.report.study_views import study_to_markdown
 from htcompress.request import FineTuning, Goal, Request
-from htcompress.sources.read import read_checkpoint
 from htcompress.study.files import changed
+from htcompress.study.source import anywhere, opened
 from htcompress.study.work import Job, Made, compress_case, end_with
-from htcompress.task import Task, load_task
-from htcompress.values import Arguments
 from htcompress.vocabulary import Format, Scope, one_of
 
 
@@ -156,8 +150,15 @@ def study(
     asked: Sequence[Case],
     *,
     kind: str,
-    task: str | Path,
+    task: str | Path | None = None,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    calibration: str | Path | None = None,
+    targets: str | None = None,
+    metric: str | None = None,
     layers: str = "*",
+    weights: str | None = None,
+    names: Mapping[str, str] | None = None,
     scope: Scope | str = Scope.AUTO,
     finetuning: FineTuning | None = None,
     seed: int = 0,
@@ -171,7 +172,8 @@ def study(
     started again in the same directory takes over the points that were asked for alike, and repeats nothing.
 
     Args:
-        checkpoint, task, layers, scope, finetuning, seed, device: as for `htcompress.convert`.
+        checkpoint, task, model, model_arguments, calibration, targets, metric: as for `htcompress.convert`.
+        layers, weights, names, scope, finetuning, seed, device: likewise.
         directory: where the study is written: `study.json`, `study.md` and the points.
         kind: `sweep` or `compare`.
         place: where it runs; by default in a process for each core.
@@ -183,16 +185,19 @@ def study(
     """
     observer, folder = observer or Observer(), Path(directory)
     check_free(folder)
-    loaded = load_task(task)
-    observer.stage("reading the checkpoint")
-    read = read_checkpoint(checkpoint)
-    model = dense_model(loaded, read, observer).to(torch.device(device))
-    where, scope = str(Path(checkpoint).resolve()), one_of(Scope, scope, "--scope")
-    # A module is found by its name wherever a worker stands; a file by its path.
-    source = str(Path(task).resolve()) if Path(task).is_file() else str(task)
-    plain = Request(Goal(budget=1, scope=scope), layers, finetuning, seed, source, device=device)
-    jobs = [Job(case, where, replace(plain, goal=case.goal(scope))) for case in asked]
-    points = _Points(folder / "points", str(checkpoint), str(task), {"model": str(read.sha256)})
+    scope = one_of(Scope, scope, "--scope")
+    arguments = None if model_arguments is None else json.dumps(dict(model_arguments))
+    words = None if calibration is None else str(calibration), targets, metric
+    constructed, named = Constructed.of_options(model, arguments, *words), None if task is None else str(task)
+    plain = Request(
+        Goal(budget=1, scope=scope), layers, finetuning, seed, named, weights, device, names, model=constructed
+    )
+    given = Calibration(None if calibration is None else Path(calibration), targets, metric)
+    source = opened(checkpoint, plain, given, observer)
+    where = str(Path(checkpoint).resolve())
+    request, data = anywhere(plain, given if constructed is None else Calibration())
+    jobs = [Job(case, where, replace(request, goal=case.goal(scope)), data) for case in asked]
+    points = _Points(folder / "points", str(checkpoint), plain.to_report(), {"model": str(source.sha256)})
     _run([job for job in jobs if points.missing(job)], points, len(jobs), place or Place(), observer)
     found = [points.point(job) for job in jobs]
     reports = {case.name: points.report(case) for case in asked if points.report(case) is not None}
@@ -201,10 +206,10 @@ def study(
         raise UnreachableError(f"None of the budgets can be reached; the smallest that can is {least}.", least=least)
     first = next(report for report in reports.values() if report is not None)
     observer.stage("measuring latencies")
-    batch = _batch(model, loaded)
-    measured = {} if batch is None else _latencies(model, points, list(reports), loaded, batch)
-    request: dict[str, RequestValue] = {
-        "task": str(task),
+    measured, said = source.latencies(points.folder, list(reports))
+    told: dict[str, RequestValue] = {
+        "task": named,
+        **({} if constructed is None else {"model": constructed.command()}),
         "layers": layers,
         "scope": scope.value,
         "steps": 0 if finetuning is None else finetuning.steps,
@@ -214,11 +219,11 @@ def study(
     made = Study(
         kind,
         version("htcompress"),
-        {"file": read.path.name, "sha256": read.sha256},
-        request,
+        {"file": source.file, "sha256": source.sha256},
+        told,
         first.quality.metric,
         first.quality.higher_is_better,
-        None if batch is None else f"one call of the model, {LATENCY_OF}",
+        said,
         Dense(first.totals.parameters_before, first.totals.bytes_before, first.quality.dense, measured.get("dense")),
         tuple(replace(point, latency_ms=measured.get(point.case.name)) for point in found),
     )
@@ -255,7 +260,7 @@ class _Points:
 
     folder: Path
     checkpoint: str
-    task: str
+    words: dict[str, Any]
     made_from: dict[str, str]
 
     def missing(self, job: Job) -> bool:
@@ -269,10 +274,10 @@ class _Points:
         if made.report is not None:
             place = self.folder / case.name
             source = {**made.report.source, "path": os.path.relpath(self.checkpoint, place)}
-            request = {**made.report.request, "task": self.task}
-            write_directory(
-                place, made.tensors or {}, made.config or {}, replace(made.report, source=source, request=request)
-            )
+            # Paths as the user has typed them.
+            request = {**made.report.request, **{name: self.words.get(name) for name in ("task", "model")}}
+            report = replace(made.report, source=source, request=request)
+            write_directory(place, made.tensors or {}, made.config or {}, report, files=made.beside)
         self.folder.mkdir(parents=True, exist_ok=True)
         note = {"job": self._asked(job), "least": made.least, "files": made.files}
         write_whole(self.folder / f"{case.name}.json", json.dumps(note, indent=1) + "\n")
@@ -298,6 +303,11 @@ class _Points:
     def _asked(self, job: Job) -> dict[str, Any]:
         asked = job.request.to_report()
         del asked["task"], asked["device"]
+        if asked.pop("model") is not None:
+            # Files are told by what is in them.
+            asked["class"] = {**self.words["model"], "calibration": None}
+        if job.data.file is not None:
+            asked |= {"targets": job.data.targets, "metric": job.data.metric}
         asked |= {"seed": job.request.seed, **self.made_from, "version": version("htcompress")}
         return dict(json.loads(json.dumps(asked)))
 
@@ -326,23 +336,3 @@ def _told(made: Made) -> str:
     q = made.report.quality
     quality = "" if q.final is None else f", {q.metric} {q.final:.4f}"
     return f"{made.case.name} stores {made.report.totals.parameters_after:,} numbers{quality}."
-
-
-def _batch(model: nn.Module, task: Task) -> Arguments | None:
-    """Something to call the model with."""
-    if task.has("calibration"):
-        first = Peeked(task.calibration)
-        return None if first.empty else calibration_reading(model, first.first)[0](first.first)
-    if not task.can_train:
-        return None
-    first = Peeked(task.training)
-    return None if first.empty else training_reading(model, first.first, loss=task.loss)(first.first)[0]
-
-
-def _latencies(
-    model: nn.Module, points: _Points, names: Sequence[str], task: Task, batch: Arguments
-) -> dict[str, float]:
-    models = {"dense": model.cpu().eval()}
-    for name in names:
-        models[name] = load(points.folder / name, task.model(), strict=False).eval()
-    return latencies(models, batch)

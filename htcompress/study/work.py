@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from htcompress.compression import converted
+from htcompress.conversion import converted
 from htcompress.errors import UnreachableError
+from htcompress.graphs.calibration import Calibration
 from htcompress.report import Report
 from htcompress.report.study import Case
 from htcompress.request import Request
@@ -25,6 +27,8 @@ class Job:
     case: Case
     checkpoint: str
     request: Request
+    data: Calibration = field(default_factory=Calibration)
+    """Of a model that runs from its file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,8 @@ class Made:
     least: int | None = None
     files: dict[str, str] = field(default_factory=dict)
     """The task's files, and what tells whether they have changed."""
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+    """Further files of the directory."""
 
 
 _LOOKS = 0.5
@@ -63,9 +69,9 @@ def compress_case(job: Job) -> Made:
     case = job.case
     try:
         with files_used(apart=job.checkpoint) as files:
-            result = converted(job.checkpoint, job.request)
+            result = converted(job.checkpoint, job.request, job.data)
     except UnreachableError as error:
         return Made(case, least=error.least, files=files)
     finally:
         torch.set_num_threads(threads)
-    return Made(case, result.tensors, result.config, result.report, files=files)
+    return Made(case, result.tensors, result.config, result.report, files=files, beside=result.files)

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
-from small import Outcome, Tagger, listing, tagger, write_task
+from small import Outcome, Tagger, clips, listing, tagger, write_task
 
 import htcompress
 
@@ -105,6 +107,19 @@ def test_a_fault_of_the_tasks_code_is_none_of_the_disk(htc: Command, folder: Pat
     assert "cannot be written" not in ended.err
     assert "(8, 5, 7)" in ended.err
     assert listing(folder) == before
+
+
+def test_a_class_in_place_of_a_task(htc: Command, folder: Path) -> None:
+    x = torch.cat([clips(seed) for seed in range(4)])
+    np.savez(folder / "x.npz", x=x.numpy())
+    command = ("export", "out", "model.onnx", "--to", "onnx", "--model", "task.py:Tagger")
+    ended = htc(*command, "--calibration", "x.npz")
+    assert ended.code == 0, ended.err
+    found = onnxruntime.InferenceSession("model.onnx").run(None, {"x": x.numpy()})[0]
+    assert torch.from_numpy(found).allclose(htcompress.load(folder / "out", Tagger().eval())(x), atol=1e-5)
+    assert "give --calibration X.npz" in htc(*command).err
+    ended = htc("export", "out", "model.onnx", "--to", "onnx", "--calibration", "x.npz")
+    assert (ended.code, "--calibration is for --model" in ended.err) == (2, True)
 
 
 def test_sizes_that_are_fixed_are_printed(htc: Command, folder: Path) -> None:

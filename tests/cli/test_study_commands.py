@@ -53,7 +53,7 @@ def test_compare_as_json(htc: Command, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("sweep", "model.pt"), 2, "--task"),
+        (("sweep", "model.pt", "--budgets", "1k"), 2, "--task"),
         (("sweep", "model.pt", *COMMON), 2, "needs budgets"),
         (("sweep", "model.pt", "--budgets", "many", *COMMON), 2, "--budgets is a whole number"),
         (("sweep", "model.pt", "--budgets", "1k", "--formats", "cp", *COMMON), 2, "--formats is one of"),
