@@ -192,6 +192,38 @@ def test_branches(same: bool, tmp_path: Path) -> None:
     assert file.with_layers(nn.Identity()).content()[1] == model.SerializeToString()
 
 
+def test_in_a_loop_it_is_named(tmp_path: Path) -> None:
+    """What enters a body from call to call is not what a graph is fed with."""
+    own = Builder()
+    total = own.add("Add", own.add("MatMul", "x", own.matrix(7, 20)), own.add("MatMul", "h", own.matrix(5, 20)))
+    i, f, g, o = own.split(own.add("Add", total, own.matrix(20)), 4)
+    own.lstm(i, f, g, o)
+    own.add("Identity", "going", to="goes_on")
+    given = [helper.make_tensor_value_info("k", TensorProto.INT64, []), *_values("going", TensorProto.BOOL)]
+    out = [*_values("goes_on", TensorProto.BOOL), *_states("h_new", "c_new")]
+    body = helper.make_graph(own.nodes, "body", [*given, *_states("h", "c")], out, own.stored)
+    b = Builder()
+    count, going = b.number(3, dtype=np.int64), b.number(True, dtype=np.bool_)
+    b.nodes.append(helper.make_node("Loop", [count, going, "h", "c"], ["h_new", "c_new"], "steps", body=body))
+    model = b.model(LSTM, LSTM_OUT)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    file = OnnxFile.read(tmp_path / "model.onnx")
+    assert file.nodes == []
+    assert file.model is file.written
+    (why,) = file.left.values()
+    assert "looks like an unrolled LSTM cell" in why
+    assert "Loop" in why
+
+
+def _values(name: str, kind: int) -> list[onnx.ValueInfoProto]:
+    return [helper.make_tensor_value_info(name, kind, [])]
+
+
+def _states(*names: str) -> list[onnx.ValueInfoProto]:
+    return [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 5]) for name in names]
+
+
 def frames(count: int = 16, calls: int = 4) -> np.ndarray:
     rng = np.random.default_rng(0)
     return (rng.standard_normal((count, calls, 4)).cumsum(1) @ rng.standard_normal((4, 20)) / 3).astype(np.float32)
