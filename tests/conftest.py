@@ -50,8 +50,8 @@ SLOW = (
 )
 """What takes long stands last; `make fast` leaves it out."""
 
-THOROUGH = ("forms", "matrix", "planning", "report", "tensor")
-"""Folders whose tests hold how good a search is, and how its drawings look."""
+THOROUGH = ("forms", "matrix", "report", "tensor")
+"""Folders whose tests hold how good a search is, and how its drawings look; plans are of whatever it finds."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
