@@ -70,6 +70,8 @@ def rows(study: Study) -> list[Row]:
 def notes(study: Study) -> list[str]:
     """What a reader should know beside the numbers."""
     if study.metric is None:
+        if study.request.get("task") is None:
+            return ["Accuracy was not looked at: give data with --calibration X.npz."]
         return ["Accuracy was not looked at: the task has no evaluate(model)."]
     return []
 
@@ -88,8 +90,8 @@ def study_to_terminal(study: Study) -> RenderableType:
     """The study as something rich can print, 80 columns wide."""
     table = Table(box=None, header_style="dim", pad_edge=False, expand=True)
     for index, head in enumerate(heads(study)):
-        # The last words of two go below the first, but for "asked for".
-        lines = head if head == "asked for" else "\n".join(head.rsplit(" ", 1))
+        # The last words of two go below the first, but for "asked for". A metric's name breaks where it can.
+        lines = head if head == "asked for" else "\n".join(head.replace("_", " ").rsplit(" ", 1))
         table.add_column(lines, justify="right" if index else "left", overflow="fold")
     dense, *others = rows(study)
     table.add_row(*dense.cells, style="dim")

@@ -90,6 +90,10 @@ def test_a_comparison_of_a_graph(htc: Command, graph: Path) -> None:
     points = json.loads(ended.out)["points"]
     assert {point["case"]["format"] for point in points} == {"ht", "dense"}
     assert points[0]["bytes"] <= 2000
+    ended = htc(
+        "compare", "net.onnx", "--budget", "300", "--formats", "svd", "--no-finetune", "--jobs", "1", "-o", "svd"
+    )
+    assert "give data with --calibration X.npz" in ended.out
     assert all(point["latency_ms"] is None for point in points)
 
 
