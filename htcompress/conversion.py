@@ -128,44 +128,45 @@ def task_of(
     )
 
 
-def converted(
-    checkpoint: str | Path, request: Request, given: Calibration | None = None, *, observer: Observer | None = None
-) -> Compressed:
-    """What a request makes of a file; see `convert`."""
-    given, observer = given or Calibration(), observer or Observer()
-    container = container_of(checkpoint)
-    if request.model is not None:
-        return _constructed(checkpoint, request, request.model, container, observer)
-    if container is not None and request.task is not None and container not in READERS:
-        raise RequestError(f"{checkpoint} runs by itself: give --calibration X.npz in place of --task.")
-    if container is not None and (request.task is None or given.file is not None):
-        from htcompress.graphs import converting
+def runs_alone(checkpoint: str | Path, request: Request, given: Calibration) -> Container | None:
+    """The format of a model that is run from its own file; None where it is weights, of whatever model.
 
-        refuse_names(checkpoint, request.names)
-        if request.task is not None:
-            raise RequestError(
-                f"{checkpoint} is calibrated by --calibration X.npz or by --task; leave out one of them."
-            )
-        return converting.converted(Path(checkpoint), GRAPHS[container], request, given, observer)
-    if given.file is not None:
+    Raises `RequestError` where what is asked for does not go together.
+    """
+    if request.task is not None and request.model is not None:
+        raise RequestError("--task and --model both say what the model is; leave out one of them.")
+    container = container_of(checkpoint)
+    if container is not None and container not in READERS and (request.task is not None or request.model is not None):
+        other = "--task" if request.task is not None else "--model"
+        raise RequestError(f"{checkpoint} runs by itself: give --calibration X.npz in place of {other}.")
+    if request.model is not None:
+        return None
+    if request.task is not None and given.file is not None:
+        raise RequestError(f"{checkpoint} is calibrated by --calibration X.npz or by --task; leave out one of them.")
+    if container is None and given.file is not None:
         raise RequestError(
             f"--calibration is for models that run from their own file (ONNX, Keras); {checkpoint} is none. Name its "
             f"class with --model package.module:Class, or give a task with --task, whose calibration() yields the "
             f"inputs."
         )
-    return compression.converted(checkpoint, request, observer=observer)
+    return container if request.task is None else None
 
 
-def _constructed(
-    checkpoint: str | Path, request: Request, asked: Constructed, container: Container | None, observer: Observer
+def converted(
+    checkpoint: str | Path, request: Request, given: Calibration | None = None, *, observer: Observer | None = None
 ) -> Compressed:
-    """A checkpoint in a model that a class makes, in place of a task."""
+    """What a request makes of a file; see `convert`."""
+    given, observer = given or Calibration(), observer or Observer()
+    container = runs_alone(checkpoint, request, given)
+    if container is not None:
+        from htcompress.graphs import converting
+
+        refuse_names(checkpoint, request.names)
+        return converting.converted(Path(checkpoint), GRAPHS[container], request, given, observer)
+    if request.model is None:
+        return compression.converted(checkpoint, request, observer=observer)
     from htcompress.plain_task import task_for_checkpoint
 
-    if request.task is not None:
-        raise RequestError("--task and --model both say what the model is; leave out one of them.")
-    if container is not None and container not in READERS:
-        raise RequestError(f"{checkpoint} runs by itself: leave out --model; --calibration X.npz is enough.")
     with restored():
-        task = task_for_checkpoint(asked, checkpoint, request, observer)
+        task = task_for_checkpoint(request.model, checkpoint, request, observer)
         return compression.converted(checkpoint, request, task=task, observer=observer)

@@ -11,18 +11,19 @@ import torch
 from torch import nn
 
 from htcompress.construction import Constructed
+from htcompress.conversion import runs_alone
 from htcompress.data import Peeked, calibration_reading, training_reading
 from htcompress.directory.read import load
 from htcompress.errors import RequestError
 from htcompress.graphs.calibration import Calibration
-from htcompress.graphs.formats import container_of, graph_in, read_graph, refuse_names
+from htcompress.graphs.formats import graph_in, read_graph, refuse_names
 from htcompress.graphs.measuring import call_times, feeds_for
 from htcompress.model.latency import LATENCY_OF, latencies
 from htcompress.observer import Observer
 from htcompress.opening import dense_model
 from htcompress.plain_task import task_for_checkpoint
 from htcompress.request import Request
-from htcompress.sources.read import READERS, identified, read_checkpoint
+from htcompress.sources.read import identified, read_checkpoint
 from htcompress.task import Task, load_task
 from htcompress.values import Arguments
 
@@ -88,27 +89,17 @@ def opened(checkpoint: str | Path, request: Request, data: Calibration, observer
     """The dense model of a request.
 
     Raises:
-        RequestError: nothing says what the model is, or two things do.
+        RequestError: nothing says what the model is, or what is asked for does not go together.
         HTCompressError: as `htcompress.convert`, of the files.
     """
     path = Path(checkpoint)
     observer.stage("reading the checkpoint")
-    if request.task is not None and request.model is not None:
-        raise RequestError("--task and --model both say what the model is; leave out one of them.")
-    container = container_of(path)
-    if container is not None and request.model is None and (request.task is None or container not in READERS):
-        if request.task is not None:
-            raise RequestError(f"{path} runs by itself: give --calibration X.npz in place of --task.")
+    if runs_alone(path, request, data) is not None:
         refuse_names(path, request.names)
         data.check()
         _, digest, _ = identified(path)
         return RunsAlone(path.name, digest, path, data)
     if request.task is not None:
-        if data.file is not None:
-            raise RequestError(
-                "--calibration is for --model, and for models that run from their own file (ONNX, Keras); a task has "
-                "data of its own. Leave out one of them."
-            )
         task = load_task(request.task)
     elif request.model is not None:
         task = task_for_checkpoint(request.model, path, request, observer)
