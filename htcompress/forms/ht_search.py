@@ -215,16 +215,21 @@ class HTSearch(MatrixSearch):
         options.sort(key=lambda option: option[0])
         first = _VERIFIED if polish else _GLIMPSED
         tried = options[:first] + [o for o in options[first:] if self._is_svd(o[1])]
+        svd_rank = max((self._root_rank(o[1], o[2].ranks) for o in options if self._is_svd(o[1])), default=0)
         choices: list[Choice] = []
         for bound, index, point in tried:
-            # The bound of a truncated SVD is its error.
-            if self._is_svd(index) and not polish and any(choice.error <= bound for choice in choices):
-                continue
-            choices.append(self._measured(index, point.ranks))
-            if polish:
+            found = [point.ranks]
+            if self._is_svd(index):
+                # The bound of a truncated SVD is its error.
+                if not polish and any(choice.error <= bound for choice in choices):
+                    continue
+            elif polish:
                 # The lower bound is not always the lower error: both are measured.
-                better = refine_ranks(self.candidates[index].model, point, max_parameters)
-                choices.append(self._measured(index, better.ranks))
+                found.append(refine_ranks(self.candidates[index].model, point, max_parameters).ranks)
+            for ranks in found:
+                # No matrix of a rank loses less than the truncated SVD of that rank.
+                if self._is_svd(index) or self._root_rank(index, ranks) > svd_rank:
+                    choices.append(self._measured(index, ranks))
         if polish:
             # The best few run against each other for a while, the winner to the end.
             best = sorted(choices, key=lambda c: c.error)[:_REFINED]
@@ -252,6 +257,12 @@ class HTSearch(MatrixSearch):
             if error > COARSE * self.total:
                 return error
         return self.target.error_of(matrix)
+
+    def _root_rank(self, index: int, ranks: Sequence[int]) -> float:
+        """The rank of the candidate as a matrix, where its tree parts rows from columns at the root; else infinite."""
+        form = self.candidates[index]
+        children = form.layout.tree.root.children
+        return inf if children is None or not form.layout.is_split else ranks[children[0]]
 
     def _is_svd(self, index: int) -> bool:
         form = self.candidates[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
@@ -214,10 +214,11 @@ def _upwards(model: RankModel, *, max_parameters: float = inf, max_tail: float =
     """From rank one, always the move that gains most per number, until the bound is small enough; all points seen."""
     current = model.point(model.smallest())
     seen = [current]
-    if len(model.edges) == 1:
-        raised = (model.raised(current.ranks, model.edges[0], by) for by in range(1, model.full[model.edges[0]]))
-        return seen + [model.point(ranks) for ranks in raised if ranks is not None]
+    root = model.edges and model.tree.root.children
     while current.tail > max_tail:
+        if root and all(current.ranks[edge] == model.full[edge] for edge in model.edges if edge != root[0]):
+            # Only the root's rank is left to rise.
+            return seen + list(_along_the_root(model, current))
         best, best_rate = None, -inf
         for ranks in model.moves(current.ranks):
             point = model.point(ranks)
@@ -232,6 +233,15 @@ def _upwards(model: RankModel, *, max_parameters: float = inf, max_tail: float =
             break
         current = best
     return seen
+
+
+def _along_the_root(model: RankModel, start: RankPoint) -> Iterator[RankPoint]:
+    """The points of higher ranks at the root up to full, which may store less than those before it."""
+    root, fine = (model.tree.root.children or (0, 0))[0], len(model.edges) > 1
+    ranks = model.raised(start.ranks, root, max(1, start.ranks[root] // _FINE) if fine else 1)
+    while ranks is not None:
+        yield model.point(ranks)
+        ranks = model.raised(ranks, root, max(1, ranks[root] // _FINE) if fine else 1)
 
 
 def _downwards(model: RankModel, *, max_tail: float = inf) -> list[RankPoint]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from htcompress.forms.form import Choice, Columns, front
 from htcompress.forms.ht import HTMatrix
+from htcompress.forms.ht_decompose import SplitCandidate
 from htcompress.forms.ht_search import HTSearch
 from htcompress.matrix import Metric
 from htcompress.matrix.weighted import relative
@@ -177,6 +178,27 @@ def test_folded_halves_beat_the_svd() -> None:
     assert choice.matrix.layout.kind is LayoutKind.SPLIT
     assert choice.error < 1e-6 * search.total
     assert svd_error(matrix, 200 // 184) > 0.2 * search.total
+
+
+def test_what_the_truncated_svd_bounds_is_not_decomposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a rank that the truncated SVD affords, too, folded candidates cannot lose less: higher ranks are tried."""
+    made: list[tuple[bool, int, int]] = []
+    own = SplitCandidate.truncate
+
+    def truncate(candidate: SplitCandidate, ranks: tuple[int, ...]) -> HTMatrix:
+        root = candidate.layout.tree.root.children or (0, 0)
+        matrix = own(candidate, ranks)
+        made.append((candidate.layout.kind is LayoutKind.SVD, ranks[root[0]], matrix.parameters))
+        return matrix
+
+    monkeypatch.setattr(SplitCandidate, "truncate", truncate)
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(48, 64, generator=generator)
+    search_of(w, observed(48, 64), max_parameters=2500).ladder()
+    folded = [(rank, numbers) for is_svd, rank, numbers in made if not is_svd]
+    assert any(is_svd for is_svd, _, _ in made)
+    assert folded
+    assert all(numbers < rank * (48 + 64) for rank, numbers in folded)
 
 
 def test_more_budget_is_never_worse_along_the_ladder() -> None:

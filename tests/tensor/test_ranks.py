@@ -151,6 +151,24 @@ def test_with_one_edge_the_path_is_every_rank_that_pays() -> None:
         assert [p.ranks[0] for p in rank_path(model, max_parameters=400)] == [1, 2, 3]
 
 
+def test_the_path_goes_on_to_full_rank_where_that_is_smaller_than_what_is_before_it() -> None:
+    values = 0.9 ** torch.arange(8.0)
+    model = RankModel(DimensionTree.balanced(2), (8, 9), [values, values, values.norm().reshape(1)])
+    path = rank_path(model, max_parameters=75)
+    assert [p.parameters for p in path] == [17, 34, 51, 68, 72]
+    assert path[-1].tail == 0
+
+
+def test_with_full_leaves_the_path_is_that_of_the_truncated_svd() -> None:
+    """The leaves of the rows, 2 x 3, lose by every number that is cut: full as soon as the root's rank is 2."""
+    leaves, root = {0: torch.full((2,), 100.0), 1: torch.full((3,), 100.0)}, 0.9 ** torch.arange(6.0)
+    tree = DimensionTree(((0, 1), 2))
+    spectra = [leaves.get(n.leaves[0], root) if n.is_leaf else root for n in tree.nodes[:-1]]
+    model = RankModel(tree, (2, 3, 50), [*spectra, root.norm().reshape(1)])
+    last = [p for p in rank_path(model) if p.tail < 100]
+    assert [p.parameters for p in last] == [r * (6 + 50) for r in range(2, 6)] + [6 * 50]
+
+
 @examples(60)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12))
 def test_pareto_keeps_what_nothing_beats(pairs: list[tuple[int, int]]) -> None:
