@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,24 @@ def plain(cls: str, arrays: Sequence[Array]) -> list[Array]:
     return [kernel, recurrent, bias.sum(0) if cls == "CuDNNLSTM" else bias]
 
 
-def run(cls: str, arrays: Sequence[Array], x: Array, activation: str = "tanh", mask: Array | None = None) -> Array:
-    """The outputs (batch, time, units) of a layer; where a step is masked, state and output are those before it."""
+def hard_sigmoid(x: Array) -> Array:
+    """That of Keras before version 3."""
+    return np.clip(0.2 * x + 0.5, 0, 1)
+
+
+def run(
+    cls: str,
+    arrays: Sequence[Array],
+    x: Array,
+    activation: str = "tanh",
+    mask: Array | None = None,
+    gate: Callable[[Array], Array] | None = None,
+) -> Array:
+    """The outputs (batch, time, units) of a layer; where a step is masked, state and output are those before it.
+
+    A GRU with one bias multiplies its reset gate before the matrix; one with two, or none, after it.
+    """
+    gate = _sigmoid if gate is None else gate
     kernel, recurrent, *rest = (a.astype(np.float64) for a in plain(cls, arrays))
     units = recurrent.shape[0]
     bias = rest[0] if rest else np.zeros(kernel.shape[1])
@@ -132,14 +148,15 @@ def run(cls: str, arrays: Sequence[Array], x: Array, activation: str = "tanh", m
     for t in range(x.shape[1]):
         if cls.endswith("LSTM"):
             i, f, g, o = np.split(x[:, t] @ kernel + h @ recurrent + bias, 4, axis=1)
-            new_c = _sigmoid(f) * c + _sigmoid(i) * act(g)
-            new = _sigmoid(o) * act(new_c)
+            new_c = gate(f) * c + gate(i) * act(g)
+            new = gate(o) * act(new_c)
         elif cls.endswith("GRU"):
             own, state = bias if bias.ndim == 2 else (bias, np.zeros_like(bias))
             xz, xr, xh = np.split(x[:, t] @ kernel + own, 3, axis=1)
             hz, hr, hh = np.split(h @ recurrent + state, 3, axis=1)
-            z, r = _sigmoid(xz + hz), _sigmoid(xr + hr)
-            new, new_c = z * h + (1 - z) * act(xh + r * hh), c
+            z, r = gate(xz + hz), gate(xr + hr)
+            candidate = r * hh if len(arrays) < 3 or bias.ndim == 2 else (r * h) @ recurrent[:, 2 * units :]
+            new, new_c = z * h + (1 - z) * act(xh + candidate), c
         else:
             new, new_c = act(x[:, t] @ kernel + h @ recurrent + bias), c
         kept = np.ones((len(x), 1), bool) if mask is None else mask[:, t, None]

@@ -21,7 +21,10 @@ from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings, is_recurrent
 
 FORMAT = "htcompress.model/1"
-_STRUCTURE = ("kind", "input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "cell")
+_STRUCTURE = (
+    *("kind", "input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "cell"),
+    *("activations", "resets_before"),
+)
 
 
 def config_of(

@@ -27,10 +27,13 @@ from htcompress.errors import CheckpointError
 from htcompress.forms.form import MisfitError
 from htcompress.forms.registry import form_named, stored_names
 from htcompress.matrix.layout import Layout
+from htcompress.nn.activations import ACTIVATIONS
+from htcompress.nn.recurrence import recurrence_of
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.report.schema import converted, shown
 from htcompress.storage import codec_of
 from htcompress.tensor import DimensionTree
+from htcompress.vocabulary import Kind
 
 Made = TypeVar("Made")
 
@@ -136,6 +139,14 @@ def _settings(settings: RecurrentSettings) -> RecurrentSettings:
         _whole(getattr(settings, key), key, bound, _MOST_LAYERS if key == "num_layers" else MOST_UNITS)
     if not 0 <= settings.dropout <= 1:
         raise _WrongError(f"has dropout {shown(settings.dropout)}; expected a number between 0 and 1")
+    if unknown := [word for word in settings.words if word not in ACTIVATIONS]:
+        raise _WrongError(f"has the activation {unknown[0][:80]!r}; expected one of {', '.join(ACTIVATIONS)}")
+    if len(settings.words) not in (0, 1 if recurrence_of(settings.kind).gates == 1 else 2):
+        raise _WrongError(f"has {len(settings.words)} activations, which is not what a {settings.kind} has")
+    if settings.resets_before and settings.kind is not Kind.GRU:
+        raise _WrongError(f"resets its state before the matrix, and is a {settings.kind}, which has no reset gate")
+    if not settings.recurrence.native and (settings.cell or settings.proj_size or settings.dropout):
+        raise _WrongError("is a cell, or has a projection or dropout, and other activations than torch's")
     if settings.cell and (settings.num_layers > 1 or settings.bidirectional or settings.proj_size):
         raise _WrongError("is a cell with several layers, directions or a projection; a cell has none of them")
     if settings.proj_size and (not settings.recurrence.projects or settings.proj_size >= settings.hidden_size):

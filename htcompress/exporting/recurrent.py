@@ -18,6 +18,7 @@ from htcompress.errors import RequestError
 from htcompress.exporting.codecs import stored
 from htcompress.exporting.graph import EINSUM, Graph
 from htcompress.matrix.network import Network, equation
+from htcompress.nn.activations import ACTIVATIONS
 from htcompress.nn.gates import GateWeights
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.settings import RecurrentSettings
@@ -137,7 +138,12 @@ def _operator(
     operator = s.recurrence.onnx
     attributes: dict[str, Any] = {"hidden_size": s.hidden_size, **operator.attributes}
     if operator.activations:
-        attributes["activations"] = [*operator.activations] * s.num_directions
+        own = [ACTIVATIONS[word] for word in operator.activations] * s.num_directions
+        attributes["activations"] = [activation.onnx for activation in own]
+        for name in ("alpha", "beta"):
+            # Of those functions that take one.
+            if given := [value for a in own if (value := getattr(a, name)) is not None]:
+                attributes[f"activation_{name}"] = given
     attributes["direction"] = "bidirectional" if s.bidirectional else direction
     while inputs[-1] == "":
         inputs.pop()

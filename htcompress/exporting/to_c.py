@@ -70,8 +70,10 @@ def c_files(module: HTRecurrent, layer: str, source: str, *, name: str = "rnn") 
     Raises `RequestError` where C is not written for it.
     """
     s = module.settings
-    if s.proj_size or s.cell:
+    if s.proj_size or s.cell or not s.recurrence.native:
         what = f"a projection (proj_size={s.proj_size})" if s.proj_size else "one step: it is a cell"
+        if not s.recurrence.native:
+            what = s.recurrence.said
         raise RequestError(f"Layer {layer or '(top level)'} has {what}, which is not written in C. Use --to onnx.")
     made = _Tables()
     for gates in module.directions().values():

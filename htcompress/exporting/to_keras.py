@@ -23,7 +23,7 @@ def export_as(wish: Wish, observer: Observer) -> Exported:
         raise RequestError("--to keras needs the original file and no task; leave out --task.")
     observer.stage("writing out the matrices")
     report = read_report(wish.place)
-    file = KerasFile.read(_original(wish, report))
+    file = KerasFile.read(_original(wish, report), adapts=report.source.get("format") == KERAS)
     if not wish.file.name.endswith(file.endings):
         raise RequestError(
             f"{wish.file} is to be a file like {file.path.name}, and Keras tells them by their names: give one that "

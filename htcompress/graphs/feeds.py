@@ -8,6 +8,7 @@ states: they begin with zeros and are fed with the output that is theirs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,26 +32,46 @@ _TYPES = {
     "tensor(bool)": np.bool_,
 }
 
+_BATCHED = re.compile(r"batch|^(n|b|bs)$", re.IGNORECASE)
+
 Feed = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Value:
-    """An input or output of a graph: its name, its shape (None: any size), its type as onnxruntime says it."""
+    """An input or output of a graph.
+
+    Attributes:
+        shape: None where an axis takes any size.
+        type: as onnxruntime says it.
+        axes: what the graph calls its axes; empty where it has no name for one, or for any.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     type: str
+    axes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, info: Any) -> Value:
         """Of what onnxruntime tells."""
-        return cls(info.name, tuple(n if isinstance(n, int) and n > 0 else None for n in info.shape), info.type)
+        shape = tuple(n if isinstance(n, int) and n > 0 else None for n in info.shape)
+        return cls(info.name, shape, info.type, tuple(n[:40] if isinstance(n, str) else "" for n in info.shape))
 
     @property
     def said(self) -> str:
         """Its shape in words."""
-        return "(" + ", ".join("any" if n is None else str(n) for n in self.shape) + ")"
+        names = self.axes or [""] * len(self.shape)
+        sizes = [str(n) if n is not None else name or "any" for n, name in zip(self.shape, names, strict=True)]
+        return f"({', '.join(sizes)})"
+
+    @property
+    def batched_later(self) -> int | None:
+        """Which of its axes the graph calls its batch, where that is open, and the first one has another name."""
+        named = [n is None and bool(_BATCHED.search(axis)) for n, axis in zip(self.shape, self.axes, strict=False)]
+        if not any(named) or named[0] or self.shape[0] is not None or not self.axes[0]:
+            return None
+        return named.index(True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +136,7 @@ class Feeds:
         return np.zeros([count if n is None else n for n in value.shape], dtype=_TYPES[value.type])
 
     @property
-    def _single(self) -> bool:
+    def takes_single(self) -> bool:
         """Whether a state is of one size: an open first axis of an input is then no batch, but steps, say."""
         return not self._fixed() and any(None not in self.inputs[name].shape for name in self.states)
 
@@ -128,7 +149,7 @@ class Feeds:
         sizes = []
         for name, array in self.arrays.items():
             value = self.inputs[name]
-            if array.ndim - self.calls > len(value.shape) or self._single:
+            if array.ndim - self.calls > len(value.shape) or self.takes_single:
                 return 1
             sizes.append(value.shape[0] if value.shape and value.shape[0] is not None else self.most)
         # Enough batches to train on some and hold others out.
@@ -178,6 +199,14 @@ def read_feeds(
         raise TaskError(f"The array {targets} has {count} samples, the inputs {feeds.samples}.")
     for name, array in arrays.items():
         _check(array, known[name], calls, path)
+        later = known[name].batched_later
+        if later is not None and array.ndim - calls == len(known[name].shape) and not feeds.takes_single:
+            axes = known[name].said[1:-1].split(", ")
+            whole = ", ".join(["samples", *axes[:later], "1", *axes[later + 1 :]])
+            raise TaskError(
+                f"The input {name} takes {known[name].said}, whose samples stand along {known[name].axes[later]}; "
+                f"those of an array are its first axis. Give whole inputs, of shape ({whole})."
+            )
     if feeds.samples < feeds.size:
         raise TaskError(
             f"{path} has {feeds.samples} samples, and the model takes {feeds.size} at a time. Give more, or export the "

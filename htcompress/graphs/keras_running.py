@@ -19,6 +19,7 @@ from torch import Tensor
 from htcompress.errors import CheckpointError, RequestError, TaskError
 from htcompress.graphs.feeds import Feed, Feeds, Value
 from htcompress.graphs.graph import Answers
+from htcompress.nn.activations import ACTIVATIONS
 from htcompress.sources.keras_config import WRAPPERS, code_in
 from htcompress.sources.keras_file import KerasFile
 from htcompress.sources.keras_layers import KerasLayer
@@ -53,6 +54,9 @@ class KerasSession:
         if not getattr(self._model, "inputs", None):
             raise CheckpointError(f"{file.path} does not say what its inputs are. Save it with an Input layer.")
         own = dict(_layers(self._model, ""))
+        if file.older:
+            for layer in own.values():
+                _with_older_activations(self._keras, layer)
         self._stateful = [layer for layer in own.values() if getattr(layer, "stateful", False)]
         self._tapes = {
             name: tape for name, layer in watched.items() if (tape := _Tape.of(own.get(layer.name), layer)) is not None
@@ -165,6 +169,16 @@ def _named(layer: Any, name: str) -> Iterator[tuple[str, Any]]:
     elif hasattr(layer, "backward_layer"):
         yield f"{name}.forward", layer.forward_layer
         yield f"{name}.backward", layer.backward_layer
+
+
+def _with_older_activations(keras: Any, layer: Any) -> None:
+    """Let a layer of an older file compute as it did: the slope of its hard sigmoids was another."""
+    older = ACTIVATIONS["hard_sigmoid"].apply
+    # The cell first: layers have theirs from it.
+    for owner in (getattr(layer, "cell", None), layer):
+        for name in ("activation", "recurrent_activation"):
+            if getattr(owner, name, None) is keras.activations.hard_sigmoid:
+                setattr(owner, name, older)
 
 
 def _apart(names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from htcompress.nn.adapted import dense_module
 from htcompress.nn.settings import RecurrentSettings
 
 Place = tuple[tuple[str, str], ...]
@@ -66,9 +67,7 @@ class RecurrentNode:
         return f"{value} in {' in '.join(f'{branch} of {output}' for output, branch in reversed(self.place))}"
 
     def module(self) -> nn.Module:
-        """A module of torch with the weights of the node, in float32."""
-        s = self.settings
-        more = {} if s.recurrence.nonlinearity is None else {"nonlinearity": s.recurrence.nonlinearity}
-        made = s.recurrence.torch_layer(s.input_size, s.hidden_size, bias=s.bias, bidirectional=s.bidirectional, **more)
+        """A module with the weights of the node, in float32: torch's, or what stands for one that torch has not."""
+        made = dense_module(self.settings)
         made.load_state_dict(self.weights)
         return made.eval()

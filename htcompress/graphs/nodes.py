@@ -15,18 +15,22 @@ from torch import Tensor
 
 from htcompress.graphs.branches import every_graph, first_output, inner_graphs
 from htcompress.graphs.node import Place, RecurrentNode
+from htcompress.nn.activations import activation_of
 from htcompress.nn.recurrence import RECURRENCES, Recurrence, recurrence_of
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.vocabulary import Kind
 
 _OPERATORS = {recurrence.onnx.name for recurrence in RECURRENCES}
 _QUANTISED = "DynamicQuantizeLSTM"
-_ACTIVATIONS: dict[str, dict[tuple[str, ...], Kind]] = {
-    "LSTM": {("sigmoid", "tanh", "tanh"): Kind.LSTM},
-    "GRU": {("sigmoid", "tanh"): Kind.GRU},
-    "RNN": {("tanh",): Kind.RNN_TANH, ("relu",): Kind.RNN_RELU},
+_KINDS = {"LSTM": Kind.LSTM, "GRU": Kind.GRU, "RNN": Kind.RNN_TANH}
+_USUAL = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
+"""The activations of a direction where an operator is told of none."""
+
+_TAKEN = {
+    "alpha": ("affine", "leakyrelu", "thresholdedrelu", "scaledtanh", "hardsigmoid", "elu"),
+    "beta": ("affine", "scaledtanh", "hardsigmoid"),
 }
-"""Of each operator: the activations of a direction that torch has, the operator's own first."""
+"""The activations that take the next of an operator's lists of these."""
 
 _BRANCHES = 11
 """The opset from which on branches may give values of unlike numbers of axes, as those do that are looked into."""
@@ -204,9 +208,9 @@ def _understood(node: onnx.NodeProto, name: str, index: int, constants: Constant
     given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     inputs = [*node.input, *[""] * (12 - len(node.input))]
     quantised = node.op_type == _QUANTISED
-    recurrence = _recurrence(node, given)
-    if recurrence.onnx.attributes.get("linear_before_reset") and not given.get("linear_before_reset", 0):
-        raise NotUnderstoodError("resets its state before the matrix (linear_before_reset=0), as torch's GRU does not")
+    kind, words = _computed(node, given)
+    resets_before = kind is Kind.GRU and not given.get("linear_before_reset", 0)
+    recurrence = recurrence_of(kind, words, resets_before=resets_before)
     if given.get("clip"):
         raise NotUnderstoodError("clips what enters its gates, which torch does not")
     if given.get("input_forget"):
@@ -232,7 +236,13 @@ def _understood(node: onnx.NodeProto, name: str, index: int, constants: Constant
         name,
         index,
         RecurrentSettings(
-            recurrence.kind, columns, hidden, bias=biases is not None, bidirectional=direction == "bidirectional"
+            kind,
+            columns,
+            hidden,
+            bias=biases is not None,
+            bidirectional=direction == "bidirectional",
+            activations=",".join(words),
+            resets_before=resets_before,
         ),
         _weights(recurrence, w, r, biases),
         reverse=direction == "reverse",
@@ -252,17 +262,32 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _recurrence(node: onnx.NodeProto, given: dict[str, Any]) -> Recurrence:
-    """What torch does alike, by the activations of the node."""
-    kind = "LSTM" if node.op_type == _QUANTISED else node.op_type
-    wanted = _ACTIVATIONS[kind]
-    usual = next(iter(wanted))
-    said = [_text(a).lower() for a in given.get("activations", [])]
-    parts = {tuple(said[k : k + len(usual)]) for k in range(0, len(said), len(usual))} or {usual}
+def _computed(node: onnx.NodeProto, given: dict[str, Any]) -> tuple[Kind, tuple[str, ...]]:
+    """The kind of recurrence, and the words of its activations where they are not torch's."""
+    operator = "LSTM" if node.op_type == _QUANTISED else node.op_type
+    usual = _USUAL[operator]
+    said = [_text(a) for a in given.get("activations", [])] or [*usual]
+    lists = {name: iter(given.get(f"activation_{name}", ())) for name in _TAKEN}
+    found = []
+    for name in said:
+        alpha, beta = (next(lists[k], None) if name.lower() in _TAKEN[k] else None for k in ("alpha", "beta"))
+        activation = activation_of(name, alpha, beta)
+        if activation is None:
+            told = ", ".join(str(round(value, 4)) for value in (alpha, beta) if value is not None)
+            raise NotUnderstoodError(
+                f"has the activation {name}{f' ({told})' if told else ''}, which is not known here"
+            )
+        found.append(activation.word)
+    parts = {tuple(found[k : k + len(usual)]) for k in range(0, len(found), len(usual))}
     own = parts.pop()
-    if parts or own not in wanted:
-        raise NotUnderstoodError(f"has the activations {', '.join(said)}, which torch's {kind} has not")
-    return recurrence_of(wanted[own])
+    if parts or len(own) != len(usual):
+        raise NotUnderstoodError(f"has other activations in each direction: {', '.join(said)}")
+    if len(own) == 3 and own[1] != own[2]:
+        raise NotUnderstoodError(f"has the activations {own[1]} of the candidate and {own[2]} of the cell, two in one")
+    kind = _KINDS[operator]
+    kind = Kind.RNN_RELU if kind is Kind.RNN_TANH and own == ("relu",) else kind
+    adapted = recurrence_of(kind, own[:2])
+    return kind, () if adapted.native else own[:2]
 
 
 def _plain(constants: Constants, inputs: Sequence[str], k: int) -> np.ndarray:

@@ -20,7 +20,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from htcompress.isolation import seeded
 from htcompress.model.plain import without_packing
 from htcompress.model.replace import copied, dense_stand_ins, recurrent_modules, with_stand_ins
-from htcompress.nn.settings import RecurrentSettings, is_recurrent, torch_class
+from htcompress.nn.adapted import plain_class
+from htcompress.nn.settings import RecurrentSettings, is_recurrent
 from htcompress.nn.states import kept_states
 from htcompress.values import call, difference, fresh, precision_of
 
@@ -145,7 +146,7 @@ def without_bypassed(
     bypassed = {}
     for name in proof.names:
         module = model.get_submodule(name)
-        own = type(module).forward is not torch_class(type(module)).forward
+        own = type(module).forward is not plain_class(type(module)).forward
         if own and name not in seen:
             bypassed[name] = (
                 f"its class {type(module).__name__} has a forward() of its own that does not go through torch's"
@@ -164,7 +165,7 @@ def _sorted(modules: Mapping[str, nn.Module], names: Sequence[str], left: dict[s
     for name in names:
         module = modules[name]
         s = RecurrentSettings.of(module)
-        key: tuple[Any, ...] = (s.kind, s.num_layers, s.bidirectional, s.cell)
+        key: tuple[Any, ...] = (s.kind, s.num_layers, s.bidirectional, s.cell, s.activations, s.resets_before)
         key += tuple(p.data_ptr() for p in module.parameters(recurse=False) if p.numel())
         if (owner := first.setdefault(key, name)) != name:
             tied[name] = owner
@@ -192,7 +193,7 @@ def _impossible(module: nn.Module) -> str | None:
 
 def _unusual(module: nn.Module) -> str | None:
     """What a module has beyond torch's class, so that only a trial shows whether a drop-in does the same."""
-    cls, torchs = type(module), torch_class(type(module))
+    cls, torchs = type(module), plain_class(type(module))
     if any(getattr(cls, name) is not getattr(torchs, name) for name in ("forward", "__call__")):
         return f"its class {cls.__name__} has a forward() of its own"
     if module._forward_hooks or module._forward_pre_hooks:

@@ -218,4 +218,5 @@ def _flat(gates: GateWeights, passage: Passage) -> tuple[Tensor, Tensor, Tensor]
     dense = gates.resolve()
     z = passage.z.detach().reshape(-1, settings.rows)
     delta_hh = settings.recurrence.state_gradients(delta, z, h, dense.hh, dense.bias_ih)
-    return torch.cat([x, h], dim=1), delta, delta_hh
+    read = settings.recurrence.state_inputs(z, h, dense.hh, dense.bias_ih)
+    return torch.cat([x, read], dim=1), delta, delta_hh

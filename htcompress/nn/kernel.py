@@ -1,4 +1,7 @@
-"""One recurrent layer through torch's native kernels, its input reduced first where its weights are factored."""
+"""One recurrent layer through torch's native kernels, its input reduced first where its weights are factored.
+
+What torch has no kernel for, by its activations or its reset gate, runs step by step.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ def run_layer(
     Two directions that reduce the input differently run in one kernel call: their reduced inputs stand
     side by side, and each direction's matrix is zero on the other's part.
     """
-    if pays(x, batch_sizes, weights):
-        return run_stepwise(recurrence, x, state, weights)
+    if not recurrence.native or pays(x, batch_sizes, weights):
+        return run_stepwise(recurrence, x, batch_sizes, state, weights)
     features, matrices = _reduced(x, weights)
     biased = weights[0].bias_ih is not None
     flat: list[Tensor] = []

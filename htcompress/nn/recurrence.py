@@ -6,7 +6,8 @@ A new kind is a word in `htcompress.vocabulary.Kind`, a record here, and its dro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from htcompress.nn.activations import ACTIVATIONS
 from htcompress.values import mixed_precision
 from htcompress.vocabulary import Kind
 
@@ -34,13 +36,49 @@ class OnnxOperator:
         name: of the operator.
         gate_order: torch's gates in the operator's order.
         attributes: what tells the operator to compute as torch does.
-        activations: the names of each direction's activations; empty: the operator's own.
+        activations: the words of each direction's activations, where they are not the operator's own.
     """
 
     name: str
     gate_order: tuple[int, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     activations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class StateProduct:
+    """W_hh as the steps of a loop multiply by it.
+
+    Attributes:
+        rows: (rows, state), or the factor (rows, r) of a product of two.
+        factor: the other one, (state, r); None where `rows` is the whole.
+        bias: (rows,) of the hidden part, where it cannot be merged with that of the input.
+        hr: (proj, hidden), what projects the state; None where nothing does.
+    """
+
+    rows: Float[Tensor, "rows r"]
+    factor: Float[Tensor, "state r"] | None = None
+    bias: Float[Tensor, " rows"] | None = None
+    hr: Float[Tensor, "proj hidden"] | None = None
+
+    def added(self, z: Float[Tensor, "batch rows"], h: Float[Tensor, "batch state"]) -> Float[Tensor, "batch rows"]:
+        """z + W_hh h."""
+        return torch.addmm(z, self._read(h), self.rows.T)
+
+    def biased(self, h: Float[Tensor, "batch state"]) -> Float[Tensor, "batch rows"]:
+        """W_hh h + b."""
+        return F.linear(self._read(h), self.rows, self.bias)
+
+    def parted(self, at: int) -> tuple[StateProduct, StateProduct]:
+        """The products with the rows before one, and with those from it on."""
+        return StateProduct(self.rows[:at], self.factor), StateProduct(self.rows[at:], self.factor)
+
+    def _read(self, h: Tensor) -> Tensor:
+        return h if self.factor is None else h @ self.factor
+
+
+Function = Callable[[Tensor], Tensor]
+Step = Callable[[Tensor, StateProduct, State, Function, Function], State]
 
 
 @dataclass(frozen=True)
@@ -58,9 +96,13 @@ class Recurrence:
         projects: whether the state may be projected (`proj_size`).
         layer: torch's native kernel for whole sequences; takes the state as the kernel does.
         cell: the same for one time step.
-        step: one time step from W_ih x + b: (z, read, rows, bias_hh, hr, state) to the next state, where the state's
-            part of the gates is `read @ rows.T`.
+        step: one time step, from W_ih x + b (batch, rows), W_hh, the state, and the activations of the gates and of
+            all else.
         onnx: the operator of ONNX.
+        activations: the words of both; of an RNN, which has no gates, the last counts.
+        resets_before: whether a GRU's reset gate is multiplied with the state before the candidate's matrix, as ONNX's
+            does unless it is told otherwise, and Keras's with `reset_after=False`.
+        native: whether torch has a kernel for it; else it is run step by step.
     """
 
     kind: Kind
@@ -70,11 +112,49 @@ class Recurrence:
     torch_cell: type[nn.Module]
     layer: Callable[..., Any]
     cell: Callable[..., Any]
-    step: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, State], State]
+    step: Step
     onnx: OnnxOperator
     nonlinearity: str | None = None
     keeps_candidate_bias: bool = False
     projects: bool = False
+    activations: tuple[str, str] = ("sigmoid", "tanh")
+    resets_before: bool = False
+    native: bool = True
+
+    @property
+    def said(self) -> str:
+        """What it has that torch's has not, in words."""
+        gate, own = self.activations
+        words = [f"the activations {gate} and {own}" if self.gates > 1 else f"the activation {own}"]
+        return " and ".join([*words, *["a reset gate before the matrix"] * self.resets_before])
+
+    def stepped(self, z: Float[Tensor, "batch rows"], product: StateProduct, state: State) -> State:
+        """The next state, from W_ih x + b and the last one."""
+        gate, own = (ACTIVATIONS[word].apply for word in self.activations)
+        return self.step(z, product, state, gate, own)
+
+    def adapted(self, activations: tuple[str, ...], *, resets_before: bool) -> Recurrence:
+        """The same with other activations (of the gates, if it has any, and of all else), or another reset gate."""
+        gate, own = ("sigmoid", *activations)[-2:] if activations else self.activations
+        if unknown := {gate, own} - set(ACTIVATIONS):
+            raise ValueError(f"There is no activation {unknown.pop()}; expected one of {', '.join(ACTIVATIONS)}.")
+        if resets_before and self.kind is not Kind.GRU:
+            raise ValueError(f"A {self.kind} has no reset gate.")
+        if (gate, own) == self.activations and not resets_before:
+            return self
+        return replace(
+            self,
+            step=_reset_before_step if resets_before else self.step,
+            onnx=replace(
+                self.onnx,
+                attributes={} if resets_before else self.onnx.attributes,
+                activations=(gate, *[own] * self.states) if self.gates > 1 else (own,),
+            ),
+            keeps_candidate_bias=self.keeps_candidate_bias and not resets_before,
+            activations=(gate, own),
+            resets_before=resets_before,
+            native=False,
+        )
 
     def run(
         self,
@@ -136,37 +216,66 @@ class Recurrence:
         """
         if not self.keeps_candidate_bias:
             return gradients
+        before = (self.gates - 1) * (z.shape[1] // self.gates)
+        reset = self._reset(z, h, hh, bias)
+        return torch.cat([gradients[:, :before], gradients[:, before:] * reset], dim=1)
+
+    def state_inputs(
+        self,
+        z: Float[Tensor, "n rows"],
+        h: Float[Tensor, "n state"],
+        hh: Float[Tensor, "rows state"],
+        bias: Float[Tensor, " rows"] | None,
+    ) -> Float[Tensor, "n state"]:
+        """What W_hh reads, arguments as those of `state_gradients`.
+
+        That is the state but where the candidate's rows read it through the reset gate: then, of the time steps, as
+        large a part as that of those rows has r * h.
+        """
+        if not self.resets_before:
+            return h
+        # Steps that no period of the data falls in with.
+        through = torch.arange(len(h), device=h.device) * _GOLDEN % 1.0 < 1 / self.gates
+        return torch.where(through[:, None], self._reset(z, h, hh, bias) * h, h)
+
+    def _reset(self, z: Tensor, h: Tensor, hh: Tensor, bias: Tensor | None) -> Tensor:
+        """The reset gate of a GRU, which stands first."""
         size = z.shape[1] // self.gates
         reset = z[:, :size] + h @ hh[:size].T
-        if bias is not None:
-            reset = reset + bias[:size]
-        before = (self.gates - 1) * size
-        return torch.cat([gradients[:, :before], gradients[:, before:] * torch.sigmoid(reset)], dim=1)
+        return ACTIVATIONS[self.activations[0]].apply(reset if bias is None else reset + bias[:size])
 
 
-def _lstm_step(z: Tensor, read: Tensor, rows: Tensor, _: Tensor | None, hr: Tensor | None, state: State) -> State:
-    gates = torch.addmm(z, read, rows.T)
-    i, f, _g, o = gates.sigmoid().chunk(4, dim=-1)
-    c = torch.addcmul(f * state[1], i, gates.chunk(4, dim=-1)[2].tanh())
-    h = o * c.tanh()
-    return (h if hr is None else F.linear(h, hr)), c
+_GOLDEN = (5**0.5 - 1) / 2
 
 
-def _gru_step(z: Tensor, read: Tensor, rows: Tensor, bias_hh: Tensor | None, _: Tensor | None, state: State) -> State:
+def _lstm_step(z: Tensor, product: StateProduct, state: State, gate: Function, own: Function) -> State:
+    gates = product.added(z, state[0])
+    i, f, _g, o = gate(gates).chunk(4, dim=-1)
+    c = torch.addcmul(f * state[1], i, own(gates.chunk(4, dim=-1)[2]))
+    h = o * own(c)
+    return (h if product.hr is None else F.linear(h, product.hr)), c
+
+
+def _gru_step(z: Tensor, product: StateProduct, state: State, gate: Function, own: Function) -> State:
     (h,) = state
     x_gates, x_new = z.tensor_split([2 * h.shape[-1]], dim=-1)
-    h_gates, h_new = F.linear(read, rows, bias_hh).tensor_split([2 * h.shape[-1]], dim=-1)
-    reset, update = (x_gates + h_gates).sigmoid().chunk(2, dim=-1)
-    new = (x_new + reset * h_new).tanh()
+    h_gates, h_new = product.biased(h).tensor_split([2 * h.shape[-1]], dim=-1)
+    reset, update = gate(x_gates + h_gates).chunk(2, dim=-1)
+    new = own(x_new + reset * h_new)
     return (new + update * (h - new),)
 
 
-def _tanh_step(z: Tensor, read: Tensor, rows: Tensor, _: Tensor | None, __: Tensor | None, ___: State) -> State:
-    return (torch.addmm(z, read, rows.T).tanh(),)
+def _reset_before_step(z: Tensor, product: StateProduct, state: State, gate: Function, own: Function) -> State:
+    (h,) = state
+    x_gates, x_new = z.tensor_split([2 * h.shape[-1]], dim=-1)
+    gates, candidate = product.parted(2 * h.shape[-1])
+    reset, update = gate(gates.added(x_gates, h)).chunk(2, dim=-1)
+    new = own(candidate.added(x_new, reset * h))
+    return (new + update * (h - new),)
 
 
-def _relu_step(z: Tensor, read: Tensor, rows: Tensor, _: Tensor | None, __: Tensor | None, ___: State) -> State:
-    return (torch.addmm(z, read, rows.T).relu(),)
+def _rnn_step(z: Tensor, product: StateProduct, state: State, gate: Function, own: Function) -> State:
+    return (own(product.added(z, state[0])),)
 
 
 RECURRENCES: tuple[Recurrence, ...] = (
@@ -202,7 +311,7 @@ RECURRENCES: tuple[Recurrence, ...] = (
         torch_cell=nn.RNNCell,
         layer=torch.rnn_tanh,
         cell=torch.rnn_tanh_cell,
-        step=_tanh_step,
+        step=_rnn_step,
         onnx=OnnxOperator("RNN", (0,)),
         nonlinearity="tanh",
     ),
@@ -214,9 +323,10 @@ RECURRENCES: tuple[Recurrence, ...] = (
         torch_cell=nn.RNNCell,
         layer=torch.rnn_relu,
         cell=torch.rnn_relu_cell,
-        step=_relu_step,
-        onnx=OnnxOperator("RNN", (0,), activations=("Relu",)),
+        step=_rnn_step,
+        onnx=OnnxOperator("RNN", (0,), activations=("relu",)),
         nonlinearity="relu",
+        activations=("sigmoid", "relu"),
     ),
 )
 """Every kind; of those that a state_dict does not tell apart, torch's default stands first."""
@@ -229,9 +339,10 @@ TORCH_CLASSES: tuple[type[nn.Module], ...] = tuple(
 _BY_KIND = {recurrence.kind: recurrence for recurrence in RECURRENCES}
 
 
-def recurrence_of(kind: Kind | str) -> Recurrence:
-    """The record of a kind."""
-    return _BY_KIND[Kind(kind)]
+@cache
+def recurrence_of(kind: Kind | str, activations: tuple[str, ...] = (), *, resets_before: bool = False) -> Recurrence:
+    """The record of a kind; activations and the reset gate are torch's unless others are given."""
+    return _BY_KIND[Kind(kind)].adapted(activations, resets_before=resets_before)
 
 
 def with_gates(gates: int) -> Recurrence | None:

@@ -11,6 +11,9 @@ from torch import nn
 from htcompress.nn.recurrence import RECURRENCES, TORCH_CLASSES, Recurrence, recurrence_of
 from htcompress.vocabulary import Kind
 
+_ADAPTED = ("activations", "resets_before")
+"""Settings that torch's modules have not; they are told only where they are not torch's."""
+
 
 class StandIn:
     """Marks what stands in for a recurrent module of torch, and is an instance of its class, without its weights."""
@@ -18,7 +21,11 @@ class StandIn:
 
 @dataclass(frozen=True)
 class RecurrentSettings:
-    """The constructor arguments of `torch.nn.LSTM` and its kin, checked once.
+    """The constructor arguments of `torch.nn.LSTM` and its kin, checked once; and what files of others may ask for.
+
+    `activations` are the words of those of the gates and of all else, `hard_sigmoid,tanh`, or of an RNN's one, and
+    empty for torch's; with
+    `resets_before` a GRU multiplies its reset gate with the state before the candidate's matrix (see `Recurrence`).
 
     >>> settings = RecurrentSettings(Kind.LSTM, 3600, 64)
     >>> settings.dense_parameters
@@ -35,11 +42,18 @@ class RecurrentSettings:
     bidirectional: bool = False
     proj_size: int = 0
     cell: bool = False
+    activations: str = ""
+    resets_before: bool = False
 
     @property
     def recurrence(self) -> Recurrence:
-        """What its kind does."""
-        return recurrence_of(self.kind)
+        """What its kind does, with its activations and its reset gate."""
+        return recurrence_of(self.kind, self.words, resets_before=self.resets_before)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The activations, one by one."""
+        return tuple(self.activations.split(",")) if self.activations else ()
 
     @property
     def gates(self) -> int:
@@ -101,7 +115,8 @@ class RecurrentSettings:
 
     def to_config(self) -> dict[str, Any]:
         """The settings as JSON values."""
-        return {**asdict(self), "kind": self.kind.value}
+        found = {name: value for name, value in asdict(self).items() if name not in _ADAPTED or value}
+        return {**found, "kind": self.kind.value}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> RecurrentSettings:
@@ -110,6 +125,9 @@ class RecurrentSettings:
     @classmethod
     def of(cls, module: nn.Module) -> RecurrentSettings:
         """The settings of a torch recurrent module or cell."""
+        own = getattr(module, "adapted_settings", None)
+        if isinstance(own, RecurrentSettings):
+            return own
         cell = isinstance(module, nn.RNNCellBase)
         nonlinearity = getattr(module, "nonlinearity", None)
         kind = next(

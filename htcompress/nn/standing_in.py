@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from htcompress.nn.adapted import ADAPTED
+from htcompress.nn.calling import CalledAsLayers, WithStates
 from htcompress.nn.recurrence import TORCH_CLASSES
 from htcompress.nn.recurrent import FAMILY, HTCell, HTLayers, HTRecurrent
 from htcompress.nn.settings import torch_class
@@ -21,7 +23,7 @@ def stand_in_class(like: Any) -> type[HTRecurrent]:
     What a derived class adds comes first, and finds the drop-in where it calls torch's class by `super()`.
     """
     base = next(cls for cls in FAMILY if issubclass(cls, torch_class(like)))
-    if like in TORCH_CLASSES:
+    if like in (*TORCH_CLASSES, *ADAPTED):
         return base
     made: type[HTRecurrent] = new_class(f"HT{like.__name__}", (like, base))
     made.__module__ = like.__module__
@@ -62,8 +64,14 @@ _FLAT = ("_flat_weights", "_flat_weights_names", "_all_weights", "_flat_weight_r
 
 def _clashing(module: nn.Module) -> str | None:
     """An attribute or a method of a module, of its own or of its class, that would hide one of the drop-in's."""
+    if isinstance(module, ADAPTED):
+        return None
     torchs = torch_class(type(module))
-    ours = {name for cls in (HTRecurrent, HTLayers, HTCell) for name in (*vars(cls), *cls.__annotations__)}
+    ours = {
+        name
+        for cls in (WithStates, CalledAsLayers, HTRecurrent, HTLayers, HTCell)
+        for name in (*vars(cls), *cls.__annotations__)
+    }
     ours -= {*dir(torchs), *_FLAT, *vars(nn.Module())}
     own = {*vars(module), *module._parameters, *module._buffers, *module._modules}
     derived = type(module).__mro__[: type(module).__mro__.index(torchs)]

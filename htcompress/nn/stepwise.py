@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from htcompress.nn.gates import KernelWeights
-from htcompress.nn.recurrence import Recurrence, State
+from htcompress.nn.recurrence import Recurrence, State, StateProduct
 from htcompress.nn.tracing import is_tracing
 
 _STEP = 1_000_000
@@ -55,16 +55,16 @@ def pays_at(steps: int, batch: int, weights: Sequence[KernelWeights], *, learnin
 
 
 def run_stepwise(
-    recurrence: Recurrence, x: Tensor, state: State, weights: Sequence[KernelWeights]
+    recurrence: Recurrence, x: Tensor, batch_sizes: Tensor | None, state: State, weights: Sequence[KernelWeights]
 ) -> tuple[Tensor, State]:
-    """All time steps of one layer, one or two directions; shapes as `run_layer`, `x` not packed."""
+    """All time steps of one layer, one or two directions; shapes as `run_layer`."""
     outputs, last = [], []
     for index, w in enumerate(weights):
         z = w.features(x)
         if w.ih is not None:
             z = F.linear(z, w.ih)
         own = tuple(t[index] for t in state)
-        out, after = run_direction(recurrence, z, None, own, w, reverse=index == 1)
+        out, after = run_direction(recurrence, z, batch_sizes, own, w, reverse=index == 1)
         outputs.append(out)
         last.append(after)
     return torch.cat(outputs, dim=-1), tuple(torch.stack(parts) for parts in zip(*last, strict=True))
@@ -94,7 +94,8 @@ def run_direction(
     if not recurrence.keeps_candidate_bias and weights.bias_hh is not None:
         z = z + weights.bias_hh
     steps = z.unbind(0) if batch_sizes is None else z.split(batch_sizes.tolist())
-    rows = weights.hh if weights.factors is None else weights.factors[0]
+    rows, factor = (weights.hh, None) if weights.factors is None else weights.factors
+    product = StateProduct(rows, factor, weights.bias_hh if recurrence.keeps_candidate_bias else None, weights.hr)
     current = state if batch_sizes is None else tuple(t[: len(steps[-1 if reverse else 0])] for t in state)
     states, ended = [], []
     for step in reversed(steps) if reverse else steps:
@@ -104,8 +105,7 @@ def run_direction(
             current = tuple(t[: len(step)] for t in current)
         elif len(step) > len(current[0]):
             current = tuple(torch.cat([t, first[len(t) : len(step)]]) for t, first in zip(current, state, strict=True))
-        read = current[0] if weights.factors is None else current[0] @ weights.factors[1]
-        current = recurrence.step(step, read, rows, weights.bias_hh, weights.hr, current)
+        current = recurrence.stepped(step, product, current)
         states.append(current[0])
     states = states[::-1] if reverse else states
     after = tuple(torch.cat(parts) for parts in zip(current, *reversed(ended), strict=True)) if ended else current

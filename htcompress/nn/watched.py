@@ -49,7 +49,8 @@ def watched_layer(
     parts = [_kept(F.linear(x, _there(dense.ih))) for dense in written]
     given = [KernelWeights(None, None, w.hh, w.bias_ih, w.bias_hh, w.hr) for w in written]
     steps = len(x) if batch_sizes is None else len(batch_sizes)
-    if pays_at(steps, x[..., 0].numel() // max(1, steps), given, learning=True):
+    items = x[..., 0].numel() // max(1, steps)
+    if not settings.recurrence.native or pays_at(steps, items, given, learning=True):
         found = [
             run_direction(settings.recurrence, z, batch_sizes, tuple(t[index] for t in state), w, reverse=index == 1)
             for index, (z, w) in enumerate(zip(parts, given, strict=True))

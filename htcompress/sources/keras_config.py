@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from htcompress.nn.recurrence import recurrence_of
 from htcompress.sources.keras_layouts import NotUnderstoodError
 from htcompress.vocabulary import Kind
 
@@ -16,6 +17,10 @@ BIDIRECTIONAL = "Bidirectional"
 WRAPPERS = ("TimeDistributed", "Wrapper", "SpectralNormalization")
 
 _KINDS = {"LSTM": Kind.LSTM, "GRU": Kind.GRU, "SimpleRNN": Kind.RNN_TANH}
+_ACTIVATIONS = ("tanh", "sigmoid", "relu", "softsign", "softplus", "elu", "linear")
+"""Activations whose words are those of `htcompress.nn.activations`."""
+
+_HARD = "hard_sigmoid"
 _CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}
 _CELLS = {f"{name}Cell": name for name in _KINDS}
 _RECURRENT = re.compile(r"(RNN|LSTM|GRU)(Cell|[123]D)?$|^RNN$")
@@ -70,10 +75,10 @@ class Spec:
         """Whether it reads its sequences from the end."""
         return bool(self.config.get("go_backwards", False))
 
-    def kind(self) -> Kind:
-        """What torch does alike.
+    def computes(self, *, older: bool) -> Computed:
+        """What the layer does at every step; `older`: the file is of Keras before version 3.
 
-        Raises `NotUnderstoodError` where it does nothing alike.
+        Raises `NotUnderstoodError` where nothing here does alike.
         """
         cls, config = _CUDNN.get(self.cls, self.cls), self.config
         if cls == "RNN":
@@ -83,20 +88,38 @@ class Spec:
             cls, config = _CELLS[cell.cls], cell.config
         if cls not in _KINDS:
             raise NotUnderstoodError(f"is of the class {self.cls}, which torch has not")
-        if config.get("reset_after") is False:
-            raise NotUnderstoodError("resets its state before the matrix (reset_after=False), as torch's GRU does not")
+        kind = _KINDS[cls]
         if self.cls in _CUDNN:
-            return _KINDS[cls]
-        own = _activation(config.get("activation", "tanh"))
-        if cls == "SimpleRNN":
-            kinds = {"tanh": Kind.RNN_TANH, "relu": Kind.RNN_RELU}
-            if own not in kinds:
-                raise NotUnderstoodError(f"has the activation {own}, which torch's RNN has not")
-            return kinds[own]
-        gates = _activation(config.get("recurrent_activation", "sigmoid"))
-        if (own, gates) != ("tanh", "sigmoid"):
-            raise NotUnderstoodError(f"has the activations {own} and {gates} (of gates), which torch's {cls} has not")
-        return _KINDS[cls]
+            return Computed(kind)
+        words = [_word(config.get("activation", "tanh"), older=older)]
+        if kind is Kind.RNN_TANH:
+            kind = Kind.RNN_RELU if words == ["relu"] else kind
+        else:
+            words = [_word(config.get("recurrent_activation", "sigmoid"), older=older), *words]
+        # Until TensorFlow 2 a GRU reset its state before the matrix, and files did not say so.
+        before = kind is Kind.GRU and config.get("reset_after", False) is False
+        native = recurrence_of(kind, tuple(words)).native
+        return Computed(kind, () if native else tuple(words), before)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a layer does at every step; see `RecurrentSettings`."""
+
+    kind: Kind
+    activations: tuple[str, ...] = ()
+    resets_before: bool = False
+
+
+def _word(given: Any, *, older: bool) -> str:
+    """The word of an activation."""
+    name = _activation(given)
+    if name == _HARD:
+        # Version 3 has made it flatter.
+        return _HARD if older else f"{_HARD}_sixth"
+    if name not in _ACTIVATIONS:
+        raise NotUnderstoodError(f"has the activation {name}, which is not known here")
+    return name
 
 
 def _backward(config: Mapping[str, Any], forward: Spec, depth: int) -> Spec:

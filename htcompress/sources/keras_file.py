@@ -17,7 +17,7 @@ from htcompress.errors import CheckpointError
 from htcompress.sources import hdf5, keras_parts
 from htcompress.sources.checkpoint import Checkpoint, checked_name, first_line
 from htcompress.sources.keras_config import Spec
-from htcompress.sources.keras_layers import KerasLayer, Other, layers_of, others_of, tensors_of
+from htcompress.sources.keras_layers import KerasLayer, Other, Reading, layers_of, others_of, tensors_of
 
 KERAS = "keras"
 """What reports call the format."""
@@ -25,6 +25,8 @@ KERAS = "keras"
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"
 """What stands in a `.keras` file, which is a zip archive."""
 
+METADATA = "metadata.json"
+_THREE = 3
 _ZIP_EXPANDS = 1100
 
 
@@ -40,6 +42,7 @@ class KerasFile:
         others: all other weights.
         left: the other recurrent layers, and why.
         listed: whether it is of the older format, a list of arrays for each layer.
+        older: whether it was written by Keras before version 3.
     """
 
     path: Path
@@ -49,24 +52,29 @@ class KerasFile:
     others: tuple[Other, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     listed: bool = False
+    older: bool = False
 
     @classmethod
-    def read(cls, path: Path) -> KerasFile:
+    def read(cls, path: Path, *, adapts: bool = True) -> KerasFile:
         """Read a file and find its layers.
+
+        Args:
+            adapts: whether layers count that torch has no module for, see `Reading`; weights alone have none such.
 
         Raises:
             CheckpointError: it is damaged, not of Keras, or leads to other files.
             RequestError: h5py is not installed.
         """
-        return cls.of(path, path.read_bytes())
+        return cls.of(path, path.read_bytes(), adapts=adapts)
 
     @classmethod
-    def of(cls, path: Path, content: bytes) -> KerasFile:
+    def of(cls, path: Path, content: bytes, *, adapts: bool = True) -> KerasFile:
         """As `read`, of bytes."""
         inner = _weights_of(content, path)
         with hdf5.opened(inner, path) as file:
             arrays = hdf5.datasets(file, len(inner), path)
             config = _config_of(content, file, path)
+            older = _version_of(content, file, path) < _THREE
             spec = None
             if config is not None:
                 try:
@@ -84,11 +92,11 @@ class KerasFile:
                     f'model.save("model.keras") or model.save_weights("model.weights.h5").'
                 )
             shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-        layers, left = layers_of(parts, shapes)
+        layers, left = layers_of(parts, shapes, Reading(older, adapts and config is not None))
         others = others_of(parts, shapes, layers)
         for name in (*left, *(layer.name for layer in layers), *(other.name for other in others)):
             checked_name(name, path)
-        return cls(path, content, config, tuple(layers), tuple(others), left, lists)
+        return cls(path, content, config, tuple(layers), tuple(others), left, lists, older)
 
     @property
     def runs(self) -> bool:
@@ -183,11 +191,17 @@ def read_keras(path: Path, digest: str, size: int, weights: str | None) -> Check
         raise CheckpointError(
             f"{path} is a file of Keras, which holds one model; found weights {weights!r} asked for. Leave it out."
         )
-    file = KerasFile.read(path)
-    if file.left and not file.layers:
-        reasons = " ".join(f"{name} {reason}." for name, reason in file.left.items())
+    file = KerasFile.read(path, adapts=False)
+    left = dict(file.left)
+    if left and file.runs:
+        known = KerasFile.of(path, file.content).left
+        left |= {
+            name: f"{reason}; without --task it is compressed" for name, reason in left.items() if name not in known
+        }
+    if left and not file.layers:
+        reasons = " ".join(f"{name} {reason}." for name, reason in left.items())
         raise CheckpointError(f"None of the recurrent layers of {path} can be compressed: {reasons}")
-    return Checkpoint(path, digest, file.tensors(), size, left=dict(file.left))
+    return Checkpoint(path, digest, file.tensors(), size, left=left)
 
 
 # ---- what is in a file ----------------------------------------------------------------------------------------
@@ -236,6 +250,20 @@ def _config_of(content: bytes, file: Any, path: Path) -> Any:
         raise CheckpointError(
             f"{path} has a configuration that is no JSON ({first_line(error)}). Save the model again with Keras."
         ) from error
+
+
+def _version_of(content: bytes, file: Any, path: Path) -> int:
+    """The version of Keras that has written a file; where it does not say, that of those which did not."""
+    if content.startswith(b"PK"):
+        try:
+            said = json.loads(_member(content, METADATA, path)).get("keras_version")
+        except (CheckpointError, ValueError, AttributeError, RecursionError):
+            return _THREE
+    else:
+        group = file.get("model_weights", file)
+        said = next((hdf5.text(at["keras_version"]) for at in (file.attrs, group.attrs) if "keras_version" in at), "")
+    number = str(said).partition(".")[0]
+    return int(number) if number.isdecimal() else 1
 
 
 def _array(tensor: Tensor) -> np.ndarray:

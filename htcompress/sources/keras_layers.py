@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.sources.keras_config import Spec, snake_case
+from htcompress.sources.keras_config import Computed, Spec, snake_case
 from htcompress.sources.keras_layouts import PARTS, Layout, NotUnderstoodError
 from htcompress.sources.keras_parts import BACKWARD, FORWARD, Part
 from htcompress.vocabulary import Kind
@@ -78,8 +78,24 @@ class Other:
     axes: tuple[int, ...]
 
 
-def layers_of(parts: Sequence[Part], shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[KerasLayer], dict[str, str]]:
-    """The recurrent layers that torch can stand in for; of the others the reason, by name."""
+@dataclass(frozen=True)
+class Reading:
+    """How layers of a file are taken.
+
+    Attributes:
+        older: whether the file is of Keras before version 3.
+        adapts: whether layers count that torch has no module for, but that are computed step by step; else they are
+            left, for weights by torch's names would be read as those of torch's modules.
+    """
+
+    older: bool = True
+    adapts: bool = False
+
+
+def layers_of(
+    parts: Sequence[Part], shapes: Mapping[str, tuple[int, ...]], reading: Reading
+) -> tuple[list[KerasLayer], dict[str, str]]:
+    """The recurrent layers that a module can stand in for; of the others the reason, by name."""
     owned: dict[str, list[Part]] = {}
     for part in parts:
         if part.is_recurrent:
@@ -88,16 +104,18 @@ def layers_of(parts: Sequence[Part], shapes: Mapping[str, tuple[int, ...]]) -> t
     left: dict[str, str] = {}
     for name, own in owned.items():
         try:
-            layers += _understood(name, own, shapes)
+            layers += _understood(name, own, shapes, reading)
         except NotUnderstoodError as error:
             left[name] = str(error)
     return layers, left
 
 
-def _understood(name: str, parts: list[Part], shapes: Mapping[str, tuple[int, ...]]) -> list[KerasLayer]:
+def _understood(
+    name: str, parts: list[Part], shapes: Mapping[str, tuple[int, ...]], reading: Reading
+) -> list[KerasLayer]:
     # HDF5 lists groups by name: backwards first.
     parts = sorted(parts, key=lambda part: part.direction == BACKWARD)
-    made = [_direction(name, part, shapes) for part in parts]
+    made = [_direction(name, part, shapes, reading) for part in parts]
     if len(made) == 1:
         return made
     if len(made) != 2 or {part.direction for part in parts} != {FORWARD, BACKWARD}:
@@ -113,19 +131,32 @@ def _understood(name: str, parts: list[Part], shapes: Mapping[str, tuple[int, ..
     return [KerasLayer(name, both, forward.directions + backward.directions, forward.specs + backward.specs)]
 
 
-def _direction(name: str, part: Part, shapes: Mapping[str, tuple[int, ...]]) -> KerasLayer:
+def _direction(name: str, part: Part, shapes: Mapping[str, tuple[int, ...]], reading: Reading) -> KerasLayer:
     """A layer of one direction."""
     if part.why:
         raise NotUnderstoodError(part.why)
     own = [shapes[place] for place in part.places]
-    kind = _kind_by_shape(own) if part.spec is None else part.spec.kind()
-    layout = Layout.of(kind, own)
-    resets = layout.recurrence.keeps_candidate_bias
-    if resets and layout.biases == 1:
+    told = Computed(_kind_by_shape(own)) if part.spec is None else part.spec.computes(older=reading.older)
+    layout = Layout.of(told.kind, own)
+    if told.kind is Kind.GRU:
+        if not layout.biases and part.spec is None:
+            raise NotUnderstoodError("has no biases, and nothing tells whether it resets its state before the matrix")
+        # One bias where the state is reset before the matrix, two where it is after.
+        told = replace(told, resets_before=layout.biases == 1 if layout.biases else told.resets_before)
+    if not reading.adapts and told.resets_before:
         raise NotUnderstoodError("resets its state before the matrix (reset_after=False), as torch's GRU does not")
-    if resets and not layout.biases and part.spec is None:
-        raise NotUnderstoodError("has no biases, and nothing tells whether it resets its state before the matrix")
-    settings = RecurrentSettings(kind, own[0][0], own[1][0], bias=layout.biases > 0)
+    if not reading.adapts and told.activations:
+        *gates, rest = told.activations
+        words = f"activations {rest} and {gates[0]} (of gates)" if gates else f"activation {rest}"
+        raise NotUnderstoodError(f"has the {words}, which torch's {told.kind.module} has not")
+    settings = RecurrentSettings(
+        told.kind,
+        own[0][0],
+        own[1][0],
+        bias=layout.biases > 0,
+        activations=",".join(told.activations),
+        resets_before=told.resets_before,
+    )
     return KerasLayer(name, settings, ((layout, part.places),), (part.spec,))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from htcompress.errors import CheckpointError
 from htcompress.sources.checkpoint import Checkpoint, checked_name, first_line
 from htcompress.sources.keras_config import Spec
-from htcompress.sources.keras_layers import layers_of, others_of, tensors_of
+from htcompress.sources.keras_layers import Reading, layers_of, others_of, tensors_of
 from htcompress.sources.keras_parts import BACKWARD, FORWARD, Part
 
 INDEX = Path("variables") / "variables.index"
@@ -79,7 +79,7 @@ def read_saved_model(folder: Path) -> Checkpoint:
     kept = {key: entries[key] for key in paths}
     parts = list(_parts(paths, nodes))
     shapes = {name: entry.shape for name, entry in kept.items()}
-    layers, left = layers_of(parts, shapes)
+    layers, left = layers_of(parts, shapes, Reading())
     others = others_of(parts, shapes, layers)
     if not layers:
         reasons = " ".join(f"{name} {reason}." for name, reason in left.items())

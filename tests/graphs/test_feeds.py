@@ -11,6 +11,7 @@ from htcompress.errors import TaskError
 from htcompress.graphs.feeds import Feeds, Value, read_feeds
 
 X = Value("x", (None, None, 20), "tensor(float)")
+X_OF = ("x", (None, None, 20), "tensor(float)")
 FRAME = Value("frame", (1, 10), "tensor(float)")
 STATE = Value("state", (1, 1, 12), "tensor(float)")
 RATE = Value("rate", (), "tensor(int64)")
@@ -36,6 +37,21 @@ def test_batches_along_the_first_axis(tmp_path: Path) -> None:
     assert next(feeds.sequences())[0]["x"].dtype == np.float32
     # Few samples make small batches: some are trained on, others held out.
     assert shapes(feeds.part(0, 40), "x") == [[(2, 7, 20)]] * 20
+
+
+def test_samples_that_stand_along_another_axis(tmp_path: Path) -> None:
+    """Cut along its steps, a graph would be shown one step at a time, and its states be learned from nothing."""
+    value = Value("x", (None, None, 20), "tensor(float)", ("time", "batch", ""))
+    with pytest.raises(
+        TaskError, match=r"takes \(time, batch, 20\), whose samples stand along batch; .* whole inputs"
+    ) as told:
+        read_feeds(saved(tmp_path, x=np.zeros((7, 16, 20))), [value], [Y])
+    assert "(samples, time, 1, 20)" in str(told.value)
+    feeds = read_feeds(saved(tmp_path, x=np.zeros((3, 7, 1, 20))), [value], [Y])
+    assert shapes(feeds, "x") == [[(7, 1, 20)]] * 3
+    for axes in (("batch", "time", ""), ("n", "batch_size", ""), ("", "batch", ""), ("a", "b_frames", ""), ()):
+        feeds = read_feeds(saved(tmp_path, x=np.zeros((600, 7, 20))), [Value(*X_OF, axes)], [Y])
+        assert feeds.samples == 600
 
 
 def test_a_fixed_batch_is_filled(tmp_path: Path) -> None:

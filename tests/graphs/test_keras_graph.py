@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from keras_files import INPUTS, Array, arrays_of, layer, legacy, model, modern, named, run
+from keras_files import INPUTS, Array, arrays_of, hard_sigmoid, layer, legacy, model, modern, named, run
 from small import Outcome
 
 from htcompress.exporting.dense import dense_tensors
@@ -108,6 +108,13 @@ MODELS: dict[str, Callable[[], Model]] = {
     "a cell": lambda: functional(L.RNN(L.GRUCell(4), return_sequences=True)),
     "models in models": subtree,
     "states": translator,
+    "reset before": lambda: functional(L.GRU(5, reset_after=False, return_sequences=True)),
+    "reset before, no bias": lambda: functional(L.GRU(5, reset_after=False, use_bias=False, go_backwards=True)),
+    "hard gates": lambda: functional(L.LSTM(5, recurrent_activation="hard_sigmoid", activation="softsign")),
+    "hard gates, a cell": lambda: functional(L.RNN(L.GRUCell(4, recurrent_activation="hard_sigmoid"))),
+    "all at once": both(L.GRU, reset_after=False, recurrent_activation="hard_sigmoid", activation="relu"),
+    "elu": lambda: functional(L.SimpleRNN(5, activation="elu", return_sequences=True)),
+    "no activation": lambda: functional(L.LSTM(5, activation=None)),
     "called twice": shared,
     "stateful": stateful,
     "sequential": lambda: keras.Sequential([L.Input((None, INPUTS), name="given"), L.LSTM(3), L.Dense(2)]),
@@ -207,9 +214,28 @@ def test_settings_that_are_no_more(tmp_path: Path) -> None:
         layer("GRU", "old", units=5, return_sequences=True, recurrent_activation="sigmoid"),
     )
     path = legacy(tmp_path / "m.h5", {"rec": named("rec", lstm), "old": named("old", gru)}, config)
-    graph = KerasGraph.read(path)
-    assert "reset_after=False" in graph.left["old"]
-    assert_proven(graph, 1, rec_input=frames())
+    x = frames()
+    values = assert_proven(KerasGraph.read(path), 2, rec_input=x)
+    assert np.abs(values["old"] - run("GRU", gru, run("LSTM", lstm, x))).max() < 1e-5
+
+
+def test_hard_sigmoids_of_older_files_have_their_own_slope(tmp_path: Path) -> None:
+    """The default of gates until Keras 2.3; version 3 has made it flatter, and would answer otherwise."""
+    rng = np.random.default_rng(0)
+    lstm, gru = arrays_of("LSTM", rng), arrays_of("GRU", rng, 5, reset_after=False)
+    hard = {"units": 5, "return_sequences": True, "recurrent_activation": "hard_sigmoid"}
+    dense = [rng.standard_normal(s).astype(np.float32) for s in ((5, 2), (2,))]
+    config = model(
+        layer("LSTM", "rec", **hard, batch_input_shape=[None, None, INPUTS]),
+        layer("GRU", "old", **hard),
+        layer("Dense", "out", units=2, activation="hard_sigmoid"),
+    )
+    owned = {"rec": named("rec", lstm), "old": named("old", gru), "out": named("out", dense, ("kernel", "bias"))}
+    path = legacy(tmp_path / "m.h5", owned, config)
+    x = frames()
+    values = assert_proven(KerasGraph.read(path), 2, rec_input=x)
+    states = run("GRU", gru, run("LSTM", lstm, x, gate=hard_sigmoid), gate=hard_sigmoid)
+    assert np.abs(values["out"] - hard_sigmoid(states @ dense[0] + dense[1])).max() < 1e-5
 
 
 def placed(node: Any) -> Any:

@@ -113,12 +113,80 @@ def test_batches_first_and_half_precision_are_turned_back() -> None:
             assert torch.allclose(a, b, atol=1e-4)
 
 
+ADAPTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "reset before the matrix": ("GRU", {"linear_before_reset": 0}),
+    "reset before, backwards": ("GRU", {"linear_before_reset": 0, "direction": "reverse", "initial": True}),
+    "reset before, lengths": ("GRU", {"linear_before_reset": 0, "direction": "bidirectional", "lengths": True}),
+    "reset before, no bias": ("GRU", {"linear_before_reset": 0, "bias": False}),
+    "hard sigmoid": ("LSTM", {"activations": ["HardSigmoid", "Tanh", "Tanh"]}),
+    "hard sigmoid of Keras 3": (
+        "LSTM",
+        {"activations": ["hardsigmoid", "Tanh", "tanh"], "activation_alpha": [1 / 6], "activation_beta": [0.5]},
+    ),
+    "both directions": (
+        "LSTM",
+        {
+            "activations": ["HardSigmoid", "Softsign", "Softsign"] * 2,
+            "activation_alpha": [0.2] * 2,
+            "direction": "bidirectional",
+            "lengths": True,
+        },
+    ),
+    "relu in an LSTM": ("LSTM", {"activations": ["Sigmoid", "Relu", "Relu"], "initial": True}),
+    "GRU of hard sigmoid": ("GRU", {"activations": ["HardSigmoid", "Tanh"]}),
+    "all at once": ("GRU", {"activations": ["HardSigmoid", "Elu"], "linear_before_reset": 0}),
+    "softplus": ("GRU", {"activations": ["Sigmoid", "Softplus"]}),
+    "an RNN of softsign": ("RNN", {"activations": ["Softsign"]}),
+    "an RNN of no activation": (
+        "RNN",
+        {"activations": ["Affine"], "activation_alpha": [1.0], "activation_beta": [0.0]},
+    ),
+}
+"""What torch has no module for."""
+
+
+@pytest.mark.parametrize("case", ADAPTED)
+def test_what_torch_has_not_is_computed_step_by_step(case: str) -> None:
+    """The node, the module that stands for it, the compressed one, and the node that is written of that."""
+    op, options = ADAPTED[case]
+    model = node_model(op, **options)
+    (node,), left = find(model)
+    assert not left
+    given = feed(model)
+    twins = Twins([node])
+    with torch.no_grad():
+        found = twins.outputs("layer", entering_of(node, given))
+    for a, b in zip(found, outputs_of(node, run(model, given)), strict=True):
+        assert torch.allclose(a, b, atol=2e-6)
+    for goal, tolerance in (({"ratio": 3, "bits": 8}, 1e-5), ({"error": 1e-6}, 2e-5)):
+        made = htcompress.compress(twins, **goal)
+        assert made.model is not None
+        result = replaced(model, [node], made.modules)
+        onnx.checker.check_model(result)
+        with torch.no_grad():
+            compressed = made.model.outputs("layer", entering_of(node, given))
+        for a, b in zip(compressed, outputs_of(node, run(result, given)), strict=True):
+            assert torch.allclose(a, b, atol=tolerance)
+    for a, b in zip(compressed, found, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
 REFUSED = {
-    "reset first": (node_model("GRU", linear_before_reset=0), "linear_before_reset=0"),
     "clip": (node_model("LSTM", clip=3.0), "clips what enters"),
     "coupled gates": (node_model("LSTM", input_forget=1), "couples its input and forget gates"),
-    "activations": (node_model("LSTM", activations=["HardSigmoid", "Tanh", "Tanh"]), "activations hardsigmoid, tanh"),
-    "softsign": (node_model("RNN", activations=["Softsign"]), "activations softsign"),
+    "an activation": (node_model("RNN", activations=["ScaledTanh"]), "the activation ScaledTanh, which is not known"),
+    "another slope": (
+        node_model("LSTM", activations=["HardSigmoid", "Tanh", "Tanh"], activation_alpha=[0.3]),
+        "the activation HardSigmoid (0.3)",
+    ),
+    "two of one": (
+        node_model("LSTM", activations=["Sigmoid", "Tanh", "Relu"]),
+        "tanh of the candidate and relu of the cell",
+    ),
+    "each its own": (
+        node_model("RNN", activations=["Tanh", "Relu"], direction="bidirectional"),
+        "other activations in each direction: Tanh, Relu",
+    ),
 }
 
 
