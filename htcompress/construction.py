@@ -1,4 +1,4 @@
-"""What `--model` and its data ask for: text alone, which a report keeps and a command line repeats."""
+"""What `--model` and data files ask for: text alone, which a report keeps and a command line repeats."""
 
 from __future__ import annotations
 
@@ -9,6 +9,41 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from htcompress.errors import RequestError
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """The data of a model that is run from its own file.
+
+    Args:
+        calibration: an `.npz` file with an array for each input.
+        targets: the name of an array of it to measure against.
+        metric: what is measured, by default accuracy.
+    """
+
+    calibration: str
+    targets: str | None = None
+    metric: str | None = None
+
+    def options(self) -> tuple[tuple[str, str | None, None], ...]:
+        """The options that ask for it, their values and defaults."""
+        return (
+            ("--calibration", self.calibration, None),
+            ("--targets", self.targets, None),
+            ("--metric", self.metric, None),
+        )
+
+    def to_report(self) -> dict[str, str | None]:
+        """What a report keeps of it."""
+        return asdict(self)
+
+    @classmethod
+    def of_report(cls, said: Mapping[str, Any]) -> DataFile:
+        """The inverse of `to_report`. Raises `TypeError` or `KeyError` where it is none."""
+        words = [said["calibration"], said.get("targets"), said.get("metric")]
+        if not all(isinstance(word, str) for word in words if word is not None) or words[0] is None:
+            raise TypeError("its data are not told in text")
+        return cls(*words)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from htcompress.construction import Constructed
+from htcompress.construction import Constructed, DataFile
 from htcompress.errors import RequestError
 from htcompress.numbers import budget_of, real, whole
 from htcompress.vocabulary import BITS, HARMLESS, INTEGER_BITS, WIDEST, Format, LayoutKind, Scope, UnitOrder, one_of
@@ -196,6 +196,7 @@ class Request:
         device: where calibration, fine-tuning and evaluation run.
         names: torch's names for tensors that the file calls otherwise.
         model: in place of a task, a class and its data.
+        data: of a model that is run from its own file; None: its weights alone are worked from.
     """
 
     goal: Goal
@@ -207,6 +208,7 @@ class Request:
     device: str = "cpu"
     names: Mapping[str, str] | None = None
     model: Constructed | None = None
+    data: DataFile | None = None
 
     @classmethod
     def of_options(
@@ -270,6 +272,7 @@ class Request:
             "device": self.device,
             "names": None if self.names is None else dict(self.names),
             "model": None if self.model is None else self.model.to_report(),
+            "data": None if self.data is None else self.data.to_report(),
             "steps": 0 if tuning is None else tuning.steps,
             "epochs": None if tuning is None else tuning.epochs,
             "time_limit": None if tuning is None else tuning.time_limit,
@@ -288,7 +291,7 @@ class Request:
             steps = request.get("steps", 0)
             if tuning is None and steps:
                 tuning = {"steps": steps, "time_limit": request.get("time_limit"), "seed": seed}
-            names, model = request.get("names"), request.get("model")
+            names, model, data = (request.get(name) for name in ("names", "model", "data"))
             if names is not None and not all(isinstance(word, str) for pair in names.items() for word in pair):
                 raise TypeError("its names are no text")
             goal = Goal(
@@ -312,6 +315,7 @@ class Request:
                 request.get("device", "cpu"),
                 names,
                 None if model is None else Constructed.of_report(model),
+                None if data is None else DataFile.of_report(data),
             )
         except (TypeError, AttributeError, KeyError) as error:
             raise RequestError(f"This is no request of a compression: {error}.") from error
@@ -325,7 +329,7 @@ class Request:
         What only the library can ask for (`FineTuning` beyond steps and time limit) is not in it.
         """
         goal, tuning = self.goal, self.finetuning
-        modelled = self.task is not None or self.model is not None
+        modelled = self.task is not None or self.model is not None or self.data is not None
         tunes = modelled and tuning is not None and tuning.trains
         words: list[Any] = ["htcompress", "convert", checkpoint]
         options = (
@@ -334,6 +338,7 @@ class Request:
             ("--ratio", goal.ratio, None),
             ("--task", self.task, None),
             *(() if self.model is None else self.model.options()),
+            *(() if self.data is None else self.data.options()),
             ("--output", output, None),
             ("--scope", goal.scope, Scope.AUTO),
             ("--layout", goal.layout, LayoutKind.AUTO),

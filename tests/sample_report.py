@@ -132,6 +132,7 @@ def sample_report() -> Report:
             "device": "cpu",
             "names": None,
             "model": None,
+            "data": None,
             "steps": 400,
             "time_limit": None,
             "epochs": None,

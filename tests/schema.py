@@ -55,6 +55,7 @@ REPORT: dict[str, Any] = {
         "device": str,
         "names": (dict, NoneType),
         "model": (dict, NoneType),
+        "data": (dict, NoneType),
         "finetuning": (dict, NoneType),
         "steps": (int, NoneType),
         "epochs": MAYBE,

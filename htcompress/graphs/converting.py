@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from htcompress.compression import Compressed, Opened, compressed_model
+from htcompress.construction import DataFile
 from htcompress.data import Data, Items
 from htcompress.errors import CheckpointError, RequestError
 from htcompress.graphs.calibration import METRICS, Calibration
@@ -97,6 +98,8 @@ def converted(
         _tell(proven, observer)
         twins = Twins(proven.nodes)
         model = Opened(twins, lambda: Twins(proven.nodes), twins.state_dict(), source)
+        if given.file is not None:
+            request = replace(request, data=DataFile(str(given.file), given.targets, given.metric))
         made = compressed_model(model, request, data, observer)
         return _finished(made, proven, feeds, observer)
 

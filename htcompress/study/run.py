@@ -14,7 +14,7 @@ from typing import Any
 
 import joblib
 
-from htcompress.construction import Constructed
+from htcompress.construction import Constructed, DataFile
 from htcompress.directory.write import write_directory
 from htcompress.errors import CheckpointError, RequestError, UnreachableError
 from htcompress.files import write_whole
@@ -197,7 +197,9 @@ def study(
     where = str(Path(checkpoint).resolve())
     request, data = anywhere(plain, given if constructed is None else Calibration())
     jobs = [Job(case, where, replace(request, goal=case.goal(scope)), data) for case in asked]
-    points = _Points(folder / "points", str(checkpoint), plain.to_report(), {"model": str(source.sha256)})
+    alone = constructed is None and calibration is not None
+    typed = replace(plain, data=DataFile(str(calibration), targets, metric) if alone else None)
+    points = _Points(folder / "points", str(checkpoint), typed.to_report(), {"model": str(source.sha256)})
     _run([job for job in jobs if points.missing(job)], points, len(jobs), place or Place(), observer)
     found = [points.point(job) for job in jobs]
     reports = {case.name: points.report(case) for case in asked if points.report(case) is not None}
@@ -275,7 +277,7 @@ class _Points:
             place = self.folder / case.name
             source = {**made.report.source, "path": os.path.relpath(self.checkpoint, place)}
             # Paths as the user has typed them.
-            request = {**made.report.request, **{name: self.words.get(name) for name in ("task", "model")}}
+            request = {**made.report.request, **{name: self.words.get(name) for name in ("task", "model", "data")}}
             report = replace(made.report, source=source, request=request)
             write_directory(place, made.tensors or {}, made.config or {}, report, files=made.beside)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -302,7 +304,7 @@ class _Points:
 
     def _asked(self, job: Job) -> dict[str, Any]:
         asked = job.request.to_report()
-        del asked["task"], asked["device"]
+        del asked["task"], asked["device"], asked["data"]
         if asked.pop("model") is not None:
             # Files are told by what is in them.
             asked["class"] = {**self.words["model"], "calibration": None}

@@ -17,6 +17,7 @@ from small import Outcome
 
 import htcompress
 from htcompress.report import read_report
+from htcompress.report.html import command
 from htcompress.request import FineTuning, Goal
 
 Command = Callable[..., Outcome]
@@ -46,6 +47,8 @@ def test_convert(htc: Command, graph: Path) -> None:
     assert "output_error" in ended.out
     report = read_report(graph / "out")
     assert report.source["format"] == "onnx"
+    asked = ("tagger.onnx", "--budget", "4000B", "--calibration", "x.npz", "--steps", "40", "--seed", "0")
+    assert command(report) == f"htcompress convert {' '.join(asked)}"
     assert [layer.name for layer in report.layers] == ["a_lstm", "y2"]
     quality = report.quality
     assert (quality.metric, quality.higher_is_better, quality.dense) == ("output_error", False, 0.0)
@@ -76,9 +79,9 @@ def test_convert(htc: Command, graph: Path) -> None:
 
 @pytest.mark.full
 def test_the_seed_decides(htc: Command, graph: Path) -> None:
-    command = ("convert", "tagger.onnx", "--budget", "600", "--calibration", "x.npz", "--steps", "5", "-o")
+    asked = ("convert", "tagger.onnx", "--budget", "600", "--calibration", "x.npz", "--steps", "5", "-o")
     for place in ("a", "b"):
-        assert htc(*command, place).code == 0
+        assert htc(*asked, place).code == 0
     assert (graph / "a" / "model.onnx").read_bytes() == (graph / "b" / "model.onnx").read_bytes()
 
 

@@ -59,6 +59,7 @@ def test_a_sweep_of_a_graph(htc: Command, graph: Path) -> None:
         )
         assert (place / "model.onnx").read_bytes() == single.files["model.onnx"]
         assert point.latency_ms is not None
+        assert read_report(place).request["data"] == {"calibration": "x.npz", "targets": None, "metric": None}
         assert (point.parameters, point.finetuned) == (
             single.report.totals.parameters_after,
             single.report.quality.finetuned,
