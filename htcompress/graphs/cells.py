@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -10,21 +10,23 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from htcompress.graphs.affine import Affine, Affines, NotAffineError, spread
+from htcompress.graphs.affine import Affine, Affines, NotAffineError
 from htcompress.graphs.branches import every_graph
 from htcompress.graphs.cores import Core, cores
-from htcompress.graphs.left_cells import LeftCell, name_of, origin_of, size_of, states_multiplied
+from htcompress.graphs.gru_cells import gates_of_gru, is_reset
+from htcompress.graphs.left_cells import (
+    LeftCell,
+    NoCellError,
+    NotACellError,
+    leaves_of,
+    name_of,
+    origin_of,
+    size_of,
+    states_multiplied,
+)
 from htcompress.graphs.node import Place
 from htcompress.graphs.nodes import are_apart
 from htcompress.graphs.values import Shape, Values
-
-
-class NotACellError(Exception):
-    """What looks like a cell is none that a node of ONNX computes as torch does; the text says why."""
-
-
-class NoCellError(Exception):
-    """What was looked at does not even look like a cell."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,7 @@ class Cell:
     Attributes:
         operator: LSTM, GRU or RNN.
         relu: whether an RNN has Relu in the place of Tanh.
+        resets_before: whether a GRU resets its state before the candidate's matrix.
         name: what it is called.
         x: the values that enter it beside each other, (..., width) each, with as many rows as the states.
         states: h, and c of an LSTM, (..., hidden).
@@ -50,6 +53,7 @@ class Cell:
 
     operator: str
     relu: bool
+    resets_before: bool
     name: str
     x: tuple[tuple[str, int], ...]
     states: tuple[str, ...]
@@ -179,11 +183,12 @@ def _understood(
     for result in core.results:
         if values.kinds.get(result) not in (None, TensorProto.FLOAT):
             raise NotACellError("does not compute in float32")
+    before = False
     if core.operator == "GRU":
-        h, x, gates = _gru(affines, core)
+        h, x, gates, before = gates_of_gru(affines, core)
     else:
         gates = {letter: affines(gate) for letter, gate in core.gates.items()}
-        leaves = _leaves(gates.values())
+        leaves = leaves_of(gates.values())
         hidden = next(iter(gates.values())).own[-1]
         h = core.states[0] if core.operator == "RNN" else _hidden(values, core, leaves, hidden)
         x = {leaf: width for leaf, width in leaves.items() if leaf != h}
@@ -198,6 +203,7 @@ def _understood(
     return Cell(
         core.operator,
         next(iter(gates.values())).activation == "Relu",
+        before,
         name,
         tuple(x.items()),
         tuple(dict.fromkeys((h, *core.states))),
@@ -210,14 +216,6 @@ def _understood(
         sources,
         numbers,
     )
-
-
-def _leaves(gates: Iterable[Affine]) -> dict[str, int]:
-    """What the gates multiply, and how wide that is. Raises `NotACellError` where they do not all read the same."""
-    every = [{leaf: len(matrix) for leaf, matrix in gate.parts.items()} for gate in gates]
-    if any(one != every[0] for one in every):
-        raise NotACellError("has gates that read different values")
-    return every[0]
 
 
 def _hidden(values: Values, core: Core, leaves: Mapping[str, int], hidden: int) -> str:
@@ -240,64 +238,6 @@ def _hidden(values: Values, core: Core, leaves: Mapping[str, int], hidden: int) 
         )
 
     return max(reversed(fitting), key=likely)
-
-
-def _gru(affines: Affines, core: Core) -> tuple[str, dict[str, int], dict[str, Affine]]:
-    """The state, the inputs, and the gates z, r, h (of x alone) and b, what r multiplies (of the state alone)."""
-    values, h = affines.values, core.states[0]
-    inner = values.base(core.gates["h"])
-    node = values.makers[inner]
-    if node.op_type != "Tanh":
-        raise NotACellError("has a candidate that is cut out of others")
-    plain, reset = _terms(affines, node.input[0])
-    if reset is None:
-        try:
-            made = affines(node.input[0])
-        except NotAffineError as error:
-            raise NoCellError from error
-        if any(_is_reset(affines, leaf, h) for leaf in made.parts):
-            raise NotACellError("resets its state before the matrix (linear_before_reset=0), as torch's GRU does not")
-        # Many a gate mixes two values; without a reset it is none of a cell.
-        raise NoCellError
-    z, r, b = affines(core.gates["z"]), affines(reset[0]), affines(reset[1])
-    a = Affine({}, np.zeros(b.own, np.float32))
-    for name in plain:
-        value = values.constants(name)
-        a = a.plus(affines(name) if value is None else Affine({}, spread(value, b.own)))
-    if b.activation:
-        raise NotACellError("resets what comes from an activation")
-    leaves = _leaves([z, r])
-    x = {leaf: width for leaf, width in leaves.items() if leaf != h}
-    if list(b.parts) != [h] or h not in leaves or set(a.parts) != set(x):
-        raise NotACellError("reads its state elsewhere than a GRU does")
-    z = z.each(np.negative) if core.turned else z
-    return h, x, {"z": z, "r": r, "h": a, "b": b}
-
-
-def _terms(affines: Affines, name: str, depth: int = 8) -> tuple[list[str], tuple[str, str] | None]:
-    """What a candidate is the sum of: values, and the gate and value whose product is among it."""
-    values = affines.values
-    base = values.base(name)
-    node = values.makers.get(base)
-    if node is not None and node.op_type == "Add" and depth:
-        parts = [_terms(affines, given, depth - 1) for given in node.input]
-        resets = [reset for _, reset in parts if reset is not None]
-        if len(resets) == 1:
-            return [one for plain, _ in parts for one in plain], resets[0]
-    if node is not None and node.op_type == "Mul":
-        kinds = [affines.activation(given) for given in node.input]
-        if kinds.count("Sigmoid") == 1:
-            gate = kinds.index("Sigmoid")
-            return [], (node.input[gate], node.input[1 - gate])
-    return [name], None
-
-
-def _is_reset(affines: Affines, leaf: str, h: str) -> bool:
-    node = affines.values.makers.get(leaf)
-    if node is None or node.op_type != "Mul":
-        return False
-    given = [affines.values.base(name) for name in node.input]
-    return h in given and any(affines.activation(name) == "Sigmoid" for name in given)
 
 
 _LETTERS = {"LSTM": "iofc", "GRU": "zrh", "RNN": "i"}
@@ -351,9 +291,12 @@ def _inside(affines: Affines, core: Core) -> tuple[frozenset[int], frozenset[tup
             waiting += node.input[2:]  # what Gemm adds
             if core.operator == "GRU":
                 given = values.makers.get(values.base(node.input[0]))
-                beside = given.input if given is not None and given.op_type == "Concat" else [node.input[0]]
-                # A state that is reset before the matrix is inside, too.
-                waiting += [name for name in beside if _is_reset(affines, values.base(name), core.states[0])]
+                beside = given is not None and given.op_type == "Concat"
+                parts = given.input if given is not None and beside else [node.input[0]]
+                # A state that is reset before the matrix is inside, too, and so is what puts it beside what enters.
+                resets = [name for name in parts if is_reset(affines, values.base(name), core.states[0])]
+                inner |= {values.places[given.output[0]]} if given is not None and beside and resets else set()
+                waiting += resets
         else:
             waiting += node.input
     sources = frozenset(source for source in stored if size_of(values, source[1]))

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from htcompress.graphs.affine import Affine
 from htcompress.graphs.node import Place
 from htcompress.graphs.values import Values
 
 _CUTTING = ("Slice", "Split", "Gather", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Cast", "Flatten")
 """Operators that take a state out of what holds several."""
+
+
+class NotACellError(Exception):
+    """What looks like a cell is none that a node of ONNX computes; the text says why."""
+
+
+class NoCellError(Exception):
+    """What was looked at does not even look like a cell."""
 
 
 @dataclass(frozen=True)
@@ -115,3 +124,11 @@ def _beginning(names: Sequence[str]) -> str:
     """What all of them begin with."""
     first, last = min(names), max(names)
     return next((first[:k] for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), first)
+
+
+def leaves_of(gates: Iterable[Affine]) -> dict[str, int]:
+    """What the gates multiply, and how wide that is. Raises `NotACellError` where they do not all read the same."""
+    every = [{leaf: len(matrix) for leaf, matrix in gate.parts.items()} for gate in gates]
+    if any(one != every[0] for one in every):
+        raise NotACellError("has gates that read different values")
+    return every[0]

@@ -126,7 +126,7 @@ def _node(cell: Cell) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     given = [x, f"{prefix}/W", f"{prefix}/R", biases, "", *states]
     ends = [f"{prefix}/{tag}_n" for tag in "hc"[: len(states)]]
     made = helper.make_node(cell.operator, given, ["", *ends], cell.name, hidden_size=cell.hidden)
-    if cell.operator == "GRU":
+    if cell.operator == "GRU" and not cell.resets_before:
         made.attribute.append(helper.make_attribute("linear_before_reset", 1))
     if cell.relu:
         made.attribute.append(helper.make_attribute("activations", ["Relu"]))

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from onnx_models import node_model, streaming, tagger
 from small import Outcome
 from torch import Tensor, nn
-from unrolled_models import LSTM, LSTM_OUT, SPELLINGS, Builder, gru, sequence, spoilt, two_layers
+from unrolled_models import LSTM, LSTM_OUT, SPELLINGS, Builder, sequence, spoilt, two_layers
 
 from htcompress.graphs.file import OnnxFile
 from htcompress.graphs.unrolled import rerolled, rolled
@@ -111,7 +111,6 @@ def test_what_torch_exports(tmp_path: Path) -> None:
 
 
 LEFT: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "reset before": (lambda: gru(reset_after=False), "GRU cell (87 % of the numbers), but resets its state before"),
     "a sequence": (sequence, "LSTM cell (92 % of the numbers), but is computed 3 times with the same matrices"),
     "read inside": (lambda: spoilt("read inside"), "has an inner value"),
     "normalised": (lambda: spoilt("normalised"), "comes from LayerNormalization and which no matrix multiplies"),

@@ -155,12 +155,13 @@ def transposed() -> onnx.ModelProto:
 def gru(form: str = "torch", *, reset_after: bool = True) -> onnx.ModelProto:
     """A GRU; `form` says how its state is mixed with the candidate."""
     b = Builder()
-    own, kept = b.dense("x", INPUTS, 3 * HIDDEN), b.dense("h", HIDDEN, 3 * HIDDEN)
-    (r1, z1, n1), (r2, z2, n2) = b.split(own, 3), b.split(kept, 3)
+    count = 3 if reset_after else 2
+    own, kept = b.dense("x", INPUTS, 3 * HIDDEN), b.dense("h", HIDDEN, count * HIDDEN)
+    (r1, z1, n1), (r2, z2, *rest) = b.split(own, 3), b.split(kept, count)
     r, z = (b.add("Sigmoid", b.add("Add", *pair)) for pair in ((r1, r2), (z1, z2)))
-    reset = b.add("Mul", r, n2)
-    if not reset_after:
-        reset = b.add("MatMul", b.add("Mul", r, "h"), b.matrix(HIDDEN, HIDDEN))
+    read = rest[0] if reset_after else "h"
+    reset = b.add("Mul", r, read)
+    reset = reset if reset_after else b.add("MatMul", reset, b.matrix(HIDDEN, HIDDEN))
     n = b.add("Tanh", b.add("Add", n1, reset))
     one, out = b.number(np.ones(1)), "h_new"
     if form == "torch":
@@ -171,6 +172,17 @@ def gru(form: str = "torch", *, reset_after: bool = True) -> onnx.ModelProto:
         b.add("Add", b.add("Mul", n, z), b.add("Mul", b.add("Add", b.add("Neg", z), one), "h"), to=out)
     else:
         b.add("Sub", "h", b.add("Mul", z, b.add("Sub", "h", n)), to=out)
+    return b.model(GRU, GRU_OUT)
+
+
+def gru_of_two_products() -> onnx.ModelProto:
+    """Inputs and state beside each other: once for both gates, once with the state reset, as TensorFlow's GRUCell."""
+    b = Builder()
+    both = b.add("MatMul", b.add("Concat", "x", "h", axis=1), b.matrix(INPUTS + HIDDEN, 2 * HIDDEN))
+    r, z = b.split(b.add("Sigmoid", b.add("Add", both, b.matrix(2 * HIDDEN))), 2)
+    beside = b.add("Concat", "x", b.add("Mul", r, "h"), axis=1)
+    n = b.add("Tanh", b.add("Add", b.add("MatMul", beside, b.matrix(INPUTS + HIDDEN, HIDDEN)), b.matrix(HIDDEN)))
+    b.add("Add", b.add("Mul", z, "h"), b.add("Mul", b.add("Sub", b.number(1.0), z), n), to="h_new")
     return b.model(GRU, GRU_OUT)
 
 
@@ -251,6 +263,9 @@ SPELLINGS: dict[str, tuple[str, Callable[[], onnx.ModelProto]]] = {
     "GRU, one minus": ("GRU", lambda: gru("one minus")),
     "GRU, turned": ("GRU", lambda: gru("turned")),
     "GRU, from the state": ("GRU", lambda: gru("from the state")),
+    "GRU, reset before": ("GRU", lambda: gru(reset_after=False)),
+    "GRU, reset before, turned": ("GRU", lambda: gru("turned", reset_after=False)),
+    "GRU of two products": ("GRU", gru_of_two_products),
     "RNN": ("RNN", rnn),
     "RNN of Relu": ("RNN", lambda: rnn("Relu")),
 }
