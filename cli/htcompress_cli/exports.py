@@ -30,6 +30,12 @@ def export(
         bool,
         typer.Option("--lengths", help="Layers alone read the lengths of padded sequences (packed ones in torch)."),
     ] = False,
+    states: Annotated[
+        bool,
+        typer.Option(
+            "--states", help="The states of a whole model's layers are inputs and outputs, for calls in a row."
+        ),
+    ] = False,
     nonlinearity: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="tanh or relu: what an RNN alone computes, where no task has told it."),
@@ -64,6 +70,7 @@ def export(
             to=destination,
             task=given,
             lengths=lengths,
+            states=states,
             nonlinearity=nonlinearity,
             original=original,
             observer=screen,

@@ -33,7 +33,6 @@ from htcompress.nn.settings import RecurrentSettings
 from htcompress.report.schema import converted, shown
 from htcompress.storage import codec_of
 from htcompress.tensor import DimensionTree
-from htcompress.vocabulary import Kind
 
 Made = TypeVar("Made")
 
@@ -143,7 +142,7 @@ def _settings(settings: RecurrentSettings) -> RecurrentSettings:
         raise _WrongError(f"has the activation {unknown[0][:80]!r}; expected one of {', '.join(ACTIVATIONS)}")
     if len(settings.words) not in (0, 1 if recurrence_of(settings.kind).gates == 1 else 2):
         raise _WrongError(f"has {len(settings.words)} activations, which is not what a {settings.kind} has")
-    if settings.resets_before and settings.kind is not Kind.GRU:
+    if settings.resets_before and not recurrence_of(settings.kind).has_reset:
         raise _WrongError(f"resets its state before the matrix, and is a {settings.kind}, which has no reset gate")
     if not settings.recurrence.native and (settings.cell or settings.proj_size or settings.dropout):
         raise _WrongError("is a cell, or has a projection or dropout, and other activations than torch's")

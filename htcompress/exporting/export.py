@@ -52,6 +52,7 @@ class Wish:
     nonlinearity: str | None
     config: dict[str, Any]
     original: Path | None = None
+    states: bool = False
 
 
 EXPORTERS = {
@@ -70,6 +71,7 @@ def export(
     to: Destination | str,
     task: str | Path | Task | None = None,
     lengths: bool = False,
+    states: bool = False,
     nonlinearity: str | None = None,
     original: str | Path | None = None,
     observer: Observer | None = None,
@@ -90,6 +92,8 @@ def export(
         to: where to.
         task: the task whose `model()` the whole model is, and whose `calibration()` gives its inputs.
         lengths: whether layers alone read the lengths of padded sequences, in place of torch's packed ones.
+        states: whether the states of a whole model's layers are inputs and outputs of the graph, for calls in a row;
+            else every call begins with zeros.
         nonlinearity: `tanh` or `relu`: what an RNN alone computes, where the directory was made without the model and
             does not know.
         original: for `keras`, the file that the directory was made from, where it is no longer where it was.
@@ -106,6 +110,10 @@ def export(
     _check_file(file, folder=Destination(to) is Destination.C)
     if lengths and (task is not None or Destination(to) is not Destination.ONNX):
         raise RequestError("--lengths is an input of recurrent layers alone: --to onnx without --task.")
+    if states and (task is None or Destination(to) is not Destination.ONNX):
+        raise RequestError(
+            "--states is for whole models: --to onnx with --task; layers alone have their states anyway."
+        )
     if original is not None and Destination(to) is not Destination.KERAS:
         raise RequestError("--original is for --to keras; leave it out.")
     written_out = (Destination.DENSE, Destination.KERAS)
@@ -115,7 +123,7 @@ def export(
         )
     given = None if original is None else Path(original)
     exporter = import_module(EXPORTERS[Destination(to)])
-    made: Exported = exporter.export_as(Wish(place, file, task, lengths, nonlinearity, config, given), observer)
+    made: Exported = exporter.export_as(Wish(place, file, task, lengths, nonlinearity, config, given, states), observer)
     return made
 
 

@@ -25,6 +25,7 @@ from htcompress.errors import RequestError, TaskError
 from htcompress.exporting.graph import Graph
 from htcompress.exporting.recurrent import add_recurrent, check_expressible
 from htcompress.exporting.sizes import verified
+from htcompress.exporting.streaming import Stateful, named
 from htcompress.model.replace import copied, stand_ins
 from htcompress.nn.recurrence import State
 from htcompress.nn.recurrent import HTRecurrent
@@ -37,13 +38,16 @@ DOMAIN = "htcompress"
 ALONE = "Export the recurrent layers alone, without --task."
 
 
-def whole_model(model: nn.Module, task: Task, observer: Observer) -> tuple[bytes, float, tuple[str, ...]]:
+def whole_model(
+    model: nn.Module, task: Task, observer: Observer, *, states: bool = False
+) -> tuple[bytes, float, tuple[str, ...]]:
     """The model around its compressed layers as ONNX, the largest difference from torch, and sizes that are fixed.
 
     Args:
         model: with compressed layers.
         task: its calibration data give the inputs; sizes that the model leaves open are dynamic.
         observer: is told the stages.
+        states: whether the states of its layers are inputs and outputs.
 
     Raises `RequestError` where the model cannot be expressed, `TaskError` where its inputs are no tensors.
     """
@@ -53,9 +57,13 @@ def whole_model(model: nn.Module, task: Task, observer: Observer) -> tuple[bytes
         check_expressible(module.settings, name)
     given = _arguments(model, task)
     _check_inputs(model, modules, given, task)
+    if states:
+        model = Stateful(model, modules, given)
+        modules, given = stand_ins(model), (*given, *model.states())
     given = _larger(model, given)
     observer.stage("exporting the model")
     made = _spliced(_traced(model, modules, given), modules)
+    made = named(made, model) if isinstance(model, Stateful) else made
     observer.stage("comparing with onnxruntime")
     return verified(model, made, given)
 
@@ -156,7 +164,9 @@ def _placed(name: str, x: Tensor, state: State, shape: tuple[int, ...]) -> Seque
 def _traced(model: nn.Module, modules: Mapping[str, HTRecurrent], given: tuple[Any, ...]) -> onnx.ModelProto:
     """The model with an unknown operator in each layer's place. Raises `RequestError` where torch cannot trace it."""
     hollow = _hollow(model, modules)
-    shapes = pytree.tree_map(lambda t: [torch.export.Dim.AUTO] * t.ndim, given)
+    shapes: Any = pytree.tree_map(lambda t: [torch.export.Dim.AUTO] * t.ndim, given)
+    # All that `forward(*given)` takes is one argument to the exporter.
+    shapes = (shapes,) if isinstance(model, Stateful) else shapes
     try:
         with _quiet(), torch.no_grad():
             exported = torch.export.export(hollow, given, dynamic_shapes=shapes, strict=False)

@@ -24,7 +24,7 @@ def export_as(wish: Wish, observer: Observer) -> Exported:
         loaded = load_task(wish.task)
         loaded.require("model", "calibration", purpose="exporting the whole model")
         model = load(place, loaded.model(), strict=False)
-        made, error, fixed = whole_model(model, loaded, observer)
+        made, error, fixed = whole_model(model, loaded, observer, states=wish.states)
         with replacing(file) as partial:
             partial.write_bytes(made)
         return Exported((file,), error, fixed)

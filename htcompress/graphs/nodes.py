@@ -16,7 +16,7 @@ from torch import Tensor
 from htcompress.graphs.branches import every_graph, first_output, inner_graphs
 from htcompress.graphs.node import Place, RecurrentNode
 from htcompress.nn.activations import activation_of
-from htcompress.nn.recurrence import RECURRENCES, Recurrence, recurrence_of
+from htcompress.nn.recurrence import RECURRENCES, Recurrence, recurrence_of, with_nonlinearity
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.vocabulary import Kind
 
@@ -209,7 +209,7 @@ def _understood(node: onnx.NodeProto, name: str, index: int, constants: Constant
     inputs = [*node.input, *[""] * (12 - len(node.input))]
     quantised = node.op_type == _QUANTISED
     kind, words = _computed(node, given)
-    resets_before = kind is Kind.GRU and not given.get("linear_before_reset", 0)
+    resets_before = recurrence_of(kind).has_reset and not given.get("linear_before_reset", 0)
     recurrence = recurrence_of(kind, words, resets_before=resets_before)
     if given.get("clip"):
         raise NotUnderstoodError("clips what enters its gates, which torch does not")
@@ -284,8 +284,9 @@ def _computed(node: onnx.NodeProto, given: dict[str, Any]) -> tuple[Kind, tuple[
         raise NotUnderstoodError(f"has other activations in each direction: {', '.join(said)}")
     if len(own) == 3 and own[1] != own[2]:
         raise NotUnderstoodError(f"has the activations {own[1]} of the candidate and {own[2]} of the cell, two in one")
-    kind = _KINDS[operator]
-    kind = Kind.RNN_RELU if kind is Kind.RNN_TANH and own == ("relu",) else kind
+    # What one operator computes is several kinds to torch, by its activation.
+    other = with_nonlinearity(own[0]) if len(own) == 1 else None
+    kind = _KINDS[operator] if other is None else other.kind
     adapted = recurrence_of(kind, own[:2])
     return kind, () if adapted.native else own[:2]
 

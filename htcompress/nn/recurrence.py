@@ -94,6 +94,7 @@ class Recurrence:
         keeps_candidate_bias: the last gate's hidden bias is multiplied by another gate, so that it cannot be merged
             with the input's (the reset gate of torch's and cuDNN's GRU).
         projects: whether the state may be projected (`proj_size`).
+        has_reset: whether it has a reset gate.
         layer: torch's native kernel for whole sequences; takes the state as the kernel does.
         cell: the same for one time step.
         step: one time step, from W_ih x + b (batch, rows), W_hh, the state, and the activations of the gates and of
@@ -117,6 +118,7 @@ class Recurrence:
     nonlinearity: str | None = None
     keeps_candidate_bias: bool = False
     projects: bool = False
+    has_reset: bool = False
     activations: tuple[str, str] = ("sigmoid", "tanh")
     resets_before: bool = False
     native: bool = True
@@ -138,7 +140,7 @@ class Recurrence:
         gate, own = ("sigmoid", *activations)[-2:] if activations else self.activations
         if unknown := {gate, own} - set(ACTIVATIONS):
             raise ValueError(f"There is no activation {unknown.pop()}; expected one of {', '.join(ACTIVATIONS)}.")
-        if resets_before and self.kind is not Kind.GRU:
+        if resets_before and not self.has_reset:
             raise ValueError(f"A {self.kind} has no reset gate.")
         if (gate, own) == self.activations and not resets_before:
             return self
@@ -302,6 +304,7 @@ RECURRENCES: tuple[Recurrence, ...] = (
         step=_gru_step,
         onnx=OnnxOperator("GRU", (1, 0, 2), {"linear_before_reset": 1}),  # z r h of r z n
         keeps_candidate_bias=True,
+        has_reset=True,
     ),
     Recurrence(
         Kind.RNN_TANH,

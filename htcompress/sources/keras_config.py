@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from htcompress.nn.recurrence import recurrence_of
+from htcompress.nn.recurrence import recurrence_of, with_nonlinearity
 from htcompress.sources.keras_layouts import NotUnderstoodError
 from htcompress.vocabulary import Kind
 
@@ -92,12 +92,13 @@ class Spec:
         if self.cls in _CUDNN:
             return Computed(kind)
         words = [_word(config.get("activation", "tanh"), older=older)]
-        if kind is Kind.RNN_TANH:
-            kind = Kind.RNN_RELU if words == ["relu"] else kind
+        if recurrence_of(kind).gates == 1:
+            other = with_nonlinearity(words[0])
+            kind = kind if other is None else other.kind
         else:
             words = [_word(config.get("recurrent_activation", "sigmoid"), older=older), *words]
         # Until TensorFlow 2 a GRU reset its state before the matrix, and files did not say so.
-        before = kind is Kind.GRU and config.get("reset_after", False) is False
+        before = recurrence_of(kind).has_reset and config.get("reset_after", False) is False
         native = recurrence_of(kind, tuple(words)).native
         return Computed(kind, () if native else tuple(words), before)
 

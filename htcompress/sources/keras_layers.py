@@ -138,7 +138,7 @@ def _direction(name: str, part: Part, shapes: Mapping[str, tuple[int, ...]], rea
     own = [shapes[place] for place in part.places]
     told = Computed(_kind_by_shape(own)) if part.spec is None else part.spec.computes(older=reading.older)
     layout = Layout.of(told.kind, own)
-    if told.kind is Kind.GRU:
+    if layout.recurrence.has_reset:
         if not layout.biases and part.spec is None:
             raise NotUnderstoodError("has no biases, and nothing tells whether it resets its state before the matrix")
         # One bias where the state is reset before the matrix, two where it is after.

@@ -265,3 +265,67 @@ def test_a_task_without_a_model(tmp_path: Path) -> None:
     htcompress.save(htcompress.compress(Tagger(), budget=400), tmp_path / "out")
     with pytest.raises(HTCompressError, match="calibration"):
         htcompress.export(tmp_path / "out", tmp_path / "model.onnx", to="onnx", task=tmp_path / "task.py")
+
+
+STREAMS = """
+    def build(self):
+        self.first, self.second = nn.LSTM(10, 12, 2, batch_first=True), nn.GRU(12, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x)[0].relu())[0])
+"""
+
+
+def test_states_on_demand(tmp_path: Path) -> None:
+    """Calls in a row, states passed on, give what one call on the whole sequence does; batch and time stay open."""
+    task, out = converted(tmp_path, STREAMS)
+    done = htcompress.export(out, tmp_path / "model.onnx", to="onnx", task=task, states=True)
+    assert done.error is not None
+    assert done.error < 1e-5
+    assert done.fixed == ()
+    runtime = session((tmp_path / "model.onnx").read_bytes())
+    given = {i.name: i.shape for i in runtime.get_inputs()}
+    states = ["first.h_0", "first.c_0", "second.h_0"]
+    assert list(given) == ["x", *states]
+    assert [given[name][0::2] for name in states] == [[2, 12], [2, 12], [1, 8]]
+    results = [o.name for o in runtime.get_outputs()]
+    assert results[1:] == ["first.h_n", "first.c_n", "second.h_n"]
+    compact = htcompress.load(out, load_task(task).model()).eval()
+    x = torch.randn(3, 11, 10)
+    with torch.no_grad():
+        wanted = compact(x).numpy()
+    feed = {name: np.zeros((given[name][0], 3, given[name][2]), np.float32) for name in states}
+    parts = []
+    for part in (x[:, :4], x[:, 4:5], x[:, 5:]):
+        y, *last = runtime.run(None, {"x": part.numpy(), **feed})
+        feed = dict(zip(states, last, strict=True))
+        parts.append(y)
+    assert float(np.abs(np.concatenate(parts, 1) - wanted).max()) < 1e-5
+
+
+WITHOUT_STATES = {
+    "both directions": "Layer rnn reads from the end, too",
+    "a state that comes in": "is given its state by the model itself",
+    "a cell": "runs cells, whose states it passes on itself",
+    "one layer twice": "is given its state by the model itself",
+    "one layer on two halves": "Layer rnn runs 2 times in a call",
+}
+MODELS_OF_STATES = MODELS | {
+    "one layer on two halves": """
+    def build(self):
+        self.rnn = nn.LSTM(10, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.rnn(x[:, :3])[0]), self.head(self.rnn(x[:, 3:])[0])
+"""
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_STATES)
+def test_states_that_are_not_the_callers(tmp_path: Path, name: str) -> None:
+    task, out = converted(tmp_path, MODELS_OF_STATES[name])
+    with pytest.raises(RequestError, match=WITHOUT_STATES[name]):
+        htcompress.export(out, tmp_path / "model.onnx", to="onnx", task=task, states=True)
+    with pytest.raises(RequestError, match="--states is for whole models"):
+        htcompress.export(out, tmp_path / "model.onnx", to="onnx", states=True)
+    assert not (tmp_path / "model.onnx").exists()
