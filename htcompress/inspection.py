@@ -22,7 +22,9 @@ from htcompress.matrix.blocks import chunked_gram, working
 from htcompress.model.inventory import inventory, names_of
 from htcompress.model.selection import selected
 from htcompress.nn.dense import DenseLayer
+from htcompress.nn.settings import RecurrentSettings
 from htcompress.report import words
+from htcompress.sources.keras_file import KerasFile
 from htcompress.sources.read import read_checkpoint
 from htcompress.sources.recognise import Container
 
@@ -94,13 +96,24 @@ def inspect_checkpoint(
     """Look at a checkpoint without changing anything. Arguments and errors: those of `read_checkpoint`, `inventory`."""
     left: dict[str, str] = {}
     nodes: set[str] | None = None
-    if container_of(path) is Container.ONNX:
+    told: dict[str, RecurrentSettings] = {}
+    container = container_of(path)
+    if container is Container.ONNX:
         refuse_names(path, names)
         file = OnnxFile.read(Path(path))
         read = file.checkpoint()
         left |= file.left
         nodes = {node.name for node in file.nodes}
+        told = {node.name: node.settings for node in file.nodes}
         if left and not nodes:
+            raise _none(path, left)
+    elif container is not None and weights is None and not names:
+        # A whole model of Keras, whose layers may be what weights alone do not tell.
+        model = KerasFile.read(Path(path))
+        read = model.checkpoint()
+        left |= read.left
+        told = {layer.name: layer.settings for layer in model.layers}
+        if left and not told:
             raise _none(path, left)
     else:
         read = read_checkpoint(path, weights=weights, names=names)
@@ -122,7 +135,7 @@ def inspect_checkpoint(
             values = _singular_values(matrix)
             spectra.append(((matrix.shape[0], matrix.shape[1]), values))
             matrices.append(_matrix(name, matrix, values))
-        settings = layer.settings
+        settings = told.get(layer.name, layer.settings)
         inspected.append(
             LayerInspection(
                 layer.name, settings.kind.value, settings.to_config(), settings.dense_parameters, tuple(matrices)

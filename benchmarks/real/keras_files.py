@@ -2,17 +2,22 @@
 
     python benchmarks/real/keras_files.py domains OUT.npz
     python benchmarks/real/keras_files.py gait OUT.npz FOLDER
+    python benchmarks/real/keras_files.py names OUT.npz FOLDER
 
 `domains`: for `dgaintel/domain_classifier_model.h5` of dgaintel 2.3, an LSTM 128 to 64 that tells drawn domain names
 from real ones: half are words of Python's own modules and keywords put together, half are drawn letters; `drawn` says
 which. `gait`: for `BEST_0.1753_gru_32_bs_128_k_20_f_16_p_5/gru_model.keras` of ao-compensation-model 0.1.6, a GRU 16 to
 32 that follows the phase of a walk; FOLDER is the package's, whose recorded walks are cut into windows as it does.
+`names`: for `ethnicolr/models/wiki/lstm/wiki_name_lstm.h5` of ethnicolr 0.4.0, a file of Keras 2.1.6: an LSTM 32 to
+128 with hard sigmoids over pairs of letters; FOLDER is the package's, whose list of names is drawn from, without
+targets.
 
 Of `OUT.npz` the first three quarters calibrate, the last is measured on.
 """
 
 from __future__ import annotations
 
+import csv
 import keyword
 import random
 import sys
@@ -65,9 +70,26 @@ def gait(folder: Path) -> dict[str, np.ndarray]:
     return {"input": np.array(inputs, np.float32)[chosen], "phase": np.array(phases, np.float32)[chosen]}
 
 
+PAIRS = 25
+
+
+def names(folder: Path) -> dict[str, np.ndarray]:
+    """Pairs of letters of names by their places in the package's vocabulary, the last ones at the end."""
+    with (folder / "models" / "wiki" / "lstm" / "wiki_name_vocab.csv").open(encoding="utf-8", newline="") as file:
+        places = {row["vocab"]: k for k, row in reversed([*enumerate(csv.DictReader(file))])}
+    with (folder / "data" / "wiki" / "wiki_name_race.csv").open(encoding="utf-8", newline="") as file:
+        every = [f"{row['name_last']} {row['name_first']}".title() for row in csv.DictReader(file)]
+    codes = np.zeros((COUNT, PAIRS), np.float32)
+    for k, name in enumerate(random.Random(0).sample(every, COUNT)):
+        found = [places.get(name[i : i + 2], 0) for i in range(len(name) - 1)][-PAIRS:]
+        codes[k, PAIRS - len(found) :] = found
+    return {"input": codes}
+
+
 def main() -> None:
     """Write the samples."""
-    made = gait(Path(sys.argv[3])) if sys.argv[1] == "gait" else domains()
+    makers = {"gait": gait, "names": names}
+    made = makers[sys.argv[1]](Path(sys.argv[3])) if sys.argv[1] in makers else domains()
     np.savez(sys.argv[2], **made)
 
 

@@ -48,8 +48,15 @@ class Counted:
             sum(t.numel() for t in replaced),
             sum(t.numel() * t.element_size() for t in replaced),
             sum(t.numel() for t in _distinct(before.values())),
-            sum(t.numel() for t in _distinct(after.values())),
+            sum(t.numel() for t in _distinct(t for name, t in after.items() if not _is_scale(name, after))),
         )
+
+
+def _is_scale(name: str, state: Mapping[str, Any]) -> bool:
+    """Whether a tensor is what codes are multiplied by, kept beside a core: that is no parameter of the model."""
+    own = state[name]
+    core = name.removesuffix("_scales")
+    return core != name and core in state and isinstance(own, Tensor) and own.dtype is torch.int16
 
 
 def _distinct(values: Iterable[Any]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -126,6 +127,11 @@ class KerasFile:
                 name = f"{base}_{count}"
             found[name] = layer
         return found
+
+    def checkpoint(self) -> Checkpoint:
+        """The weights by torch's names, the layers that torch has no module for among them."""
+        digest = hashlib.sha256(self.content).hexdigest()
+        return Checkpoint(self.path, digest, self.tensors(), len(self.content), left=dict(self.left))
 
     def names(self) -> list[str]:
         """The names of all tensors."""

@@ -55,6 +55,9 @@ def _modern(node: Any) -> Any:
         layers = config.get("layers") if isinstance(config, dict) else config
         if isinstance(layers, list):
             layers[:0] = _input(given)
+        if isinstance(config, list):
+            # Until Keras 2.2 the configuration was the list alone.
+            made["config"] = config = {"name": "sequential", "layers": config}
     if not isinstance(config, dict):
         return made
     if isinstance(config.get("layers"), list):

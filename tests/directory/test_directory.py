@@ -108,6 +108,16 @@ def test_what_is_in_it(written: Path, compressed: Compressed) -> None:
     assert compressed.report.source["file"] in (written / "README.md").read_text()
 
 
+def test_scales_are_no_parameters() -> None:
+    """Of a model in few bits neither the layers' numbers nor the model's count what codes are multiplied by."""
+    made = htcompress.compress(tagger(), ratio=6, bits=4)
+    assert made.model is not None
+    totals = made.report.totals
+    assert any(name.endswith("_scales") for name in made.model.state_dict())
+    rest = totals.model_parameters_before - totals.parameters_before
+    assert totals.model_parameters_after == totals.parameters_after + rest
+
+
 def test_counts_are_those_of_the_file(written: Path, compressed: Compressed) -> None:
     tensors = load_file(written / "model.safetensors")
     totals = compressed.report.totals

@@ -231,6 +231,8 @@ def test_hard_sigmoids_of_older_files_have_their_own_slope(tmp_path: Path) -> No
         layer("Dense", "out", units=2, activation="hard_sigmoid"),
     )
     owned = {"rec": named("rec", lstm), "old": named("old", gru), "out": named("out", dense, ("kernel", "bias"))}
+    # Until Keras 2.2 the configuration of a Sequential is the list of its layers.
+    config["config"] = config["config"]["layers"]
     path = legacy(tmp_path / "m.h5", owned, config)
     x = frames()
     values = assert_proven(KerasGraph.read(path), 2, rec_input=x)

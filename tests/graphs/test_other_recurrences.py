@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,9 @@ def test_keras(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     legacy(tmp_path / "m.h5", {name: named(name, arrays) for name, arrays in weights.items()}, config)
     x = smooth(16, 7, 6)
     np.savez("x.npz", rec_input=x)
+    found = json.loads(htc("inspect", "m.h5", "--json").out)
+    assert [layer["settings"].get("activations") for layer in found["layers"]] == ["hard_sigmoid,tanh"] * 2
+    assert [layer["settings"].get("resets_before", False) for layer in found["layers"]] == [False, True]
     ended = htc("convert", "m.h5", "--ratio", "3", "--calibration", "x.npz", "--steps", "80", "-o", "out")
     assert ended.code == 0, ended.err
     quality = read_report(tmp_path / "out").quality
