@@ -74,7 +74,7 @@ _UNROLLED = "has a recurrent layer's weights, and no LSTM, GRU or RNN node: it w
 class Inspection:
     """The recurrent layers of a checkpoint; `left` names those that cannot be compressed as they are, and why.
 
-    `others` are further state_dicts of the file.
+    `others` are further state_dicts of the file, `note` is what is to be known of it.
     """
 
     file: str
@@ -84,6 +84,7 @@ class Inspection:
     outlook: tuple[Outlook, ...]
     left: dict[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The inspection as JSON values."""
@@ -147,7 +148,7 @@ def inspect_checkpoint(
         Outlook(int(total * share), share, _svd_error(spectra, int(total * share) - biases)) for share in SHARES
     )
     numbers = sum(t.numel() for t in read.tensors.values())
-    return Inspection(read.path.name, numbers, total, tuple(inspected), outlook, left, read.others)
+    return Inspection(read.path.name, numbers, total, tuple(inspected), outlook, left, read.others, read.note)
 
 
 def _none(path: str | Path, left: Mapping[str, str]) -> CheckpointError:
@@ -199,6 +200,7 @@ def inspection_to_terminal(found: Inspection) -> RenderableType:
     remarks = words.left(found.left)
     rest = words.elsewhere(found.rnn_parameters, found.parameters)
     remarks += [] if rest is None else [rest]
+    remarks += [found.note] if found.note else []
     if found.others:
         remarks.append(f"The file also holds {', '.join(found.others)}; look at those weights with --weights.")
     notes = [Padding(Text(remark, style="yellow"), (0, 2)) for remark in remarks]

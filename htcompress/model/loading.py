@@ -96,7 +96,9 @@ def _large_weights(model: nn.Module, tensors: Mapping[str, Any]) -> dict[str, nn
 
 
 def tell_of_others(checkpoint: Checkpoint, observer: Observer) -> None:
-    """Name the weights that were not taken of a file that holds several."""
+    """Name the weights that were not taken of a file that holds several, and say what is to be known of it."""
+    if checkpoint.note:
+        observer.message(checkpoint.note)
     if checkpoint.others:
         observer.message(
             f"{checkpoint.path} also holds {listed(list(checkpoint.others))}; to compress those weights, name them "

@@ -34,6 +34,7 @@ class Checkpoint:
             or where names were changed.
         extra: what modules gave by `get_extra_state`, by names that end in `_extra_state`; tensors are in `tensors`.
         left: recurrent layers that torch's modules cannot stand in for, and why; their weights bear their own names.
+        note: what is to be known of the file, in a sentence; empty where nothing is.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Checkpoint:
     metadata: Mapping[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
 
 def unreadable(path: Path, reason: str) -> CheckpointError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,12 @@ WEIGHTS, CONFIG = "model.weights.h5", "config.json"
 """What stands in a `.keras` file, which is a zip archive."""
 
 METADATA = "metadata.json"
-_THREE = 3
+_THREE, _SIGMOIDS = (3, 0), (2, 3)
+"""The versions from which on hard sigmoids are flatter, and gates have sigmoids unless they are told otherwise."""
+
+_UNSAID = (1, 0)
+"""The version of a file that does not say it: of those which did not."""
+
 _ZIP_EXPANDS = 1100
 
 
@@ -43,7 +49,7 @@ class KerasFile:
         others: all other weights.
         left: the other recurrent layers, and why.
         listed: whether it is of the older format, a list of arrays for each layer.
-        older: whether it was written by Keras before version 3.
+        version: of the Keras that has written it, as far as it says so.
     """
 
     path: Path
@@ -53,7 +59,12 @@ class KerasFile:
     others: tuple[Other, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     listed: bool = False
-    older: bool = False
+    version: tuple[int, int] = _UNSAID
+
+    @property
+    def older(self) -> bool:
+        """Whether it was written by Keras before version 3."""
+        return self.version < _THREE
 
     @classmethod
     def read(cls, path: Path, *, adapts: bool = True) -> KerasFile:
@@ -75,7 +86,7 @@ class KerasFile:
         with hdf5.opened(inner, path) as file:
             arrays = hdf5.datasets(file, len(inner), path)
             config = _config_of(content, file, path)
-            older = _version_of(content, file, path) < _THREE
+            version = _version_of(content, file, path)
             spec = None
             if config is not None:
                 try:
@@ -93,11 +104,11 @@ class KerasFile:
                     f'model.save("model.keras") or model.save_weights("model.weights.h5").'
                 )
             shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-        layers, left = layers_of(parts, shapes, Reading(older, adapts and config is not None))
+        layers, left = layers_of(parts, shapes, Reading(version < _THREE, adapts and config is not None))
         others = others_of(parts, shapes, layers)
         for name in (*left, *(layer.name for layer in layers), *(other.name for other in others)):
             checked_name(name, path)
-        return cls(path, content, config, tuple(layers), tuple(others), left, lists, older)
+        return cls(path, content, config, tuple(layers), tuple(others), left, lists, version)
 
     @property
     def runs(self) -> bool:
@@ -207,7 +218,14 @@ def read_keras(path: Path, digest: str, size: int, weights: str | None) -> Check
     if left and not file.layers:
         reasons = " ".join(f"{name} {reason}." for name, reason in left.items())
         raise CheckpointError(f"None of the recurrent layers of {path} can be compressed: {reasons}")
-    return Checkpoint(path, digest, file.tensors(), size, left=left)
+    note = ""
+    if not file.runs and _UNSAID < file.version < _SIGMOIDS and any(x.settings.gates > 1 for x in file.layers):
+        version = ".".join(map(str, file.version))
+        note = (
+            f"{path.name} is of Keras {version}, whose gates had hard sigmoids unless they were told otherwise. Weights alone do not say: they are read as those of torch's layers, with sigmoids. The "
+            f"whole model (model.save) tells, and runs by itself with --calibration."
+        )
+    return Checkpoint(path, digest, file.tensors(), size, left=left, note=note)
 
 
 # ---- what is in a file ----------------------------------------------------------------------------------------
@@ -258,9 +276,10 @@ def _config_of(content: bytes, file: Any, path: Path) -> Any:
         ) from error
 
 
-def _version_of(content: bytes, file: Any, path: Path) -> int:
-    """The version of Keras that has written a file; where it does not say, that of those which did not."""
-    if content.startswith(b"PK"):
+def _version_of(content: bytes, file: Any, path: Path) -> tuple[int, int]:
+    """The version of Keras that has written a file."""
+    zipped = content.startswith(b"PK")
+    if zipped:
         try:
             said = json.loads(_member(content, METADATA, path)).get("keras_version")
         except (CheckpointError, ValueError, AttributeError, RecursionError):
@@ -268,8 +287,10 @@ def _version_of(content: bytes, file: Any, path: Path) -> int:
     else:
         group = file.get("model_weights", file)
         said = next((hdf5.text(at["keras_version"]) for at in (file.attrs, group.attrs) if "keras_version" in at), "")
-    number = str(said).partition(".")[0]
-    return int(number) if number.isdecimal() else 1
+    found = re.match(r"(\d{1,4})\.(\d{1,4})", str(said))
+    if found is None:
+        return _THREE if zipped else _UNSAID
+    return int(found[1]), int(found[2])
 
 
 def _array(tensor: Tensor) -> np.ndarray:

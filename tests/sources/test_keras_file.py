@@ -18,6 +18,7 @@ from keras_files import BATCH, INPUTS, STEPS, UNITS, Array, arrays_of, layer, le
 from small import Outcome
 
 from htcompress.errors import CheckpointError, HTCompressError
+from htcompress.inspection import inspect_checkpoint
 from htcompress.model.inventory import inventory
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.sources.keras_file import KerasFile
@@ -174,6 +175,23 @@ def test_models_in_models(tmp_path: Path, rng: np.random.Generator, container: s
     for name in ("out.weight", "seen.weight", "inner.norm.running_mean"):
         assert np.array_equal(tensors[name].numpy(), weights[name][0])
     assert len(tensors) == 3 * 4 + 1 + 1 + 4
+
+
+def test_weights_of_a_keras_whose_gates_were_others(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Hard sigmoids were the default of gates until Keras 2.3: weights alone do not say, and so the reader does."""
+    said = {("2.2.4", "LSTM"): True, ("2.1.6-tf", "GRU"): True, ("2.2.4", "SimpleRNN"): False}
+    said |= {("2.3.1", "LSTM"): False, ("3.1.0", "LSTM"): False, ("", "LSTM"): False}
+    for (version, cls), expected in said.items():
+        arrays = arrays_of(cls, rng)
+        path = legacy(tmp_path / "w.h5", {"rec": named("rec", arrays)})
+        whole = legacy(tmp_path / "m.h5", {"rec": named("rec", arrays)}, model(layer(cls, "rec", reset_after=True)))
+        for place in (path, whole):
+            with h5py.File(place, "r+") as file:
+                file.attrs["keras_version"] = version
+        assert ("had hard sigmoids unless they were told otherwise" in read_checkpoint(path).note) is expected
+        assert not read_checkpoint(whole).note
+    found = inspect_checkpoint(path)
+    assert not found.note
 
 
 LEFT = {
