@@ -222,7 +222,8 @@ def read_keras(path: Path, digest: str, size: int, weights: str | None) -> Check
     if not file.runs and _UNSAID < file.version < _SIGMOIDS and any(x.settings.gates > 1 for x in file.layers):
         version = ".".join(map(str, file.version))
         note = (
-            f"{path.name} is of Keras {version}, whose gates had hard sigmoids unless they were told otherwise. Weights alone do not say: they are read as those of torch's layers, with sigmoids. The "
+            f"{path.name} is of Keras {version}, whose gates had hard sigmoids unless they were told otherwise. "
+            f"Weights alone do not say: they are read as those of torch's layers, with sigmoids. The "
             f"whole model (model.save) tells, and runs by itself with --calibration."
         )
     return Checkpoint(path, digest, file.tensors(), size, left=left, note=note)
