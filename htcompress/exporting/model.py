@@ -57,10 +57,10 @@ def whole_model(
         check_expressible(module.settings, name)
     given = _arguments(model, task)
     _check_inputs(model, modules, given, task)
+    given = _larger(model, given)
     if states:
         model = Stateful(model, modules, given)
         modules, given = stand_ins(model), (*given, *model.states())
-    given = _larger(model, given)
     observer.stage("exporting the model")
     made = _spliced(_traced(model, modules, given), modules)
     made = named(made, model) if isinstance(model, Stateful) else made

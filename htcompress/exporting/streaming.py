@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from htcompress.errors import RequestError
+from htcompress.model.replace import recurrent_modules
 from htcompress.nn.recurrent import HTRecurrent
 
 STATES = ("h", "c")
@@ -50,6 +51,7 @@ class Stateful(nn.Module):
 
     Attributes:
         names: of the states that it takes, `layer.h_0`; those that it gives end in `_n`.
+        takes_names: whether each of its other inputs is an argument of the model's forward().
     """
 
     def __init__(self, model: nn.Module, modules: Mapping[str, HTRecurrent], given: Sequence[Any]) -> None:
@@ -59,6 +61,10 @@ class Stateful(nn.Module):
         """
         super().__init__()
         self.model = model
+        if dense := list(recurrent_modules(model)):
+            raise RequestError(
+                f"Layer {dense[0] or '(top level)'} was left dense, and its state is its own. {_WITHOUT}"
+            )
         layers = {name: module for name, module in modules.items() if not module.settings.cell}
         if len(layers) < len(modules) or not layers:
             raise RequestError(f"The model runs cells, whose states it passes on itself. {_WITHOUT}")
@@ -76,6 +82,7 @@ class Stateful(nn.Module):
         for name, begun in self._begun.items():
             if begun.calls != 1:
                 raise RequestError(f"Layer {name or '(top level)'} runs {begun.calls} times in a call. {_WITHOUT}")
+        self.takes_names = all(isinstance(one, Tensor) for one in given)
         self._taken = {name: len(begun.last) for name, begun in self._begun.items()}
         self.names = [f"{name}.{s}_0" if name else f"{s}_0" for name, n in self._taken.items() for s in STATES[:n]]
 
@@ -100,7 +107,8 @@ def named(made: onnx.ModelProto, model: Stateful) -> onnx.ModelProto:
     """The graph with its inputs called as the model's forward() calls them, and its states after their layers."""
     own = [name for name, p in inspect.signature(model.model.forward).parameters.items() if p.kind in _POSITIONAL]
     rest = len(made.graph.input) - len(model.names)
-    inputs = [*(own if len(own) >= rest else [f"input_{k}" for k in range(rest)])[:rest], *model.names]
+    fits = model.takes_names and len(own) >= rest
+    inputs = [*(own[:rest] if fits else [f"input_{k}" for k in range(rest)]), *model.names]
     outputs = [value.name for value in made.graph.output]
     outputs[len(outputs) - len(model.names) :] = [f"{name[:-1]}n" for name in model.names]
     inner = {name for node in made.graph.node for name in (*node.input, *node.output)}

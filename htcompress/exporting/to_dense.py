@@ -11,6 +11,7 @@ from torch import Tensor
 from htcompress.exporting.dense import dense_tensors
 from htcompress.exporting.export import Exported, Wish
 from htcompress.files import replacing
+from htcompress.nn.settings import RecurrentSettings
 from htcompress.observer import Observer
 
 
@@ -18,7 +19,13 @@ def export_as(wish: Wish, observer: Observer) -> Exported:
     """Write the state_dict; see `htcompress.export`."""
     observer.stage("writing out the matrices")
     _save(dense_tensors(wish.place), wish.file)
-    return Exported((wish.file,))
+    settings = {name: RecurrentSettings.from_config(layer["settings"]) for name, layer in wish.config["layers"].items()}
+    notes = [
+        f"{name or '(top level)'} has {s.recurrence.said}: torch's own class would compute otherwise with these weights"
+        for name, s in settings.items()
+        if not s.recurrence.native
+    ]
+    return Exported((wish.file,), notes=tuple(notes))
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:

@@ -32,7 +32,8 @@ _TYPES = {
     "tensor(bool)": np.bool_,
 }
 
-_BATCHED = re.compile(r"batch|^(n|b|bs)$", re.IGNORECASE)
+_BATCHED = re.compile(r"batch|^(n|b|bs|bsz)$", re.IGNORECASE)
+_STEPS = re.compile(r"^(t|l|(time|seq|step|len|frame).*|.*(time|steps|frames|length))$", re.IGNORECASE)
 
 Feed = dict[str, np.ndarray]
 
@@ -67,9 +68,9 @@ class Value:
 
     @property
     def batched_later(self) -> int | None:
-        """Which of its axes the graph calls its batch, where that is open, and the first one has another name."""
+        """Which of its axes the graph calls its batch, where that is open and the first one is called after time."""
         named = [n is None and bool(_BATCHED.search(axis)) for n, axis in zip(self.shape, self.axes, strict=False)]
-        if not any(named) or named[0] or self.shape[0] is not None or not self.axes[0]:
+        if not any(named) or named[0] or self.shape[0] is not None or not _STEPS.search(self.axes[0]):
             return None
         return named.index(True)
 

@@ -174,8 +174,9 @@ def _named(layer: Any, name: str) -> Iterator[tuple[str, Any]]:
 def _with_older_activations(keras: Any, layer: Any) -> None:
     """Let a layer of an older file compute as it did: the slope of its hard sigmoids was another."""
     older = ACTIVATIONS["hard_sigmoid"].apply
-    # The cell first: layers have theirs from it.
-    for owner in (getattr(layer, "cell", None), layer):
+    cell = getattr(layer, "cell", None)
+    # Cells first: layers have theirs from them. Several may be run as one.
+    for owner in (*getattr(cell, "cells", ()), cell, layer):
         for name in ("activation", "recurrent_activation"):
             if getattr(owner, name, None) is keras.activations.hard_sigmoid:
                 setattr(owner, name, older)

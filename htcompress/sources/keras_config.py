@@ -134,6 +134,8 @@ def _activation(given: Any) -> str:
     """The name of an activation, as a string or as a configuration."""
     if isinstance(given, Mapping):
         inner = given.get("config")
+        if isinstance(inner, Mapping) and inner:
+            raise NotUnderstoodError(f"has the activation {given.get('class_name')} with settings of its own")
         return str(inner if isinstance(inner, str) else given.get("class_name"))
     return str(given)
 

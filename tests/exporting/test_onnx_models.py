@@ -303,6 +303,40 @@ def test_states_on_demand(tmp_path: Path) -> None:
     assert float(np.abs(np.concatenate(parts, 1) - wanted).max()) < 1e-5
 
 
+def test_states_of_a_batch_of_one_leave_the_sizes_open(tmp_path: Path) -> None:
+    one = STREAMS + "\n\ndef inputs(generator):\n    return torch.randn(1, 6, 10, generator=generator)\n"
+    task, out = converted(tmp_path, one)
+    assert htcompress.export(out, tmp_path / "model.onnx", to="onnx", task=task, states=True).fixed == ()
+    for given in session((tmp_path / "model.onnx").read_bytes()).get_inputs():
+        assert isinstance(given.shape[0 if given.name == "x" else 1], str)
+
+
+def test_arguments_that_hold_several_inputs_give_them_no_names(tmp_path: Path) -> None:
+    text = """
+    def build(self):
+        self.rnn = nn.LSTM(10, 8, batch_first=True)
+
+    def forward(self, batch, scale=None):
+        return self.head(self.rnn(batch["x"] * batch["weight"])[0])
+
+
+def inputs(generator):
+    return ({"x": torch.randn(4, 6, 10, generator=generator), "weight": torch.ones(4, 6, 1)},)
+"""
+    task, out = converted(tmp_path, text)
+    htcompress.export(out, tmp_path / "model.onnx", to="onnx", task=task, states=True)
+    names = [given.name for given in session((tmp_path / "model.onnx").read_bytes()).get_inputs()]
+    assert names == ["input_0", "input_1", "rnn.h_0", "rnn.c_0"]
+
+
+def test_layers_that_stayed_dense_keep_their_states(tmp_path: Path) -> None:
+    task = tmp_path / "task.py"
+    task.write_text(HEAD + STREAMS)
+    htcompress.save(htcompress.compress(load_task(task).model(), budget=300, layers="first"), tmp_path / "out")
+    with pytest.raises(RequestError, match="Layer second was left dense, and its state is its own"):
+        htcompress.export(tmp_path / "out", tmp_path / "model.onnx", to="onnx", task=task, states=True)
+
+
 WITHOUT_STATES = {
     "both directions": "Layer rnn reads from the end, too",
     "a state that comes in": "is given its state by the model itself",

@@ -49,7 +49,14 @@ def test_samples_that_stand_along_another_axis(tmp_path: Path) -> None:
     assert "(samples, time, 1, 20)" in str(told.value)
     feeds = read_feeds(saved(tmp_path, x=np.zeros((3, 7, 1, 20))), [value], [Y])
     assert shapes(feeds, "x") == [[(7, 1, 20)]] * 3
-    for axes in (("batch", "time", ""), ("n", "batch_size", ""), ("", "batch", ""), ("a", "b_frames", ""), ()):
+    for axes in (
+        ("batch", "time", ""),
+        ("n", "batch_size", ""),
+        ("", "batch", ""),
+        ("samples", "n", ""),
+        ("bsz", "n", ""),
+        (),
+    ):
         feeds = read_feeds(saved(tmp_path, x=np.zeros((600, 7, 20))), [Value(*X_OF, axes)], [Y])
         assert feeds.samples == 600
 

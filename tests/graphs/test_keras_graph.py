@@ -18,6 +18,7 @@ from small import Outcome
 from htcompress.exporting.dense import dense_tensors
 from htcompress.graphs.feeds import Feeds
 from htcompress.graphs.keras_graph import KerasGraph
+from htcompress.graphs.keras_running import _with_older_activations
 from htcompress.graphs.passing import entering_of, outputs_of
 from htcompress.graphs.twins import Twins
 from htcompress.report import read_report
@@ -237,6 +238,12 @@ def test_hard_sigmoids_of_older_files_have_their_own_slope(tmp_path: Path) -> No
     x = frames()
     values = assert_proven(KerasGraph.read(path), 2, rec_input=x)
     states = run("GRU", gru, run("LSTM", lstm, x, gate=hard_sigmoid), gate=hard_sigmoid)
+    # Cells that are run together stay as they are, and are run as they were.
+    cells = L.RNN([L.LSTMCell(5, recurrent_activation="hard_sigmoid"), L.GRUCell(5)])
+    _with_older_activations(keras, cells)
+    assert float(
+        keras.ops.convert_to_numpy(cells.cell.cells[0].recurrent_activation(keras.ops.ones(1)))[0]
+    ) == pytest.approx(0.7)
     assert np.abs(values["out"] - hard_sigmoid(states @ dense[0] + dense[1])).max() < 1e-5
 
 

@@ -59,6 +59,9 @@ def test_onnx(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     # The layer alone, as a graph of its own.
     assert htc("export", "out", "layer.onnx", "--to", "onnx").code == 0
     assert [n.op_type for n in onnx.load("layer.onnx").graph.node].count("GRU") == 1
+    ended = htc("export", "out", "dense.pt", "--to", "dense")
+    assert ended.code == 0
+    assert "layer has the activations hard_sigmoid and tanh and a reset gate before" in " ".join(ended.out.split())
     ended = htc("export", "out", "c", "--to", "c")
     assert ended.code == 2
     assert "the activations hard_sigmoid and tanh and a reset gate before the matrix, which is not written" in ended.err

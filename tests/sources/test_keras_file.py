@@ -204,6 +204,11 @@ LEFT = {
         "softsign and sigmoid",
     ),
     "elu": (layer("SimpleRNN", "rec", activation="elu"), "SimpleRNN", "the activation elu"),
+    "with settings": (
+        layer("SimpleRNN", "rec", activation={"class_name": "elu", "config": {"alpha": 0.3}}),
+        "SimpleRNN",
+        "the activation elu with settings of its own",
+    ),
     "cells": (layer("RNN", "rec", cell=layer("MyCell", "c")), "LSTM", "runs MyCell step by step"),
     "another class": (layer("MyLSTM", "rec"), "LSTM", "is of the class MyLSTM"),
 }
