@@ -27,11 +27,7 @@ class DataFile:
 
     def options(self) -> tuple[tuple[str, str | None, None], ...]:
         """The options that ask for it, their values and defaults."""
-        return (
-            ("--calibration", self.calibration, None),
-            ("--targets", self.targets, None),
-            ("--metric", self.metric, None),
-        )
+        return _data_options(self)
 
     def to_report(self) -> dict[str, str | None]:
         """What a report keeps of it."""
@@ -92,9 +88,7 @@ class Constructed:
         return (
             ("--model", self.name, None),
             ("--model-arguments", json.dumps(dict(self.arguments)) if self.arguments else None, None),
-            ("--calibration", self.calibration, None),
-            ("--targets", self.targets, None),
-            ("--metric", self.metric, None),
+            *_data_options(self),
         )
 
     def command(self) -> str:
@@ -120,3 +114,7 @@ class Constructed:
         if not isinstance(arguments, dict):
             raise TypeError("the arguments of its model have no names")
         return cls(words[0], arguments, *words[2:])
+
+
+def _data_options(told: DataFile | Constructed) -> tuple[tuple[str, str | None, None], ...]:
+    return tuple((f"--{name}", getattr(told, name), None) for name in ("calibration", "targets", "metric"))

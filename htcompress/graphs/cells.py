@@ -291,11 +291,12 @@ def _inside(affines: Affines, core: Core) -> tuple[frozenset[int], frozenset[tup
             waiting += node.input[2:]  # what Gemm adds
             if core.operator == "GRU":
                 given = values.makers.get(values.base(node.input[0]))
-                beside = given is not None and given.op_type == "Concat"
-                parts = given.input if given is not None and beside else [node.input[0]]
+                beside = given if given is not None and given.op_type == "Concat" else None
+                parts = [node.input[0]] if beside is None else beside.input
                 # A state that is reset before the matrix is inside, too, and so is what puts it beside what enters.
                 resets = [name for name in parts if is_reset(affines, values.base(name), core.states[0])]
-                inner |= {values.places[given.output[0]]} if given is not None and beside and resets else set()
+                if beside is not None and resets:
+                    inner.add(values.places[beside.output[0]])
                 waiting += resets
         else:
             waiting += node.input

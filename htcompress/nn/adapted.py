@@ -22,11 +22,6 @@ from htcompress.nn.stepwise import run_stepwise
 class _Adapted(CalledAsLayers):
     """What the classes share."""
 
-    adapted_settings: RecurrentSettings
-
-    def _take(self, settings: RecurrentSettings) -> None:
-        self.settings = self.adapted_settings = settings
-
     def _run(self, x: Tensor, batch_sizes: Tensor | None, state: State) -> tuple[Tensor, State]:
         s, last = self.settings, []
         for layer in range(s.num_layers):
@@ -83,5 +78,5 @@ def dense_module(settings: RecurrentSettings) -> nn.Module:
         raise ValueError("Layers with other activations than torch's have no projections and no dropout.")
     cls = next(cls for cls in ADAPTED if issubclass(cls, s.recurrence.torch_layer))
     made = cls(s.input_size, s.hidden_size, **given)
-    made._take(s)  # type: ignore[operator]
+    made.settings = s  # type: ignore[assignment]
     return made

@@ -125,7 +125,8 @@ class RecurrentSettings:
     @classmethod
     def of(cls, module: nn.Module) -> RecurrentSettings:
         """The settings of a torch recurrent module or cell."""
-        own = getattr(module, "adapted_settings", None)
+        own = getattr(module, "settings", None)
+        # What stands for layers that torch has no class for keeps its settings; see `htcompress.nn.adapted`.
         if isinstance(own, RecurrentSettings):
             return own
         cell = isinstance(module, nn.RNNCellBase)
