@@ -19,7 +19,7 @@ from htcompress.report import read_report
 from htcompress.request import FineTuning, Goal, Request
 from htcompress.sources.read import READERS
 from htcompress.sources.recognise import Container
-from htcompress.task import Task
+from htcompress.task import Task, load_task
 
 __all__ = ["convert", "converted"]
 
@@ -47,7 +47,8 @@ def convert(
     Args:
         checkpoint: a state_dict in `.pt`, `.pth`, `.ckpt`, `.safetensors` or `.npz`, an ONNX model, or a file of Keras.
         goal: the budget, the error or the ratio; the scope and the layout.
-        task: a task file or module; without one the weights alone are worked from.
+        task: a task file or module; without one the weights alone are worked from. Beside a model of ONNX or Keras it
+            needs no `model()`.
         calibration: for a model of ONNX or Keras, or beside `model`, an `.npz` file with an array for each input, the
             first axis the samples.
         targets: the name of an array of that file to measure against.
@@ -71,16 +72,26 @@ def convert(
     return converted(checkpoint, request, given, observer=observer)
 
 
-def is_graph(source: str | Path) -> bool:
-    """Whether a file is a model of ONNX or Keras, or an output directory that holds one."""
-    return container_of(source) is not None or graph_in(source) is not None
+def is_graph(source: str | Path, task: str | Path | None = None) -> bool:
+    """Whether a file is a model of ONNX or Keras, or an output directory that holds one.
+
+    Args:
+        task: what is given beside it; with a `model()` in torch it makes mere weights of a file of Keras.
+    """
+    container = container_of(source)
+    return graph_in(source) is not None or (container is not None and not _for_torch(container, task))
 
 
-def evaluated(source: str | Path, given: Calibration) -> dict[str, float]:
+def _for_torch(container: Container, task: str | Path | None) -> bool:
+    return container in READERS and task is not None and load_task(task, needs=()).has("model")
+
+
+def evaluated(source: str | Path, given: Calibration, task: str | Path | None = None) -> dict[str, float]:
     """The metrics of such a model, or of an output directory of one; see `htcompress.graphs.measuring.evaluate`."""
     from htcompress.graphs import measuring
 
-    return measuring.evaluate(Path(source), given)
+    with restored():
+        return measuring.evaluate(Path(source), given, None if task is None else load_task(task, needs=()))
 
 
 def task_of(
@@ -136,12 +147,13 @@ def runs_alone(checkpoint: str | Path, request: Request, given: Calibration) -> 
     if request.task is not None and request.model is not None:
         raise RequestError("--task and --model both say what the model is; leave out one of them.")
     container = container_of(checkpoint)
-    if container is not None and container not in READERS and (request.task is not None or request.model is not None):
-        other = "--task" if request.task is not None else "--model"
-        raise RequestError(f"{checkpoint} runs by itself: give --calibration X.npz in place of {other}.")
+    if container is not None and container not in READERS and request.model is not None:
+        raise RequestError(f"{checkpoint} runs by itself: give --calibration X.npz in place of --model.")
     if request.model is not None:
         return None
-    if request.task is not None and given.file is not None:
+    if container is not None and _for_torch(container, request.task):
+        container = None
+    if container is None and request.task is not None and given.file is not None:
         raise RequestError(f"{checkpoint} is calibrated by --calibration X.npz or by --task; leave out one of them.")
     if container is None and given.file is not None:
         raise RequestError(
@@ -149,7 +161,7 @@ def runs_alone(checkpoint: str | Path, request: Request, given: Calibration) -> 
             f"class with --model package.module:Class, or give a task with --task, whose calibration() yields the "
             f"inputs."
         )
-    return container if request.task is None else None
+    return container
 
 
 def converted(

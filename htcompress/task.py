@@ -75,8 +75,8 @@ class Task:
         found = getattr(self.module, "higher_is_better", None)
         return None if found is None else bool(found)
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The metrics of a model; the first is the headline."""
+    def evaluate(self, model: Callable[..., Any]) -> dict[str, float]:
+        """The metrics of a model, or of one that runs from its own file; the first is the headline."""
         return metrics_of(self._call("evaluate", model), source=self.source)
 
     def require(self, *names: str, purpose: str) -> None:
@@ -127,19 +127,22 @@ class Task:
         )
 
 
-def load_task(source: str | Path | Task) -> Task:
+def load_task(source: str | Path | Task, *, needs: Sequence[str] = ("model",)) -> Task:
     """Load a task from a file (`path/to/task.py`) or a module (`package.module`); a task that is one is given back.
 
     It is the user's own code and is run as such: what lies in its folder can be imported, then and later, as for a
     script.
 
+    Args:
+        needs: functions that it has to define; none beside a model that runs from its own file.
+
     Raises:
-        TaskError: it is missing, does not import, or lacks `model()`.
+        TaskError: it is missing, does not import, or lacks one of these.
     """
     if isinstance(source, Task):
         return source
     task = Task(str(source), *imported(str(source), "task"))
-    task.require("model", purpose="every command")
+    task.require(*needs, purpose="every command")
     return task
 
 

@@ -259,7 +259,7 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the task's metric of an output directory or a dense checkpoint; of ONNX and Keras, the outputs."""
+    """Measure the task's metric of an output directory or a dense checkpoint; of ONNX and Keras also the outputs."""
     from htcompress import continuing, conversion
     from htcompress.construction import Constructed
     from htcompress.errors import RequestError
@@ -268,15 +268,15 @@ def evaluate(
 
     asked = Constructed.of_options(model, model_arguments, calibration, targets, metric)
     with open_screen(quiet) as screen:
-        if task is not None and calibration is not None:
+        if asked is None and conversion.is_graph(source, task):
+            metrics = conversion.evaluated(source, Calibration(calibration, targets, metric), task)
+        elif asked is None and task is not None and calibration is not None:
             raise RequestError("evaluate takes --task, or for ONNX and Keras --calibration; leave out one of them.")
-        if task is not None or asked is not None or not conversion.is_graph(source):
+        else:
             given = conversion.task_of(source, task, asked, purpose="evaluate", observer=screen)
             metrics = continuing.evaluate(
                 source, task=given, weights=weights, names=names_of(names), device=device, observer=screen
             )
-        else:
-            metrics = conversion.evaluated(source, Calibration(calibration, targets, metric))
     if as_json:
         # JSON has no NaN: null, as everything that is not known.
         typer.echo(json.dumps({k: v if math.isfinite(v) else None for k, v in metrics.items()}, indent=2))

@@ -16,9 +16,10 @@ from htcompress.errors import CheckpointError, RequestError
 from htcompress.graphs.calibration import METRICS, Calibration
 from htcompress.graphs.feeds import Feeds
 from htcompress.graphs.graph import Graph, Session
-from htcompress.graphs.measuring import ERROR, answers_of, call_times, difference, feeds_for, metrics_of
+from htcompress.graphs.measuring import ERROR, answers_of, call_times, difference, feeds_for, measures, metrics_of
 from htcompress.graphs.passing import entering, entering_of, outputs_of, ran
 from htcompress.graphs.twins import Entering, Twins, follows
+from htcompress.graphs.yielded import Running
 from htcompress.isolation import restored
 from htcompress.model.latency import LATENCY_OF
 from htcompress.model.replace import stand_ins
@@ -26,6 +27,7 @@ from htcompress.observer import Observer
 from htcompress.report import Latency, words
 from htcompress.request import Request
 from htcompress.sources.read import identified
+from htcompress.task import Task, load_task
 from htcompress.values import leaves
 
 _EVALUATED = 4
@@ -74,8 +76,8 @@ def converted(
     Args:
         checkpoint: the file.
         read: what reads files of its format.
-        request: as for any checkpoint, without a task.
-        given: data; without any, the weights alone are worked from.
+        request: as for any checkpoint; a task may say what is yielded and what is measured.
+        given: data; without any, and without a task, the weights alone are worked from.
 
     Returns:
         as for any checkpoint; `files` has the graph with its recurrent nodes replaced.
@@ -93,8 +95,9 @@ def converted(
         graph = read(checkpoint)
         source = {"file": checkpoint.name, "sha256": digest, "path": str(checkpoint), "format": graph.format}
         data, feeds, proven = Data(), None, graph
-        if given.file is not None and graph.nodes:
-            proven, data, feeds = _with_data(graph, given, observer)
+        task = None if request.task is None else load_task(request.task, needs=())
+        if (given.file is not None or task is not None) and graph.nodes:
+            proven, data, feeds = _with_data(graph, given, task, observer)
         _tell(proven, observer)
         twins = Twins(proven.nodes)
         model = Opened(twins, lambda: Twins(proven.nodes), twins.state_dict(), source)
@@ -116,22 +119,18 @@ def _tell(graph: Graph, observer: Observer) -> None:
         raise CheckpointError(f"None of the recurrent layers of {graph.path} can be compressed. {reasons}")
 
 
-def _with_data(graph: Graph, given: Calibration, observer: Observer) -> tuple[Graph, Data, Feeds]:
+def _with_data(graph: Graph, given: Calibration, task: Task | None, observer: Observer) -> tuple[Graph, Data, Feeds]:
     """The graph with those nodes that their twins answer for, and the data that passes through it."""
-    if given.file is None:
-        raise ValueError("There is no file of data.")
+    own = task if measures(task, given) else None
+    if task is not None and task.has("training"):
+        observer.message(
+            f"training() of {task.source} is not used: what runs from its own file learns from the original's answers."
+        )
     observer.stage("trying twins")
     session = graph.session(watched=True)
-    feeds = feeds_for(session, given)
-    # Whole batches, of which there may be a fixed size.
-    kept = max(feeds.size, feeds.samples // _EVALUATED // feeds.size * feeds.size)
-    if feeds.samples - kept < feeds.size:
-        observer.message(
-            f"{given.file} has {feeds.samples} samples: what is measured is measured on those of calibration."
-        )
-        seen, apart = feeds, feeds
-    else:
-        seen, apart = feeds.part(0, feeds.samples - kept), feeds.part(feeds.samples - kept, feeds.samples)
+    feeds = feeds_for(session, given, task)
+    # A task has data of its own to measure on.
+    seen, apart = (feeds, feeds) if own is not None else _parted(feeds, observer)
     proven = _proven(graph, session, seen)
     if not proven.nodes:
         return proven, Data(), apart
@@ -159,17 +158,31 @@ def _with_data(graph: Graph, given: Calibration, observer: Observer) -> tuple[Gr
 
     items = Kept(passing)
     plain = graph.session()
-    wanted = answers_of(plain, apart)
+    wanted = [] if own is not None else answers_of(plain, apart)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
-        layers = stand_ins(module)
-        answers = wanted if not layers else answers_of(proven.with_layers(module).session(), apart)
+        changed = proven.with_layers(module).session() if stand_ins(module) else None
+        if own is not None:
+            return own.evaluate(Running(changed or plain, own.source))
+        answers = wanted if changed is None else answers_of(changed, apart)
         return {**metrics_of(given, answers, apart, plain), ERROR: difference(answers, wanted, plain, apart)}
 
-    higher = False if feeds.targets is None else METRICS[given.headline][1]
+    higher = own.higher_is_better if own is not None else feeds.targets is not None and METRICS[given.headline][1]
     # One layer has none before it.
     data = Data(items, items, evaluate=evaluate, higher_is_better=higher)
     return proven, data if len(proven.nodes) == 1 else replace(data, following=following), apart
+
+
+def _parted(feeds: Feeds, observer: Observer) -> tuple[Feeds, Feeds]:
+    """What is calibrated on, and what is measured on."""
+    # Whole batches, of which there may be a fixed size.
+    kept = max(feeds.size, feeds.samples // _EVALUATED // feeds.size * feeds.size)
+    if feeds.samples - kept < feeds.size:
+        observer.message(
+            f"{feeds.source} has {feeds.samples} samples: what is measured is measured on those of calibration."
+        )
+        return feeds, feeds
+    return feeds.part(0, feeds.samples - kept), feeds.part(feeds.samples - kept, feeds.samples)
 
 
 def _proven(graph: Graph, session: Session, feeds: Feeds) -> Graph:
@@ -211,7 +224,9 @@ def _chained(graph: Graph, twins: Twins, session: Session, feeds: Feeds) -> bool
     """Whether every node goes on from call to call with its own state."""
     if not feeds.calls:
         return False
-    calls = next(iter(feeds.sequences()))
+    calls = next((calls for calls in feeds.sequences() if len(calls) > 1), None)
+    if calls is None:
+        return False
     values = [{**graph.stored, **answers} for answers in session.answers(calls, feeds)]
     with torch.no_grad():
         return all(follows(twins, node.name, [entering_of(node, own) for own in values]) for node in graph.nodes)

@@ -9,6 +9,7 @@ states: they begin with zeros and are fed with the output that is theirs.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,41 +77,84 @@ class Value:
 
 
 @dataclass(frozen=True, eq=False)
-class Feeds:
+class Feeds(ABC):
     """Samples for a graph.
+
+    Attributes:
+        source: where they are from, for messages.
+        inputs: of the graph, by name.
+        states: the inputs that are passed on, and the outputs that they are fed with.
+        samples: how many there are.
+        calls: whether a sample is a sequence of calls.
+    """
+
+    source: str
+    inputs: Mapping[str, Value]
+    states: Mapping[str, str]
+    samples: int
+    calls: bool
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Samples at a time."""
+
+    @property
+    @abstractmethod
+    def targets(self) -> np.ndarray | None:
+        """What the samples are measured against, if anything; samples first."""
+
+    @abstractmethod
+    def part(self, start: int, stop: int) -> Feeds:
+        """Some of the samples."""
+
+    @abstractmethod
+    def singly(self) -> Feeds:
+        """The same, one sample at a time wherever the graph does not ask for more."""
+
+    @abstractmethod
+    def sequences(self) -> Iterator[list[Feed]]:
+        """Batches of samples, each a list of calls of which the later are to be fed with the states of the earlier."""
+
+    def begun(self, count: int) -> Feed:
+        """The states before the first call of so many samples."""
+        return {name: zeros(self.inputs[name], count) for name in self.states}
+
+
+def zeros(value: Value, count: int) -> np.ndarray:
+    """What a state begins with; axes that take any size are those of the samples."""
+    return np.zeros([count if n is None else n for n in value.shape], dtype=_TYPES[value.type])
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayFeeds(Feeds):
+    """Samples that are cut out of arrays.
 
     Attributes:
         arrays: by the names of inputs, samples first.
         constants: inputs that are the same in every call.
-        states: the inputs that are passed on, and the outputs that they are fed with.
-        inputs: by name.
-        samples: how many there are.
-        calls: whether a sample is a sequence of calls.
         most: samples at a time where the graph says that it takes any number.
-        targets: what the samples are measured against, if anything.
+        wanted: the targets.
     """
 
     arrays: Mapping[str, np.ndarray]
     constants: Mapping[str, np.ndarray]
-    states: Mapping[str, str]
-    inputs: Mapping[str, Value]
-    samples: int
-    calls: bool
     most: int = BATCH
-    targets: np.ndarray | None = None
+    wanted: np.ndarray | None = None
 
-    def part(self, start: int, stop: int) -> Feeds:
-        """Some of the samples."""
+    @property
+    def targets(self) -> np.ndarray | None:
+        return self.wanted
+
+    def part(self, start: int, stop: int) -> ArrayFeeds:
         cut = {name: array[start:stop] for name, array in self.arrays.items()}
-        targets = None if self.targets is None else self.targets[start:stop]
-        return replace(self, arrays=cut, samples=stop - start, targets=targets)
+        wanted = None if self.wanted is None else self.wanted[start:stop]
+        return replace(self, arrays=cut, samples=stop - start, wanted=wanted)
 
-    def singly(self) -> Feeds:
-        """The same, one sample at a time wherever the graph does not ask for more."""
+    def singly(self) -> ArrayFeeds:
         return replace(self, most=1)
 
     def sequences(self) -> Iterator[list[Feed]]:
-        """Batches of samples, each a list of calls of which the later are to be fed with the states of the earlier."""
         size = self.size
         for start in range(0, self.samples - (size - 1 if self._fixed() else 0), size):
             stop = min(start + size, self.samples)
@@ -129,12 +173,8 @@ class Feeds:
             value = self.inputs[name]
             # Whole inputs come one at a time.
             whole = array[0] if array.ndim == len(value.shape) + 1 else array
-            found[name] = np.ascontiguousarray(whole.astype(_TYPES[value.type], copy=False))
-        begun = {name: self._zeros(self.inputs[name], count) for name in self.states}
-        return {**self.constants, **found, **begun}
-
-    def _zeros(self, value: Value, count: int) -> np.ndarray:
-        return np.zeros([count if n is None else n for n in value.shape], dtype=_TYPES[value.type])
+            found[name] = typed(whole, value)
+        return {**self.constants, **found, **self.begun(count)}
 
     @property
     def takes_single(self) -> bool:
@@ -146,7 +186,6 @@ class Feeds:
 
     @property
     def size(self) -> int:
-        """Samples at a time."""
         sizes = []
         for name, array in self.arrays.items():
             value = self.inputs[name]
@@ -164,7 +203,7 @@ def read_feeds(
     *,
     targets: str | None = None,
     passed: Mapping[str, str] | None = None,
-) -> Feeds:
+) -> ArrayFeeds:
     """The arrays of an `.npz` file for the inputs of a graph.
 
     Args:
@@ -185,16 +224,16 @@ def read_feeds(
     if unknown or not arrays:
         held = ", ".join(arrays) or "nothing"
         raise TaskError(f"{path} holds {held}; the model's inputs are {wanted}. Name the arrays so.")
-    constants = {n: _typed(a, known[n]) for n, a in arrays.items() if a.ndim == 0}
+    constants = {n: single(a, known[n]) for n, a in arrays.items() if a.ndim == 0}
     arrays = {name: array for name, array in arrays.items() if array.ndim}
     missing = [value for value in inputs if value.name not in {**arrays, **constants}]
-    states = _states(missing, outputs, passed or {}, path)
+    states = passed_on(missing, outputs, passed or {}, str(path))
     counts = {name: len(array) for name, array in arrays.items()}
     if not arrays or len(set(counts.values())) > 1 or not min(counts.values()):
         told = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
         raise TaskError(f"The arrays of {path} have unlike numbers of samples ({told}); the first axis is the samples.")
     calls = bool(states) and all(0 < a.ndim - len(known[n].shape) <= 2 for n, a in arrays.items())
-    feeds = Feeds(arrays, constants, states, known, min(counts.values()), calls, targets=wanted_of)
+    feeds = ArrayFeeds(str(path), known, states, min(counts.values()), calls, arrays, constants, wanted=wanted_of)
     if wanted_of is not None and (not wanted_of.ndim or len(wanted_of) != feeds.samples):
         count = len(wanted_of) if wanted_of.ndim else "no"
         raise TaskError(f"The array {targets} has {count} samples, the inputs {feeds.samples}.")
@@ -243,8 +282,13 @@ def read_arrays(
     return arrays, None if targets is None else arrays.pop(targets)
 
 
-def _typed(array: np.ndarray, value: Value) -> np.ndarray:
-    # One number may stand for an input of one number.
+def typed(array: np.ndarray, value: Value) -> np.ndarray:
+    """An array as an input takes it."""
+    return np.ascontiguousarray(array.astype(_TYPES.get(value.type, array.dtype), copy=False))
+
+
+def single(array: np.ndarray, value: Value) -> np.ndarray:
+    """A number without axes for an input of one number, whose axes it may lack."""
     return np.asarray(array, dtype=_TYPES.get(value.type, array.dtype)).reshape([1] * len(value.shape))
 
 
@@ -260,12 +304,12 @@ def _check(array: np.ndarray, value: Value, calls: bool, path: Path) -> None:
         )
 
 
-def _states(
-    missing: Sequence[Value], outputs: Sequence[Value], passed: Mapping[str, str], path: Path
+def passed_on(
+    missing: Sequence[Value], outputs: Sequence[Value], passed: Mapping[str, str], source: str
 ) -> dict[str, str]:
     """Inputs without an array, and the outputs that are theirs, known or of their kind.
 
-    Of their kind: by name where one contains the other, else in order.
+    Of their kind: by name where one contains the other, else in order. Raises `TaskError` where there is none.
     """
     found = {value.name: passed[value.name] for value in missing if value.name in passed}
     for value in missing:
@@ -279,8 +323,8 @@ def _states(
         alike = [name for name in alike if value.name in name or name in value.name] or alike
         if not alike:
             raise TaskError(
-                f"{path} has no array for the input {value.name} {value.said}, and no output could be passed on to it. "
-                f"Add the array; one number stands for all calls."
+                f"{source} has no array for the input {value.name} {value.said}, and no output could be passed on to "
+                f"it. Add the array; one number stands for all calls."
             )
         found[value.name] = alike[0]
     return found

@@ -13,21 +13,30 @@ from htcompress.graphs.calibration import METRICS, Calibration
 from htcompress.graphs.feeds import Feeds, read_feeds
 from htcompress.graphs.formats import graph_in, read_graph
 from htcompress.graphs.graph import Answers, Graph, Session
+from htcompress.graphs.yielded import Running, YieldedFeeds
 from htcompress.model.latency import interleaved
 from htcompress.report import read_report
+from htcompress.task import Task
 
 ERROR = "output_error"
 """The metric where there are no targets; see `difference`."""
 
 
-def feeds_for(session: Session, given: Calibration) -> Feeds:
+def feeds_for(session: Session, given: Calibration, task: Task | None = None) -> Feeds:
     """The data for a graph: in batches, or one by one where it takes no batches though it says so.
+
+    Args:
+        task: what yields it where no file is given.
 
     Raises `TaskError` where there is none that it takes.
     """
-    feeds = read_feeds(
-        given.file or Path(), session.inputs, session.outputs, targets=given.targets, passed=session.passed
-    )
+    feeds: Feeds
+    if given.file is None and task is not None:
+        feeds = YieldedFeeds.read(task, session)
+    else:
+        feeds = read_feeds(
+            given.file or Path(), session.inputs, session.outputs, targets=given.targets, passed=session.passed
+        )
     try:
         session.answers(next(iter(feeds.sequences()))[:1], feeds)
     except TaskError:
@@ -105,10 +114,24 @@ def _answered(answers: Sequence[Sequence[np.ndarray]], feeds: Feeds) -> np.ndarr
     return np.concatenate([each[-1] for each in calls])
 
 
-def evaluate(source: Path, given: Calibration) -> dict[str, float]:
-    """The metrics of a graph against targets, or of an output directory beside the model it was made from.
+def measures(task: Task | None, given: Calibration) -> bool:
+    """Whether a task says what is measured.
 
-    All samples of the file count.
+    Raises `RequestError` where the data do so, too, or are given twice.
+    """
+    if task is None:
+        return False
+    if given.file is not None and task.has("calibration"):
+        raise RequestError(f"--calibration X.npz and calibration() of {task.source} are both data; leave out one.")
+    if given.targets is not None and task.has("evaluate"):
+        raise RequestError(f"--targets and evaluate() of {task.source} both say what is measured; leave out one.")
+    return task.has("evaluate")
+
+
+def evaluate(source: Path, given: Calibration, task: Task | None = None) -> dict[str, float]:
+    """The metrics of a graph by a task's `evaluate()` or against targets, or beside the model that it was made from.
+
+    All samples of the data count.
 
     Raises:
         RequestError: there is nothing to measure against.
@@ -116,10 +139,13 @@ def evaluate(source: Path, given: Calibration) -> dict[str, float]:
     """
     given.check()
     place = graph_in(source) or source
-    if given.file is None:
-        raise RequestError(f"{place} runs by itself: give --calibration X.npz to measure it on.")
+    own = measures(task, given)
+    if given.file is None and task is None:
+        raise RequestError(f"{place} runs by itself: give --calibration X.npz to measure it on, or a task with --task.")
     session = read_graph(place).session()
-    feeds = feeds_for(session, given)
+    if own and task is not None:
+        return task.evaluate(Running(session, task.source))
+    feeds = feeds_for(session, given, task)
     found = answers_of(session, feeds)
     metrics = metrics_of(given, found, feeds, session)
     if source.is_dir():

@@ -71,17 +71,19 @@ class RunsAlone(Source):
 
     path: Path
     data: Calibration
+    task: str | None
 
     def latencies(self, points: Path, names: Sequence[str]) -> tuple[dict[str, float], str | None]:
         dense = read_graph(self.path)
-        if self.data.file is None or not dense.keeps_cores:
+        if (self.data.file is None and self.task is None) or not dense.keeps_cores:
             return {}, None
         graphs = {"dense": dense}
         for name in names:
             written = graph_in(points / name)
             if written is not None:
                 graphs[name] = read_graph(written)
-        feeds = feeds_for(dense.session(), self.data)
+        task = None if self.task is None else load_task(self.task, needs=())
+        feeds = feeds_for(dense.session(), self.data, task)
         return call_times(graphs, feeds), f"one call in {dense.runtime}, {LATENCY_OF}"
 
 
@@ -98,7 +100,7 @@ def opened(checkpoint: str | Path, request: Request, data: Calibration, observer
         refuse_names(path, request.names)
         data.check()
         _, digest, _ = identified(path)
-        return RunsAlone(path.name, digest, path, data)
+        return RunsAlone(path.name, digest, path, data, request.task)
     if request.task is not None:
         task = load_task(request.task)
     elif request.model is not None:

@@ -263,7 +263,7 @@ def test_from_python(graph: Path) -> None:
 
 
 BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "a task": (("--task", "task.py"), ("tagger.onnx runs by itself", "--calibration")),
+    "no such task": (("--task", "task.py"), ("There is no task file task.py",)),
     "no such array": (("--calibration", "x.npz", "--targets", "y"), ("has no array y", "it holds x")),
     "a metric alone": (("--calibration", "x.npz", "--metric", "mse"), ("--metric needs --targets",)),
     "an unknown metric": (("--calibration", "x.npz", "--targets", "x", "--metric", "wer"), ("accuracy, mse, mae",)),

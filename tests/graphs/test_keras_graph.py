@@ -16,7 +16,7 @@ from keras_files import INPUTS, Array, arrays_of, hard_sigmoid, layer, legacy, m
 from small import Outcome
 
 from htcompress.exporting.dense import dense_tensors
-from htcompress.graphs.feeds import Feeds
+from htcompress.graphs.feeds import ArrayFeeds
 from htcompress.graphs.keras_graph import KerasGraph
 from htcompress.graphs.keras_running import _with_older_activations
 from htcompress.graphs.passing import entering_of, outputs_of
@@ -127,7 +127,7 @@ def assert_proven(graph: KerasGraph, layers: int, **arrays: Array) -> dict[str, 
     """Torch's modules give what Keras's layers do; returns what has passed."""
     assert len(graph.nodes) == layers
     session = graph.session(watched=True)
-    feeds = Feeds(arrays, {}, {}, {value.name: value for value in session.inputs}, len(frames()), False)
+    feeds = ArrayFeeds("x.npz", {value.name: value for value in session.inputs}, {}, len(frames()), False, arrays, {})
     (values,) = session.answers([arrays], feeds)
     twins = Twins(graph.nodes)
     for node in graph.nodes:
@@ -497,3 +497,31 @@ def test_packages_that_lack(htc: Command, here: Path, monkeypatch: pytest.Monkey
     ended = htc("inspect", "tagger.h5")
     assert ended.code == 2
     assert "needs the package h5py: pip install 'htcompress[keras]'" in ended.err
+
+
+BESIDE = """
+import numpy as np
+
+X = dict(np.load("only.npz"))["given"]
+
+
+def calibration():
+    for k in range(0, 12, 2):
+        yield X[k : k + 2, : 3 + k // 4]
+
+
+def evaluate(model):
+    return {"largest": float(model(given=X[12:]).max())}
+"""
+
+
+def test_with_a_task_beside(htc: Command, here: Path) -> None:
+    """A task without model() is beside the file, which Keras runs; in torch nobody has to write it again."""
+    (here / "own.py").write_text(BESIDE)
+    ended = htc("convert", "tagger.keras", "--ratio", "2", "--task", "own.py", "--steps", "5", "-o", "out")
+    assert ended.code == 0, ended.err
+    quality = read_report(here / "out").quality
+    for name, wanted in (("tagger.keras", quality.dense), ("out/model.keras", quality.finetuned)):
+        assert wanted == pytest.approx(answers(here / name, smooth()[12:]).max(), rel=1e-4)
+    ended = htc("evaluate", "out", "--task", "own.py", "--json")
+    assert json.loads(ended.out)["largest"] == pytest.approx(quality.finetuned, rel=1e-4)

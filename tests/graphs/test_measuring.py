@@ -10,7 +10,7 @@ import pytest
 
 from htcompress.errors import TaskError
 from htcompress.graphs.calibration import Calibration
-from htcompress.graphs.feeds import Feed, Feeds, Value
+from htcompress.graphs.feeds import ArrayFeeds, Feed, Feeds, Value
 from htcompress.graphs.graph import Answers
 from htcompress.graphs.measuring import metrics_of
 
@@ -31,7 +31,7 @@ def measured(found: np.ndarray, targets: np.ndarray, metric: str, calls: int = 1
     """Of answers to one batch, or to several calls that are its axis 0."""
     arrays = {"x": np.zeros((len(targets), calls, 3), np.float32)}
     inputs = {"x": Value("x", (None, 3), "tensor(float)")}
-    feeds = Feeds(arrays, {}, {}, inputs, len(targets), calls > 1, targets=targets)
+    feeds = ArrayFeeds("x.npz", inputs, {}, len(targets), calls > 1, arrays, {}, wanted=targets)
     answers = [[{"y": one} for one in (found if calls > 1 else [found])]]
     return metrics_of(Calibration(Path(), "wanted", metric), answers, feeds, Fixed(found.shape))[metric]
 

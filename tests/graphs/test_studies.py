@@ -141,7 +141,7 @@ def test_arrays_of_a_checkpoint_may_have_other_names(htc: Command, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("net.onnx", "--task", "own.py"), "runs by itself: give --calibration X.npz in place of --task"),
+        (("net.onnx", "--task", "own.py"), "gives X of shape (8, 5, 24); the model's inputs are X"),
         (("net.onnx", "--calibration", "none.npz"), "none.npz"),
         (("net.onnx", "--calibration", "x.npz", "--metric", "mse"), "--metric needs --targets NAME"),
         (("net.onnx", "--names", "a=b"), "Leave it out"),

@@ -1,0 +1,153 @@
+"""A task of the user's beside a model that runs from its own file: what it yields, and what its `evaluate()` is given.
+
+Inputs are told as in every task: a tuple is all of them in the model's order, a dict is by their names, and anything
+else is the one. A list is calls in a row, from each of which the states go on to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from htcompress.errors import TaskError
+from htcompress.graphs.feeds import Feed, Feeds, Value, passed_on, single, typed, zeros
+from htcompress.graphs.graph import Session
+from htcompress.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class YieldedFeeds(Feeds):
+    """Batches as the user's code yields them, each a sample to the graph, of whatever lengths.
+
+    Attributes:
+        batches: each a list of calls, without the states.
+    """
+
+    batches: Sequence[list[Feed]]
+
+    @classmethod
+    def read(cls, task: Task, session: Session) -> YieldedFeeds:
+        """All that `calibration()` of a task yields.
+
+        Raises `TaskError` where that is nothing, or fits no input; the message says which are expected.
+        """
+        task.require("calibration", purpose="a model that runs from its own file, without --calibration X.npz,")
+        source = f"calibration() of {task.source}"
+        known = {value.name: value for value in session.inputs}
+        batches, rows = [], []
+        for item in task.calibration():
+            rows.append(isinstance(item, list))
+            calls = item if isinstance(item, list) else [item]
+            batches.append([feed_of(call, session.inputs, source) for call in calls])
+        if not batches or not all(batches):
+            raise TaskError(f"{source} yields nothing; it must yield at least one batch of the model's inputs.")
+        names = [set(feed) for calls in batches for feed in calls]
+        if any(found != names[0] for found in names) or len(set(rows)) > 1:
+            raise TaskError(
+                f"{source} yields batches of unlike forms; let all have the same inputs, and all be lists of calls or "
+                f"none."
+            )
+        missing = [value for value in session.inputs if value.name not in names[0]]
+        states = passed_on(missing, session.outputs, session.passed, source)
+        return cls(source, known, states, len(batches), rows[0], batches)
+
+    @property
+    def size(self) -> int:
+        return 1
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        return None
+
+    def part(self, start: int, stop: int) -> YieldedFeeds:
+        return replace(self, batches=self.batches[start:stop], samples=stop - start)
+
+    def singly(self) -> YieldedFeeds:
+        return self
+
+    def sequences(self) -> Iterator[list[Feed]]:
+        for calls in self.batches:
+            yield [{**call, **self.begun(count_of(call, self.inputs))} for call in calls]
+
+
+def feed_of(item: Any, inputs: Sequence[Value], source: str) -> Feed:
+    """An item of the user's by the names of a graph's inputs, in their types.
+
+    Raises `TaskError` where it names others, or has more than there are.
+    """
+    if isinstance(item, Mapping):
+        given = dict(item)
+    else:
+        parts = item if isinstance(item, tuple) else (item,)
+        given = dict(zip((value.name for value in inputs), parts, strict=False))
+        if len(parts) > len(inputs):
+            given[f"{len(parts)} arrays"] = None
+    known = {value.name: value for value in inputs}
+    wanted = f"the model's inputs are {', '.join(f'{value.name} {value.said}' for value in inputs)}"
+    if not given or any(name not in known for name in given):
+        told = ", ".join(map(str, given)) or "nothing"
+        raise TaskError(f"{source} gives {told}; {wanted}. Give these, in order or by name.")
+    found = {}
+    for name, value in given.items():
+        array = value.numpy(force=True) if isinstance(value, Tensor) else np.asarray(value)
+        try:
+            found[name] = typed(array, known[name]) if array.ndim else single(array, known[name])
+        except (TypeError, ValueError) as error:
+            raise TaskError(
+                f"{source} gives a {type(value).__name__} for the input {name}, which is no array of "
+                f"{known[name].type[len('tensor(') : -1]}: {error}."
+            ) from error
+        shape, own = found[name].shape, known[name].shape
+        if len(shape) != len(own) or any(n not in (None, m) for n, m in zip(own, shape, strict=True)):
+            raise TaskError(f"{source} gives {name} of shape {shape}; {wanted}. Give it whole, as the model takes it.")
+    return found
+
+
+def count_of(feed: Feed, inputs: Mapping[str, Value]) -> int:
+    """How many samples a call has, by the first input that has axes."""
+    for name, array in feed.items():
+        axis = inputs[name].batched_later or 0
+        if array.ndim > axis:
+            return array.shape[axis]
+    return 1
+
+
+class Running:
+    """A model that runs from its file, as `evaluate()` of a task is given it.
+
+    `run(x, lengths)` takes the inputs in their order, `run(x=x)` and `run({"x": x})` by their names: arrays, or
+    tensors. Inputs that are states may be left out, and are zeros then. What comes back is the output, or of several a
+    dict by their names; tensors where tensors were given.
+
+    Attributes:
+        inputs: the names of the inputs.
+        outputs: those of the outputs.
+    """
+
+    def __init__(self, session: Session, source: str) -> None:
+        self._session, self._source = session, f"evaluate() of {source}"
+        self.inputs = [value.name for value in session.inputs]
+        self.outputs = [value.name for value in session.outputs]
+
+    def __call__(self, *parts: Any, **named: Any) -> Any:
+        """Run it once."""
+        own = self._session.inputs
+        item = named if named and not parts else parts[0] if len(parts) == 1 and not named else parts
+        feed = feed_of(item, own, self._source)
+        if named and parts:
+            feed |= feed_of(named, own, self._source)
+        missing = [value for value in own if value.name not in feed]
+        passed_on(missing, self._session.outputs, self._session.passed, self._source)
+        known = {value.name: value for value in own}
+        count = count_of(feed, known)
+        feed |= {value.name: zeros(value, count) for value in missing}
+        found = self._session.answers([feed], YieldedFeeds(self._source, known, {}, 1, False, [[feed]]))[0]
+        given = item.values() if isinstance(item, Mapping) else item if isinstance(item, tuple) else (item,)
+        as_tensors = any(isinstance(value, Tensor) for value in [*given, *named.values()])
+        answered = {name: torch.from_numpy(found[name]) if as_tensors else found[name] for name in self.outputs}
+        return answered[self.outputs[0]] if len(answered) == 1 else answered
