@@ -123,7 +123,9 @@ def observed(
             yield last[0]
 
     try:
-        return collect(model, batches(), names=proof.names, tied=proof.tied, seed=seed, on_batch=observer.advance)
+        found = collect(model, batches(), names=proof.names, tied=proof.tied, seed=seed, on_batch=observer.advance)
+        give_back()
+        return found
     except TaskError:
         raise
     except Exception:
@@ -175,7 +177,8 @@ def planned(
     observer.stage("decomposing")
     with torch.no_grad(), on_the_cpu():
         plan = plan_model(layers, goal, statistics, orders)
-    give_back()
+    # Searches and their ladders hold each other.
+    give_back(collect=True)
     return plan
 
 
@@ -197,6 +200,7 @@ def measured(quality: Quality, stage: str, model: nn.Module, data: Data, seed: i
     trial = copied(model).eval()
     with seeded(seed), without_packing(trial):
         metrics = data.evaluate(trial)
+    give_back()
     broken = finite(metrics)
     if broken and stage == "dense":
         raise TaskError(f"evaluate(model) gave {listed(broken)} for the dense model; expected finite numbers.")
