@@ -1,0 +1,90 @@
+"""Faults of kind 18: data and outputs as they are out there."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from small import Tagger, clips
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+import htcompress
+from htcompress.request import FineTuning
+
+Pair = namedtuple("Pair", "logits states")
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    loss: Tensor | None = None
+
+
+class Putting(Tagger):
+    def __init__(self, put: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.put = put
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Any:
+        out = self.rnn(x)[0]
+        if lengths is not None:
+            out = out * (torch.arange(x.shape[1])[None, :, None] < lengths[:, None, None])
+        return self.put(self.head(out[:, -1]))
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda x: {"logits": x},
+        lambda x: Pair(x, [x]),
+        Output,
+        lambda x: Categorical(logits=x),
+        lambda x: [x, None, "a"],
+    ],
+    ids=["dict", "named tuple", "dataclass", "distribution", "list"],
+)
+def test_18_outputs_of_every_sort(put: Callable[[Tensor], Any]) -> None:
+    data = [clips(seed) for seed in range(4)]
+    result = htcompress.compress(
+        Putting(put), budget=400, calibration=data, training=data, finetuning=FineTuning(steps=3, check_every=3)
+    )
+    assert result.report.layers[0].matrices[0].error["outputs"] is not None
+
+
+LENGTHS = torch.tensor([5, 3, 2, 4])
+
+
+def forms() -> Iterator[Any]:
+    x, y = torch.cat([clips(seed) for seed in range(4)]), torch.randint(3, (16,))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
+    yield pytest.param(loader, loader, id="a loader for both")
+    alone = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=4)
+    yield pytest.param(alone, loader, id="lists")
+    pairs = [(clips(seed), LENGTHS) for seed in range(4)]
+    yield pytest.param(pairs, pairs, id="lengths without targets")
+    yield pytest.param(pairs, [(pair, y[:4]) for pair in pairs], id="lengths with targets")
+    named = [{"x": clips(seed), "lengths": LENGTHS} for seed in range(4)]
+    yield pytest.param(named, named, id="dicts")
+    yield pytest.param(named, [(item, y[:4]) for item in named], id="dicts with targets")
+    yield pytest.param(None, [(*pair, y[:4]) for pair in pairs], id="triples")
+
+
+@pytest.mark.parametrize(("calibration", "training"), list(forms()))
+def test_18_data_as_loaders_give_it(calibration: Any, training: Any) -> None:
+    seen: list[Any] = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        seen.append(target)
+        return nn.functional.cross_entropy(output, target)
+
+    model = Putting(lambda x: x)
+    htcompress.compress(
+        model, budget=400, calibration=calibration, training=training, loss=loss, finetuning=FineTuning(steps=2)
+    )
+    assert all(target.dtype == torch.int64 and target.shape == (4,) for target in seen)
+    assert not any(torch.equal(target, LENGTHS) for target in seen)
