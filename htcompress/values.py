@@ -141,6 +141,35 @@ def precision_of(model: nn.Module) -> float:
     return float(max(torch.finfo(kind).eps for kind in kinds) ** 0.6)
 
 
+_BEYOND = 10.0
+"""How far from all other numbers one stands that is put in the place of infinity, in units of their range."""
+
+
+def answered(tensor: Tensor) -> Tensor:
+    """Which numbers of an output are answers: no infinities, and nothing that models put in their place.
+
+    What is masked is often filled with -1e9, the least number of its precision or -10000: one number, the least or the
+    largest of all, that occurs again and again and is far from all others. Beside it the answers themselves would not
+    count in any mean or variance.
+
+    >>> answered(torch.tensor([0.5, -1e9, 2.0, -1e9, float("inf")])).tolist()
+    [True, False, True, False, False]
+    """
+    known = torch.isfinite(tensor)
+    for sign in (1, -1):
+        inner = sign * tensor[known].detach().double()
+        if inner.numel() < 3:
+            break
+        least = inner.min()
+        rest = inner[inner > least]
+        if not 0 < rest.numel() < inner.numel() - 1:
+            continue
+        nearest, largest = torch.aminmax(rest)
+        if nearest - least > _BEYOND * max(largest - nearest, torch.finfo(torch.float32).eps * abs(least)):
+            known = known & (sign * tensor.double() != least)
+    return known
+
+
 def difference(found: Any, wanted: Any) -> float:
     """The largest relative difference of any tensor in two values; infinite where their structures differ."""
     a, b = list(leaves(found)), list(leaves(wanted))
@@ -166,5 +195,6 @@ def _difference(found: Tensor, wanted: Tensor) -> float:
     if lost == 0.0:
         return 0.0
     whole = wanted.detach().to("cpu", kind)
-    scale = float(torch.linalg.vector_norm(torch.where(torch.isfinite(whole.abs()), whole, torch.zeros_like(whole))))
+    known = torch.isfinite(whole.abs()) if whole.is_complex() else answered(whole)
+    scale = float(torch.linalg.vector_norm(torch.where(known, whole, torch.zeros_like(whole))))
     return lost / scale if scale > 0 else float("inf")

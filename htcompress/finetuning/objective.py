@@ -14,7 +14,7 @@ from htcompress.finetuning.scales import OUTPUT, STATES, Scale, Scales
 from htcompress.finetuning.taught import Answer, Taught
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.task import output_of
-from htcompress.values import tensors_of
+from htcompress.values import answered, tensors_of
 
 TaskLoss = Callable[[Any, Any], Tensor]
 
@@ -157,9 +157,8 @@ def _distance(output: Any, target: Any, scales: Scales | None) -> Tensor:
 
 
 def _apart(found: Tensor, wanted: Tensor, scale: Scale | None) -> Tensor:
-    known = torch.isfinite(wanted)
+    known = answered(wanted)
     if not bool(known.all()):
-        # Infinities mask what is no answer.
         found, wanted = found[known], wanted[known]
     if wanted.numel() == 0:
         return found.sum() * 0.0

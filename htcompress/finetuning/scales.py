@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from htcompress.finetuning.taught import Answer
-from htcompress.values import tensors_of
+from htcompress.values import answered, tensors_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ OUTPUT, STATES = "output.", "states."
 
 @dataclass(frozen=True)
 class Spread:
-    """How many finite numbers some tensors have, their mean, and the sum of their squared distances from it."""
+    """How many answers some tensors hold (`answered`), their mean, and the sum of their squared distances from it."""
 
     count: int
     mean: float
@@ -39,7 +39,7 @@ class Spread:
     def of(cls, tensors: Sequence[Tensor]) -> Spread:
         """That of the numbers of some tensors."""
         flat = torch.cat([t.detach().flatten().double() for t in tensors]) if tensors else torch.zeros(0)
-        flat = flat[torch.isfinite(flat)]
+        flat = flat[answered(flat)]
         if flat.numel() == 0:
             return cls(0, 0.0, 0.0)
         mean = float(flat.mean())

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from htcompress.errors import CheckpointError, RequestError, TaskError
 from htcompress.graphs.calibration import METRICS, Calibration
@@ -17,6 +18,7 @@ from htcompress.graphs.yielded import Running, YieldedFeeds
 from htcompress.model.latency import interleaved
 from htcompress.report import read_report
 from htcompress.task import Task
+from htcompress.values import answered
 
 ERROR = "output_error"
 """The metric where there are no targets; see `difference`."""
@@ -78,7 +80,7 @@ def apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     # A model that decodes freely gives answers of other lengths; nothing of those is right.
     alike = [(a if a.shape == b.shape else np.zeros_like(b), b) for a, b in pairs]
     a, b = (np.concatenate([pair[i].ravel().astype(np.float64) for pair in alike]) for i in (0, 1))
-    known = np.isfinite(b)
+    known = answered(torch.from_numpy(b)).numpy()
     lost, spread = np.square(a - b)[known].sum(), np.square(b[known] - b[known].mean()).sum() if known.any() else 0.0
     return float(np.sqrt(lost / max(spread, 1e-30)))
 

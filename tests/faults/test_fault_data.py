@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import htcompress
+from htcompress.graphs.measuring import apart
 from htcompress.request import FineTuning
+from htcompress.values import answered, difference
 
 Pair = namedtuple("Pair", "logits states")
 
@@ -88,3 +90,54 @@ def test_18_data_as_loaders_give_it(calibration: Any, training: Any) -> None:
     )
     assert all(target.dtype == torch.int64 and target.shape == (4,) for target in seen)
     assert not any(torch.equal(target, LENGTHS) for target in seen)
+
+
+class Masking(Tagger):
+    def __init__(self, fill: float) -> None:
+        super().__init__()
+        self.fill = fill
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([super().forward(x)] * 3, 1).masked_fill(x[:, :3, :1] > 0.3, self.fill)
+
+
+@pytest.mark.parametrize("fill", [-1e9, -1e4, torch.finfo(torch.float32).min, 1e6])
+def test_22_what_is_put_in_the_place_of_infinity_is_no_answer(fill: float) -> None:
+    """Beside -1e9 all else were rounding: nothing would be learnt, and any stand-in were proven."""
+    made = []
+    for value in (fill, float("inf")):
+        torch.manual_seed(0)
+        data = [clips(seed) for seed in range(6)]
+        result = htcompress.compress(
+            Masking(value), budget=500, calibration=data, training=data, finetuning=FineTuning(steps=12)
+        )
+        assert result.model is not None
+        made.append(result.model.rnn(clips(9))[0])
+    assert torch.equal(*made)
+    torch.manual_seed(0)
+    wanted = Masking(fill)(clips(9))
+    assert not torch.equal(wanted == fill, torch.zeros_like(wanted, dtype=torch.bool))
+    found = torch.where(wanted == fill, wanted, wanted * 1.01)
+    assert difference(found, wanted) == pytest.approx(0.01, rel=1e-3)
+    pairs = [(found.detach().numpy(), wanted.detach().numpy())]
+    known = wanted != fill
+    lost = (found - wanted)[known].square().mean() / wanted[known].var(correction=0)
+    assert apart(pairs) == pytest.approx(float(lost.sqrt().detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "known"),
+    [
+        ([0.0, 0.0, 0.5, 1.0], 4),  # of a ReLU
+        ([1.0, 1.0, 1.0], 3),
+        ([-1e9, 2.0, 2.1], 3),  # once may be an answer
+        ([-1e9, -1e9], 2),
+        ([-1e9, -1e9, 3.0], 1),
+        ([-100.0, -100.0, -4.0, 3.0], 2),
+        ([1e4, 1e4, -3.0, 3.0], 2),
+        ([float("-inf"), float("nan"), 1.0, 2.0], 2),
+        ([], 0),
+    ],
+)
+def test_22_what_is_an_answer(numbers: list[float], known: int) -> None:
+    assert int(answered(torch.tensor(numbers)).sum()) == known
