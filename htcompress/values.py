@@ -155,18 +155,21 @@ def answered(tensor: Tensor) -> Tensor:
     >>> answered(torch.tensor([0.5, -1e9, 2.0, -1e9, float("inf")])).tolist()
     [True, False, True, False, False]
     """
+    tensor = tensor.detach()
     known = torch.isfinite(tensor)
-    for sign in (1, -1):
-        inner = sign * tensor[known].detach().double()
-        if inner.numel() < 3:
+    for sign in (1.0, -1.0):
+        if int(known.sum()) < 3:
             break
-        least = inner.min()
-        rest = inner[inner > least]
-        if not 0 < rest.numel() < inner.numel() - 1:
+        signed = sign * tensor
+        least = torch.where(known, signed, torch.inf).min()
+        rest = known & (signed > least)
+        left = int(rest.sum())
+        if not 0 < left < int(known.sum()) - 1:
             continue
-        nearest, largest = torch.aminmax(rest)
-        if nearest - least > _BEYOND * max(largest - nearest, torch.finfo(torch.float32).eps * abs(least)):
-            known = known & (sign * tensor.double() != least)
+        nearest = float(torch.where(rest, signed, torch.inf).min())
+        largest, lowest = float(torch.where(rest, signed, -torch.inf).max()), float(least)
+        if nearest - lowest > _BEYOND * max(largest - nearest, torch.finfo(torch.float32).eps * abs(lowest)):
+            known = rest
     return known
 
 

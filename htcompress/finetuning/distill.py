@@ -25,7 +25,6 @@ from htcompress.finetuning.taught import Answer
 from htcompress.finetuning.together import Alone, Together
 from htcompress.isolation import RandomState, seeded
 from htcompress.model.plain import without_packing
-from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.states import cut_off, states_kept
 from htcompress.request import FineTuning
 
@@ -204,7 +203,7 @@ class _Run:
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
         group = self.stream.take()
-        _train_mode(self.student)
+        _learning_mode(self.student)
         self._backward(group)
         torch.nn.utils.clip_grad_norm_(self.numbers.trained, self.options.clip)
         optimizer.step()
@@ -328,9 +327,12 @@ class _Run:
         return True
 
 
-def _train_mode(model: nn.Module) -> None:
-    """Training mode, but for layers whose noise or running statistics would only blur what is taught."""
-    model.train()
+def _learning_mode(model: nn.Module) -> None:
+    """Evaluation mode, in which models answer what is taught: no noise, no heads that only training has.
+
+    But for what cuDNN learns in no other mode: recurrent layers that stay dense on a GPU.
+    """
+    model.eval()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd | HTRecurrent):
-            module.eval()
+        if isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters(recurse=False)):
+            module.train()

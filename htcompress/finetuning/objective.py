@@ -13,6 +13,7 @@ from htcompress.errors import TaskError
 from htcompress.finetuning.scales import OUTPUT, STATES, Scale, Scales
 from htcompress.finetuning.taught import Answer, Taught
 from htcompress.nn.recurrent import HTRecurrent
+from htcompress.spread import Spread
 from htcompress.task import output_of
 from htcompress.values import answered, tensors_of
 
@@ -141,7 +142,7 @@ def _trajectory(found: list[Tensor], wanted: list[Tensor], scale: Scale | None) 
     count, squares = sum(b.numel() for _, b in pairs), torch.stack([(a - b).square().sum() for a, b in pairs]).sum()
     if scale is not None:
         return squares / max(count, 1) * (scale.weight / max(scale.variance, _LEAST))
-    return squares / (count * torch.cat([b.flatten() for _, b in pairs]).var(correction=0)).clamp_min(_LEAST)
+    return squares / max(count * Spread.of([b for _, b in pairs]).variance, _LEAST)
 
 
 def _distance(output: Any, target: Any, scales: Scales | None) -> Tensor:
@@ -158,14 +159,13 @@ def _distance(output: Any, target: Any, scales: Scales | None) -> Tensor:
 
 def _apart(found: Tensor, wanted: Tensor, scale: Scale | None) -> Tensor:
     known = answered(wanted)
+    variance = Spread.of([wanted]).variance if scale is None else scale.variance
     if not bool(known.all()):
         found, wanted = found[known], wanted[known]
     if wanted.numel() == 0:
         return found.sum() * 0.0
-    squares = (found - wanted).square().mean()
-    if scale is not None:
-        return squares * (scale.weight / max(scale.variance, _LEAST))
-    return squares / wanted.var(correction=0).clamp_min(_LEAST)
+    weight = 1.0 if scale is None else scale.weight
+    return (found - wanted).square().mean() * (weight / max(variance, _LEAST))
 
 
 def _wide(tensor: Tensor) -> Tensor:

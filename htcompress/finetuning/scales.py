@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from htcompress.finetuning.taught import Answer
-from htcompress.values import answered, tensors_of
+from htcompress.spread import Spread
+from htcompress.values import tensors_of
 
 
 @dataclass(frozen=True)
@@ -25,34 +23,6 @@ Scales = Mapping[str, Scale]
 """Those of a batch: by `OUTPUT` and the place of a tensor among the outputs, or `STATES` and the name of a layer."""
 
 OUTPUT, STATES = "output.", "states."
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How many answers some tensors hold (`answered`), their mean, and the sum of their squared distances from it."""
-
-    count: int
-    mean: float
-    squares: float
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> Spread:
-        """That of the numbers of some tensors."""
-        flat = torch.cat([t.detach().flatten().double() for t in tensors]) if tensors else torch.zeros(0)
-        flat = flat[answered(flat)]
-        if flat.numel() == 0:
-            return cls(0, 0.0, 0.0)
-        mean = float(flat.mean())
-        return cls(flat.numel(), mean, float((flat - mean).square().sum()))
-
-    def joined(self, other: Spread) -> Spread:
-        """That of both together (Chan et al. 1979, Updating formulae for computing sample variances)."""
-        count = self.count + other.count
-        if count == 0:
-            return self
-        apart = other.mean - self.mean
-        mean = self.mean + apart * other.count / count
-        return Spread(count, mean, self.squares + other.squares + apart**2 * self.count * other.count / count)
 
 
 def spreads(answer: Answer) -> dict[str, Spread]:
@@ -72,9 +42,7 @@ def scales_of(group: Sequence[Mapping[str, Spread]]) -> list[Scales]:
             whole[name] = whole[name].joined(spread) if name in whole else spread
     return [
         {
-            name: Scale(
-                spread.count * len(group) / max(whole[name].count, 1), whole[name].squares / max(whole[name].count, 1)
-            )
+            name: Scale(spread.count * len(group) / max(whole[name].count, 1), whole[name].variance)
             for name, spread in batch.items()
         }
         for batch in group

@@ -17,6 +17,7 @@ from htcompress.graphs.graph import Answers, Graph, Session
 from htcompress.graphs.yielded import Running, YieldedFeeds
 from htcompress.model.latency import interleaved
 from htcompress.report import read_report
+from htcompress.spread import Spread
 from htcompress.task import Task
 from htcompress.values import answered
 
@@ -80,9 +81,9 @@ def apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     # A model that decodes freely gives answers of other lengths; nothing of those is right.
     alike = [(a if a.shape == b.shape else np.zeros_like(b), b) for a, b in pairs]
     a, b = (np.concatenate([pair[i].ravel().astype(np.float64) for pair in alike]) for i in (0, 1))
-    known = answered(torch.from_numpy(b)).numpy()
-    lost, spread = np.square(a - b)[known].sum(), np.square(b[known] - b[known].mean()).sum() if known.any() else 0.0
-    return float(np.sqrt(lost / max(spread, 1e-30)))
+    spread = Spread.of([torch.from_numpy(np.atleast_1d(own)).double() for _, own in alike])
+    lost = np.square(a - b)[answered(torch.from_numpy(b)).numpy()].sum()
+    return float(np.sqrt(lost / max(spread.count * spread.variance, 1e-30)))
 
 
 def metrics_of(given: Calibration, answers: Sequence[Answers], feeds: Feeds, session: Session) -> dict[str, float]:

@@ -147,7 +147,8 @@ def collect(
         nothing passed is not in it.
 
     Raises:
-        TaskError: there are no batches, or the output has nothing a gradient could start from.
+        TaskError: there are no batches, one brings what is not finite into a layer, or the output has nothing a
+            gradient could start from.
     """
     owners = dict(tied or {})
     chosen = list(recurrent_modules(model)) if names is None else list(names)
@@ -175,7 +176,13 @@ def collect(
                 if passage.direction not in directions:
                     directions[passage.direction] = _Gathered(_Reservoir(generator))
                 if passage.z.grad is not None:
-                    directions[passage.direction].add(*_flat(gates[name][passage.direction], passage))
+                    inputs, *deltas = _flat(gates[name][passage.direction], passage)
+                    if not bool(torch.isfinite(inputs).all()):
+                        raise TaskError(
+                            f"Batch {count} of calibration() brings numbers that are not finite into "
+                            f"{name or 'the model'}. Leave them out, or correct what yields them."
+                        )
+                    directions[passage.direction].add(inputs, *deltas)
             cut_off(probed)
             if on_batch is not None:
                 on_batch(count)

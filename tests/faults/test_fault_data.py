@@ -141,3 +141,29 @@ def test_22_what_is_put_in_the_place_of_infinity_is_no_answer(fill: float) -> No
 )
 def test_22_what_is_an_answer(numbers: list[float], known: int) -> None:
     assert int(answered(torch.tensor(numbers)).sum()) == known
+
+
+class Units(Tagger):
+    """A pressure in pascals beside two humidities."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        unit = torch.tensor([500.0, 0.1, 0.1])
+        return super().forward(x) * unit + torch.tensor([101325.0, 0.5, 0.5])
+
+
+def test_22_units_far_from_zero_are_no_answer() -> None:
+    """Beside the mean pressure its changes were rounding; the change in it is what a model has learnt."""
+    torch.manual_seed(0)
+    data = [clips(seed, batch=16) for seed in range(8)]
+    tuning = FineTuning(steps=40)
+    result = htcompress.compress(Units(), budget=500, calibration=data, training=data, finetuning=tuning)
+    raw = htcompress.compress(Units(), budget=500, calibration=data).model
+    assert result.model is not None
+    assert raw is not None
+    x = clips(99, batch=64)
+    torch.manual_seed(0)
+    wanted = Units()(x).detach()
+    before, after = (apart([(m(x).detach().numpy(), wanted.numpy())]) for m in (raw, result.model))
+    by_hand = (raw(x)[:, 0] - wanted[:, 0]).square().mean() / wanted[:, 0].var(correction=0)
+    assert before == pytest.approx(float(by_hand.sqrt().detach()), rel=1e-3)
+    assert after < 0.8 * before

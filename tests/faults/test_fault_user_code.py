@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from fault_models import compact, near
 from small import Tagger, clips, save_tagger, tagger, write_task
 from torch import Tensor, nn
 
 import htcompress
+from htcompress.errors import TaskError
 from htcompress.request import FineTuning, Goal
 
 
@@ -99,3 +102,43 @@ def test_1_states_that_a_forward_keeps() -> None:
     full = compact(model, calibration=data)
     for x in data:
         assert near(full(x), model(x))
+
+
+class Idioms(Tagger):
+    """What models do in training alone: another head, the loss in place of an answer, noise, teacher forcing."""
+
+    def __init__(self, idiom: str) -> None:
+        super().__init__()
+        self.idiom = idiom
+
+    def forward(self, x: Tensor) -> Any:
+        found = super().forward(x)
+        if not self.training:
+            return found
+        if self.idiom == "noise":
+            return nn.functional.dropout(found, 0.5, self.training)
+        return {"head": (found, found), "loss": found.square().mean(), "shorter": found[:, :1]}[self.idiom]
+
+
+@pytest.mark.parametrize("idiom", ["head", "loss", "shorter", "noise"])
+def test_22_only_answers_in_evaluation_mode_count(idiom: str) -> None:
+    made = []
+    for model in (Idioms(idiom), Tagger()):
+        torch.manual_seed(0)
+        data = [clips(seed) for seed in range(6)]
+        model.load_state_dict(tagger().state_dict())
+        result = htcompress.compress(
+            model, budget=500, calibration=data, training=data, finetuning=FineTuning(steps=12)
+        )
+        assert result.model is not None
+        made.append(result.model(clips(9)))
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("options", [{}, {"layout": "svd"}, {"unit_order": "keep"}, {"format": "dense"}])
+def test_22_data_that_are_no_numbers_are_told_by_their_batch(number: float, options: dict[str, Any]) -> None:
+    data = [clips(seed) for seed in range(4)]
+    data[2][1, 3, 0] = number
+    with pytest.raises(TaskError, match=r"Batch 3 of calibration\(\) brings numbers that are not finite into rnn"):
+        htcompress.compress(Tagger(), budget="2kB", calibration=data, **options)

@@ -18,10 +18,11 @@ from torch.nn import functional
 from htcompress import Compressed
 from htcompress.errors import RequestError, TaskError
 from htcompress.finetuning.distill import distill
-from htcompress.finetuning.scales import Spread, in_order, scales_of
+from htcompress.finetuning.scales import in_order, scales_of
 from htcompress.finetuning.stream import Share, Stream
 from htcompress.isolation import Draws, seeded
 from htcompress.request import FineTuning
+from htcompress.spread import Spread
 
 Batches = Callable[[], Iterator[tuple[tuple[Any, ...], Any]]]
 

@@ -1,0 +1,84 @@
+"""How far numbers are spread: the unit of every difference between two models' answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from htcompress.values import answered
+
+_ROWS = 8
+"""Of how many numbers the variance of a channel is taken for more than chance."""
+
+_UNITS = 1e-10, 1e-2
+"""What is within channels, as a part of the whole variance, where their means tell of units and not of answers. Below
+the first there is rounding alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Answers (see `answered`) channel by channel, in float64 on the CPU.
+
+    Attributes:
+        counts: how many there are.
+        means: their means.
+        squares: the sums of their squared distances from these.
+    """
+
+    counts: Float[Tensor, " channels"]
+    means: Float[Tensor, " channels"]
+    squares: Float[Tensor, " channels"]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Spread:
+        """That of the numbers of some tensors, whose last axis is the channels where it is of one size."""
+        widths = {t.shape[-1] if t.ndim > 1 else 1 for t in tensors if t.numel()}
+        width = widths.pop() if len(widths) == 1 else 1
+        if not tensors:
+            return cls(*torch.zeros(3, width, dtype=torch.float64))
+        rows = torch.cat([t.detach().reshape(-1, width) for t in tensors])
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        known = answered(rows)
+        counts = known.sum(0).clamp_min(1)
+        means = torch.where(known, rows, 0.0).sum(0, dtype=torch.float64) / counts
+        squares = torch.where(known, rows - means.to(rows.dtype), 0.0).square().sum(0, dtype=torch.float64)
+        return cls(*(t.to("cpu", torch.float64) for t in (known.sum(0), means, squares)))
+
+    @property
+    def count(self) -> int:
+        """How many there are in all channels."""
+        return int(self.counts.sum())
+
+    @property
+    def whole(self) -> Spread:
+        """All of them as one channel."""
+        count = self.counts.sum().clamp_min(1)
+        mean = (self.counts * self.means).sum() / count
+        squares = self.squares.sum() + (self.counts * (self.means - mean).square()).sum()
+        return Spread(*(t.reshape(1) for t in (self.counts.sum(), mean, squares)))
+
+    @property
+    def variance(self) -> float:
+        """The mean squared distance from the mean of all, or from that of each channel.
+
+        The latter where nearly all of the former is the distance of the channels from each other: of a pressure in
+        pascals beside a humidity, say, which is not what a model has learnt.
+        """
+        count = max(1, self.count)
+        whole, within = float(self.whole.squares) / count, float(self.squares.sum()) / count
+        rounding, units = (part * whole for part in _UNITS)
+        return within if float(self.counts.max()) >= _ROWS and rounding < within < units else whole
+
+    def joined(self, other: Spread) -> Spread:
+        """That of both together (Chan et al. 1979, Updating formulae for computing sample variances)."""
+        if self.counts.shape != other.counts.shape:
+            return self.whole.joined(other.whole)
+        counts = self.counts + other.counts
+        apart, part = other.means - self.means, other.counts / counts.clamp_min(1)
+        return Spread(
+            counts, self.means + apart * part, self.squares + other.squares + apart.square() * self.counts * part
+        )
