@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from htcompress.errors import HTCompressError, TaskError
 from htcompress.isolation import user_code
-from htcompress.task_files import module_name, neighbours_of
+from htcompress.task_files import is_beside, module_name, neighbours_of
 from htcompress.values import call
 
 
@@ -170,6 +170,12 @@ def imported(text: str, what: str) -> tuple[ModuleType, str]:
         ) from error
     except (Exception, SystemExit) as error:
         where = _where(error, str(path.resolve()))
+        if looks_like_file and isinstance(error, ImportError) and is_beside(error.name):
+            folder = path.resolve().parent
+            raise TaskError(
+                f"The {what} {text} imports from its package by a dot{where}, and as a file it is in none. Give "
+                f"{folder.name}.{path.stem} in its place, in the folder that holds {folder.name}/."
+            ) from error
         raise TaskError(
             f"The {what} {text} failed while it was imported: {_said(error)}{where}. Correct it and try again."
         ) from error

@@ -220,6 +220,17 @@ def test_nothing_to_load(source: str, words: str, tmp_path: Path, monkeypatch: p
     assert words in complaint(lambda: load_task(source))
 
 
+def test_a_file_of_a_package_is_told_its_name(tmp_path: Path) -> None:
+    package = tmp_path / "own_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "net.py").write_text("model = dict")
+    (package / "task.py").write_text("\nfrom .net import model\n")
+    said = complaint(lambda: load_task(package / "task.py"))
+    assert "imports from its package by a dot (line 2)" in said
+    assert "Give own_package.task in its place, in the folder that holds own_package/." in said
+
+
 def test_an_interrupt_while_a_file_loads_is_an_interrupt(tmp_path: Path) -> None:
     (tmp_path / "task.py").write_text("raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from htcompress.errors import RequestError
-from htcompress.numbers import number
+from htcompress.numbers import bytes_of, number
 from htcompress.report.report import Report
 
 
@@ -18,9 +18,15 @@ class Unit(Enum):
     """What a limit counts in: in words, and an example."""
 
     COUNT = ("a whole number", "5000 or 5k")
+    BYTES = ("a whole number of bytes", "20000, 20k or 20kB")
     RATIO = ("a number", "100")
     METRIC = ("a number in the unit of the task's metric", "0.95")
     RELATIVE = ("a relative error between 0 and 1", "0.05")
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is counted one by one."""
+        return self in (Unit.COUNT, Unit.BYTES)
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,14 @@ RULES: Mapping[str, Rule] = {
     for rule in (
         Rule("max_parameters", "parameters", Unit.COUNT, True, _parameters),
         Rule("min_ratio", "ratio", Unit.RATIO, False, lambda report: report.totals.ratio),
-        Rule("max_bytes", "bytes", Unit.COUNT, True, _bytes),
+        Rule("max_bytes", "bytes", Unit.BYTES, True, _bytes),
         Rule("max_macs", "macs", Unit.COUNT, True, _macs),
         Rule("min_metric", "metric", Unit.METRIC, False, _metric),
         Rule("max_metric", "metric", Unit.METRIC, True, _metric),
         Rule("max_drop", "drop", Unit.METRIC, True, _drop),
         Rule("max_output_error", "output_error", Unit.RELATIVE, True, _output_error),
         Rule("max_parameters_change", "parameters", Unit.COUNT, True, _parameters, change=True),
-        Rule("max_bytes_change", "bytes", Unit.COUNT, True, _bytes, change=True),
+        Rule("max_bytes_change", "bytes", Unit.BYTES, True, _bytes, change=True),
         Rule("max_macs_change", "macs", Unit.COUNT, True, _macs, change=True),
         Rule("max_metric_change", "metric", Unit.METRIC, True, _metric, change=True),
         Rule("max_output_error_change", "output_error", Unit.RELATIVE, True, _output_error, change=True),
@@ -136,10 +142,15 @@ def parse_limit(name: str, value: Any, *, where: str | None = None) -> Limit:
     rule = RULES[name]
     if isinstance(value, str) and value.strip().endswith("%"):
         return Limit(rule, _share(rule, value.strip(), where), share=True)
-    amount = number(value) if isinstance(value, str) else value
+    amount = _amount(rule, value) if isinstance(value, str) else value
     if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not math.isfinite(amount):
         raise RequestError(f"{where} is {rule.expected}; found {_shown(value)}.")
     return Limit(rule, _sensible(rule, float(amount), where, value))
+
+
+def _amount(rule: Rule, text: str) -> float | None:
+    stored = bytes_of(text) if rule.unit is Unit.BYTES else None
+    return number(text) if stored is None else stored
 
 
 def _shown(value: Any) -> str:
@@ -165,13 +176,13 @@ def _share(rule: Rule, text: str, where: str) -> float:
 def _sensible(rule: Rule, amount: float, where: str, value: Any) -> float:
     """The value, where its limit could both hold and fail."""
     wrong = RequestError(f"{where} is {rule.expected}; found {_shown(value)}.")
-    if rule.unit is Unit.COUNT and not amount.is_integer():
+    if rule.unit.counts and not amount.is_integer():
         raise wrong
     if rule.change and amount < 0:
         raise RequestError(
             f"{where} is how much worse than the baseline is allowed, at least 0; found {_shown(value)}."
         )
-    if rule.unit in (Unit.COUNT, Unit.RATIO) and not rule.change and amount <= 0:
+    if (rule.unit.counts or rule.unit is Unit.RATIO) and not rule.change and amount <= 0:
         raise RequestError(f"{where} is above 0: {rule.expected}; found {_shown(value)}.")
     if rule.unit is Unit.RELATIVE and not 0 <= amount <= 1:
         hint = f" Write {amount / 100:g} for {amount:g} %." if 1 < amount <= 100 else ""

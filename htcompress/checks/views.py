@@ -14,7 +14,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from htcompress.checks.limits import Unit
 from htcompress.checks.verdict import Check, Verdict, exit_code
 from htcompress.report import words
 
@@ -40,7 +39,7 @@ def miss(check: Check) -> str:
     """By how much it misses: 987 too many (24.7 %)."""
     if check.passed:
         return ""
-    counted = check.limit.rule.unit is Unit.COUNT
+    counted = check.limit.rule.unit.counts
     word = ("too many" if counted else "too high") if check.most else "too low"
     amount = _write(check, check.miss) if counted else f"{check.miss:.3g}"
     part = (
@@ -55,7 +54,7 @@ def told(check: Check) -> str:
 
 
 def _write(check: Check, value: float) -> str:
-    return words.count(round(value)) if check.limit.rule.unit is Unit.COUNT else f"{value:.6g}"
+    return words.count(round(value)) if check.limit.rule.unit.counts else f"{value:.6g}"
 
 
 def _title(verdict: Verdict) -> str:

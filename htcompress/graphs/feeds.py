@@ -223,7 +223,11 @@ def read_feeds(
     unknown = [name for name in arrays if name not in known]
     if unknown or not arrays:
         held = ", ".join(arrays) or "nothing"
-        raise TaskError(f"{path} holds {held}; the model's inputs are {wanted}. Name the arrays so.")
+        lacking = [name for name in known if name not in arrays]
+        advice = "Name the arrays so."
+        if unknown and not lacking:
+            advice = f"Leave out {', '.join(unknown)}, or name what is measured against with --targets {unknown[0]}."
+        raise TaskError(f"{path} holds {held}; the model's inputs are {wanted}. {advice}")
     constants = {n: single(a, known[n]) for n, a in arrays.items() if a.ndim == 0}
     arrays = {name: array for name, array in arrays.items() if array.ndim}
     missing = [value for value in inputs if value.name not in {**arrays, **constants}]

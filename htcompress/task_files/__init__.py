@@ -22,6 +22,11 @@ def module_name(file: Path) -> str:
     return _PREFIX + str(file.resolve()).encode().hex()
 
 
+def is_beside(module: str | None) -> bool:
+    """Whether a module's name is one that a task file would give to what it imports by a dot."""
+    return module is not None and module.startswith(f"{__name__}.")
+
+
 class _Loader(SourceFileLoader):
     """Runs a file as Python runs a script: what lies beside it can be imported, then and later."""
 

@@ -30,6 +30,9 @@ CHANGES = [name for name, rule in RULES.items() if rule.change]
         ("max_parameters_change", "250", 250, False),
         ("max_parameters_change", 0, 0, False),
         ("max_metric_change", "1%", 0.01, True),
+        ("max_bytes", "5 kB", 5000, False),
+        ("max_bytes", "1.5 KiB", 1536, False),
+        ("max_bytes_change", "250B", 250, False),
         ("max_output_error_change", 0.02, 0.02, False),
     ],
 )
@@ -41,7 +44,7 @@ def test_values(name: str, text: float | str, value: float, share: bool) -> None
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize(
-    "value", ["many", "", "%", "nan", "1e999", math.nan, math.inf, True, None, [1], {"a": 1}, "5 kB"]
+    "value", ["many", "", "%", "nan", "1e999", math.nan, math.inf, True, None, [1], {"a": 1}, "5 kBs/s"]
 )
 def test_no_values(name: str, value: object) -> None:
     with pytest.raises(RequestError, match=rf"^a\.toml: {name} is .*; found "):
@@ -62,6 +65,8 @@ def test_a_share_is_refused_where_it_is_none(name: str) -> None:
         ("max_parameters", 0, "above 0"),
         ("max_parameters", -5, "above 0"),
         ("max_bytes", 0.5, "whole number"),
+        ("max_bytes", "1 km", "20000, 20k or 20kB"),
+        ("max_parameters", "1kB", "whole number"),
         ("min_ratio", 0, "above 0"),
         ("max_output_error", 5, "Write 0.05 for 5 %"),
         ("max_output_error", -0.1, "between 0 and 1"),
