@@ -11,6 +11,7 @@ import opt_einsum
 import torch
 from torch import Tensor
 
+from htcompress.matrix.metric import RowRoot
 from htcompress.matrix.network import Network, equation
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import WeightedMatrix
@@ -120,12 +121,11 @@ def core_problem(matrix: StoredMatrix, feedback: Feedback, t: int) -> CoreProble
         other = damped(other, _SINGULAR)
         own = feedback.rows if index == 0 else feedback.cols
         return CoreProblem(torch.linalg.solve(other, towards.T).T, own, Moment(other))
-    seen = _seen_rows(target) if index == 0 else metric.seen_inputs
-    ridge = (1.0 if seen is None else 0.0) if index == 0 else metric.shrinkage[1]
+    weights = _of_rows(root) if index == 0 else _Weights(metric.seen_inputs, ridge=metric.shrinkage[1])
     place = network.cores.index(t)
     factor = _Factor(network.network, [every[k] for k in network.cores], place, other)
     if core.numel() <= _WHOLE_CORE:
-        moment = factor.moment(seen, ridge, range(len(factor.axes)))
+        moment = factor.moment(weights, range(len(factor.axes)))
         step = torch.linalg.solve(damped(moment, _SINGULAR), factor.gradient(weigh(towards - factors[index] @ other)))
         return CoreProblem((core.reshape(-1) + step)[:, None], Moment(damped(moment, COLS_DAMPED)), None)
     # As if the quadratic were a product of one of the last axis and one of all others.
@@ -133,14 +133,30 @@ def core_problem(matrix: StoredMatrix, feedback: Feedback, t: int) -> CoreProble
     others = [k for k in range(len(factor.axes)) if k != last]
     return CoreProblem(
         core.reshape(-1, core.shape[-1]),
-        Moment(damped(factor.moment(seen, ridge, others), COLS_DAMPED)),
-        Moment(damped(factor.moment(seen, ridge, [last]), _SINGULAR)),
+        Moment(damped(factor.moment(weights, others), COLS_DAMPED)),
+        Moment(damped(factor.moment(weights, [last]), _SINGULAR)),
     )
 
 
-def _seen_rows(target: WeightedMatrix) -> Tensor | None:
-    root = target.metric.row_root.root
-    return torch.diag(root) if root is not None and root.ndim == 1 else root
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """M, the metric of a factor's rows, in parts that are added; what is None is not there.
+
+    Attributes:
+        seen: Y (n, size) with Y^T Y.
+        ridge: times the identity.
+        diagonal: (size,). Written out as Y, one of 8,192 rows would take gigabytes on the way.
+    """
+
+    seen: Tensor | None = None
+    ridge: float = 0.0
+    diagonal: Tensor | None = None
+
+
+def _of_rows(root: RowRoot) -> _Weights:
+    if root.root is None:
+        return _Weights(ridge=1.0)
+    return _Weights(root.root) if root.root.ndim == 2 else _Weights(diagonal=root.root.square())
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,24 +196,20 @@ class _Factor:
         found = _contracted([self._folded(apart.T, self._rank), *self._others()], self.axes)
         return found.reshape(-1)
 
-    def moment(self, seen: Tensor | None, ridge: float, kept: Sequence[int]) -> Tensor:
-        """The quadratic over some axes of the core, a matrix; its trace over all others.
-
-        Args:
-            seen: Y (n, size) with Y^T Y = M but for `ridge` times the identity; None: M is the latter alone.
-        """
+    def moment(self, weights: _Weights, kept: Sequence[int]) -> Tensor:
+        """The quadratic over some axes of the core, a matrix; its trace over all others."""
         axes = [self.axes[k] for k in kept]
         size = prod(self.sizes[k] for k in kept)
         traced = [axis for axis in self.axes if axis not in axes]
         out = (*axes, *(f"{axis}'" for axis in axes))
         total = torch.zeros(size, size, dtype=torch.float64)
         between = (self.other, (self._rank, f"{self._rank}'"))
-        if seen is not None:
-            folded = self._folded(seen, "s")
+        if weights.seen is not None:
+            folded = self._folded(weights.seen, "s")
             same = dict.fromkeys(["s", *traced])
             copies = [folded, *self._others(), *_primed([folded, *self._others()], same)]
             total += _contracted([*copies, _tied(between, traced)], out).reshape(size, size)
-        if ridge > 0:
+        if weights.ridge > 0 or weights.diagonal is not None:
             same = dict.fromkeys([*self._modes, *traced])
             own = [axis for axis in self._modes if axis in axes]
             sizes = dict(zip(self.axes, self.sizes, strict=True))
@@ -205,8 +217,12 @@ class _Factor:
             # stands for it alone is held where it is.
             eyes = [(torch.eye(sizes[axis], dtype=torch.float64), (axis, f"{axis}'")) for axis in own]
             lost = prod(sizes[axis] for axis in self._modes if axis in traced)
-            copies = [*self._others(), *_primed(self._others(), same), *eyes]
-            total += ridge * lost * _contracted([*copies, _tied(between, traced)], out).reshape(size, size)
+            copies = [*self._others(), *_primed(self._others(), same), *eyes, _tied(between, traced)]
+            if weights.ridge > 0:
+                total += weights.ridge * lost * _contracted(copies, out).reshape(size, size)
+            if weights.diagonal is not None:
+                own_weights, legs = self._folded(weights.diagonal[None], "s")
+                total += _contracted([(own_weights[0], legs[1:]), *copies], out).reshape(size, size)
         return total
 
     def _others(self) -> list[Operand]:

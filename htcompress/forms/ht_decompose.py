@@ -64,6 +64,15 @@ class RootSplit:
             left, right = matrix.times(vectors[:, :cap]) / scale, vectors[:, :cap] * scale
             total = float(squares.sum())
             return cls(metric, left, right.to(dtype), values, max(0.0, total - float(squares[:cap].sum())), total)
+        if target.gram is not None and target.inputs_root is not None:
+            squares, vectors = (found[..., :cap] for found in eigh(target.gram))
+            values, factor = squares.sqrt(), target.inputs_root
+            scale = values.clamp_min(1e-8 * float(values[0]) or 1.0)
+            left = matrix.times(factor @ (vectors / scale))
+            right = torch.linalg.solve_triangular(factor.T, vectors * scale, upper=True)
+            return cls(
+                metric, left, right.to(dtype), values, max(0.0, target.total - float(squares.sum())), target.total
+            )
         if target.gram is not None:
             squares, vectors = eigh(target.gram)
         else:
@@ -79,8 +88,12 @@ class RootSplit:
         """The same split cut off at a smaller cap."""
         if rank >= len(self.values):
             return self
-        lost = self.lost + float(self.values[rank:].square().sum())
-        return replace(self, left=self.left[:, :rank], right=self.right[:, :rank], values=self.values[:rank], lost=lost)
+        left, right, values = self.left[:, :rank], self.right[:, :rank], self.values[:rank]
+        return replace(self, left=left, right=right, values=values, lost=self.beyond(rank))
+
+    def beyond(self, rank: int) -> float:
+        """The squared error of the truncated SVD of a rank."""
+        return self.lost + float(self.values[rank:].square().sum())
 
     def error_of(self, rows: Float[Tensor, "rows r"], cols: Float[Tensor, "cols r"]) -> Float[Tensor, ""]:
         """The squared error of R C^T, without W: exact up to what W has in common with R C^T beyond the cap.
@@ -181,6 +194,10 @@ class Half:
         most = None if max_parameters is None else isqrt(max_parameters) + 1
         return replace(half, spectra=tuple(edge_spectra(whitened, below, [*caps, split.left.shape[1]], most)))
 
+    def let_go(self) -> None:
+        """Forget cores that were found."""
+        self._known.clear()
+
     @property
     def _open_tree(self) -> DimensionTree:
         """The half's tree beside one more leaf for the open rank."""
@@ -256,6 +273,11 @@ class SplitCandidate:
         """Costs and bounds of all ranks."""
         return RankModel(self.layout.tree, self.layout.shape, self.spectra, offset=self.split.lost)
 
+    def let_go(self) -> None:
+        """Forget what was found for the ranks that were asked for."""
+        self.rows.let_go()
+        self.cols.let_go()
+
     def truncate(self, ranks: Sequence[int]) -> HTMatrix:
         """The matrix of these ranks; each half is decomposed anew for the root's rank."""
         left, _ = self.layout.tree.root.children or (0, 0)
@@ -295,6 +317,9 @@ class WholeCandidate:
     def model(self) -> RankModel:
         """Costs and bounds of all ranks."""
         return RankModel(self.layout.tree, self.layout.shape, self.spectra, offset=self.decomposition.discarded)
+
+    def let_go(self) -> None:
+        """Nothing was kept."""
 
     def truncate(self, ranks: Sequence[int]) -> HTMatrix:
         """The matrix of these ranks."""

@@ -272,7 +272,10 @@ class HTSearch(MatrixSearch):
         key = index, ranks
         if key not in self._known:
             matrix = self.candidates[index].truncate(ranks)
-            self._known[key] = Choice(matrix.parameters, self._error_of(matrix), matrix)
+            error = self._split.beyond(ranks[0]) if self._is_svd(index) else 0.0
+            # Small, it is the difference of much larger numbers.
+            error = error if error > COARSE * self.total else self._error_of(matrix)
+            self._known[key] = Choice(matrix.parameters, error, matrix)
         return self._known[key]
 
     def ladder(self) -> HTLadder:
@@ -306,6 +309,10 @@ class HTSearch(MatrixSearch):
         for choice in found:
             if choice.matrix is not None and all(choice.matrix is not other.matrix for other in once):
                 once.append(choice)
+        # What has lost is asked for no more.
+        self._known.clear()
+        for form in self.candidates:
+            form.let_go()
         return once
 
     def cheapest(self, rtol: float) -> Choice:

@@ -43,8 +43,24 @@ class WeightedMatrix:
         return torch.float32 if wide else torch.float64
 
     @cached_property
-    def gram(self) -> Float[Tensor, "rows rows"] | None:
-        """G^(1/2) W A W^T G^(1/2) in float64; None where the rows are too many."""
+    def inputs_root(self) -> Float[Tensor, "cols cols"] | None:
+        """A lower triangular F with F F^T = A, in float64; None unless the columns are the fewer, and not many."""
+        rows, cols = self.matrix.shape
+        if not cols < rows <= GRAM_ROWS:
+            return None
+        factor, failed = torch.linalg.cholesky_ex(self.metric.input_moment)
+        return None if int(failed) else factor
+
+    @cached_property
+    def gram(self) -> Float[Tensor, "n n"] | None:
+        """The Gram matrix of G^(1/2) W A^(1/2) in float64, whose squared singular values are its eigenvalues.
+
+        Of the columns, F^T W^T G W F, where there is an `inputs_root`, else of the rows; None where these are too many.
+        """
+        factor = self.inputs_root
+        if factor is not None:
+            weighed = self.metric.row_root.apply(self.matrix.dense().double())
+            return factor.T @ (weighed.T @ weighed) @ factor
         return self.metric.output_gram(self.matrix) if self.matrix.shape[0] <= GRAM_ROWS else None
 
     @cached_property

@@ -108,7 +108,10 @@ def test_a_state_of_one_size_is_that_of_one_sample(tmp_path: Path) -> None:
     ("arrays", "words"),
     [
         ({}, ("holds nothing", "x (any, any, 20)")),
-        ({"z": np.zeros((3, 7, 20)), "x": np.zeros((3, 7, 20))}, ("holds z, x", "Leave out z, or name what is measured against with --targets z")),
+        (
+            {"z": np.zeros((3, 7, 20)), "x": np.zeros((3, 7, 20))},
+            ("holds z, x", "Leave out z, or name what is measured against with --targets z"),
+        ),
         ({"x": np.zeros((3, 7, 21))}, ("shape (3, 7, 21)", "takes (any, any, 20)")),
         ({"x": np.zeros((3, 20))}, ("shape (3, 20)", "first axis is the samples")),
         ({"x": np.zeros((0, 7, 20))}, ("unlike numbers of samples (x 0)",)),
