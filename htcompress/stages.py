@@ -33,7 +33,7 @@ from htcompress.finetuning.stream import Batches
 from htcompress.finetuning.together import Together
 from htcompress.isolation import on_the_cpu, seeded
 from htcompress.memory import give_back
-from htcompress.model.inventory import inventory_of_model
+from htcompress.model.inventory import check_parameters, inventory_of_model
 from htcompress.model.latency import LATENCY_OF, latencies
 from htcompress.model.names import listed
 from htcompress.model.plain import without_packing
@@ -203,6 +203,7 @@ def measured(quality: Quality, stage: str, model: nn.Module, data: Data, seed: i
     give_back()
     broken = finite(metrics)
     if broken and stage == "dense":
+        check_parameters(model, "The model")
         raise TaskError(f"evaluate(model) gave {listed(broken)} for the dense model; expected finite numbers.")
     if broken:
         observer.message(f"The {stage} model has {listed(broken)}: it counts as not measured.")

@@ -208,10 +208,7 @@ def _layer(name: str, settings: RecurrentSettings, tensors: Mapping[str, Tensor]
             )
         bad = _not_finite(tensor)
         if bad:
-            raise CheckpointError(
-                f"{source}: {full} has {bad} of {tensor.numel()} values that are NaN or infinite. Training has "
-                f"diverged; take an earlier checkpoint."
-            )
+            raise _diverged(source, full, bad, tensor)
     prefix = f"{name}." if name else ""
     directions = {}
     for (layer, _, suffix), direction in zip(settings.directions(), settings.direction_names, strict=True):
@@ -223,6 +220,21 @@ def _layer(name: str, settings: RecurrentSettings, tensors: Mapping[str, Tensor]
         )
     dtype = _tensor(tensors, name, f"weight_ih{next(settings.directions())[2]}").dtype
     return DenseLayer(name, settings, {name: direction.on_cpu() for name, direction in directions.items()}, dtype)
+
+
+def check_parameters(model: nn.Module, source: str) -> None:
+    """Raise `CheckpointError` where a parameter of a model is not finite; asked where what it gives is not."""
+    for name, parameter in model.named_parameters():
+        bad = _not_finite(torch.atleast_1d(parameter.detach())) if parameter.is_floating_point() else 0
+        if bad:
+            raise _diverged(source, name, bad, parameter)
+
+
+def _diverged(source: str, name: str, bad: int, tensor: Tensor) -> CheckpointError:
+    return CheckpointError(
+        f"{source}: {name} has {bad} of {tensor.numel()} values that are NaN or infinite. Training has diverged; take "
+        f"an earlier checkpoint."
+    )
 
 
 def _shapes(settings: RecurrentSettings) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from htcompress.errors import TaskError
 from htcompress.matrix.metric import EXACT_LIMIT
+from htcompress.model.inventory import check_parameters
 from htcompress.model.replace import dense_stand_ins, recurrent_modules, stand_ins, with_stand_ins
 from htcompress.nn.gates import GateWeights
 from htcompress.nn.states import cut_off
@@ -178,6 +179,7 @@ def collect(
                 if passage.z.grad is not None:
                     inputs, *deltas = _flat(gates[name][passage.direction], passage)
                     if not bool(torch.isfinite(inputs).all()):
+                        check_parameters(model, "The model")
                         raise TaskError(
                             f"Batch {count} of calibration() brings numbers that are not finite into "
                             f"{name or 'the model'}. Leave them out, or correct what yields them."

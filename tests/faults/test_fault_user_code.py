@@ -13,7 +13,7 @@ from small import Tagger, clips, save_tagger, tagger, write_task
 from torch import Tensor, nn
 
 import htcompress
-from htcompress.errors import TaskError
+from htcompress.errors import CheckpointError, TaskError
 from htcompress.request import FineTuning, Goal
 
 
@@ -142,3 +142,16 @@ def test_22_data_that_are_no_numbers_are_told_by_their_batch(number: float, opti
     data[2][1, 3, 0] = number
     with pytest.raises(TaskError, match=r"Batch 3 of calibration\(\) brings numbers that are not finite into rnn"):
         htcompress.compress(Tagger(), budget="2kB", calibration=data, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluated"), [("rnn.weight_hh_l0", True), ("rnn.weight_hh_l0", False), ("head.bias", True)]
+)
+def test_22_weights_that_are_no_numbers_are_named(name: str, evaluated: bool) -> None:
+    """And not the metric or the data, which are what they spoil."""
+    model = Tagger()
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[2] = float("nan")
+    asked: dict[str, Any] = {"evaluate": lambda m: float(m(clips()).mean().detach())} if evaluated else {}
+    with pytest.raises(CheckpointError, match=rf"{name} has 1 of \d+ values that are NaN or infinite"):
+        htcompress.compress(model, budget="2kB", calibration=[clips()], **asked)
