@@ -14,6 +14,9 @@ from htcompress.values import answered
 _ROWS = 8
 """Of how many numbers the variance of a channel is taken for more than chance."""
 
+_CHANNELS = 4096
+"""More than that are a vocabulary, all of one unit."""
+
 _UNITS = 1e-10, 1e-2
 """What is within channels, as a part of the whole variance, where their means tell of units and not of answers. Below
 the first there is rounding alone."""
@@ -37,7 +40,7 @@ class Spread:
     def of(cls, tensors: Sequence[Tensor]) -> Spread:
         """That of the numbers of some tensors, whose last axis is the channels where it is of one size."""
         widths = {t.shape[-1] if t.ndim > 1 else 1 for t in tensors if t.numel()}
-        width = widths.pop() if len(widths) == 1 else 1
+        width = widths.pop() if len(widths) == 1 and max(widths) <= _CHANNELS else 1
         if not tensors:
             return cls(*torch.zeros(3, width, dtype=torch.float64))
         rows = torch.cat([t.detach().reshape(-1, width) for t in tensors])
@@ -45,7 +48,10 @@ class Spread:
         known = answered(rows)
         counts = known.sum(0).clamp_min(1)
         means = torch.where(known, rows, 0.0).sum(0, dtype=torch.float64) / counts
-        squares = torch.where(known, rows - means.to(rows.dtype), 0.0).square().sum(0, dtype=torch.float64)
+        apart = torch.where(known, rows - means.to(rows.dtype), 0.0)
+        # Squares of the least numbers of float32 are beyond it.
+        unit = float(apart.abs().max()) if apart.numel() else 0.0
+        squares = (apart / (unit or 1.0)).square().sum(0, dtype=torch.float64) * unit**2
         return cls(*(t.to("cpu", torch.float64) for t in (known.sum(0), means, squares)))
 
     @property
@@ -75,6 +81,8 @@ class Spread:
 
     def joined(self, other: Spread) -> Spread:
         """That of both together (Chan et al. 1979, Updating formulae for computing sample variances)."""
+        if not (self.count and other.count):
+            return self if self.count else other
         if self.counts.shape != other.counts.shape:
             return self.whole.joined(other.whole)
         counts = self.counts + other.counts

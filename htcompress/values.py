@@ -141,16 +141,19 @@ def precision_of(model: nn.Module) -> float:
     return float(max(torch.finfo(kind).eps for kind in kinds) ** 0.6)
 
 
-_BEYOND = 10.0
-"""How far from all other numbers one stands that is put in the place of infinity, in units of their range."""
+_FILLED = 1e3, 1e2
+"""How large a number is at least that is put in the place of infinity again and again; and in units of all others."""
+
+_INFINITE = 1e8, 1e4
+"""The same for one that may occur once."""
 
 
 def answered(tensor: Tensor) -> Tensor:
     """Which numbers of an output are answers: no infinities, and nothing that models put in their place.
 
-    What is masked is often filled with -1e9, the least number of its precision or -10000: one number, the least or the
-    largest of all, that occurs again and again and is far from all others. Beside it the answers themselves would not
-    count in any mean or variance.
+    What is masked is often filled with -1e9, the least number of its precision or -10000: the least or the largest
+    number of all, by far, and always the same. Beside it the answers themselves would not count in any mean or
+    variance. What such a number is added to, or what comes of it in a softmax, is not recognised.
 
     >>> answered(torch.tensor([0.5, -1e9, 2.0, -1e9, float("inf")])).tolist()
     [True, False, True, False, False]
@@ -158,17 +161,18 @@ def answered(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     known = torch.isfinite(tensor)
     for sign in (1.0, -1.0):
-        if int(known.sum()) < 3:
-            break
         signed = sign * tensor
-        least = torch.where(known, signed, torch.inf).min()
-        rest = known & (signed > least)
-        left = int(rest.sum())
-        if not 0 < left < int(known.sum()) - 1:
+        least = torch.where(known, signed, torch.inf).min() if tensor.numel() else torch.tensor(0.0)
+        size = -float(least)
+        if size < min(_FILLED[0], _INFINITE[0]):
             continue
-        nearest = float(torch.where(rest, signed, torch.inf).min())
-        largest, lowest = float(torch.where(rest, signed, -torch.inf).max()), float(least)
-        if nearest - lowest > _BEYOND * max(largest - nearest, torch.finfo(torch.float32).eps * abs(lowest)):
+        rest = known & (signed > least)
+        if int(rest.sum()) < 2:
+            continue
+        others = tensor[rest]
+        times, single = size / max(float(others.abs().max()), 1e-30), int((known & (signed == least)).sum()) == 1
+        enough, beyond = _INFINITE if single else _FILLED
+        if size >= enough and times >= beyond and bool(others.min() < others.max()):
             known = rest
     return known
 

@@ -269,6 +269,8 @@ def evaluate(
     asked = Constructed.of_options(model, model_arguments, calibration, targets, metric)
     with open_screen(quiet) as screen:
         if asked is None and conversion.is_graph(source, task):
+            if weights is not None or names is not None or device != "cpu":
+                raise RequestError(f"{source} runs by itself, on the CPU: leave out --weights, --names and --device.")
             metrics = conversion.evaluated(source, Calibration(calibration, targets, metric), task)
         elif asked is None and task is not None and calibration is not None:
             raise RequestError("evaluate takes --task, or for ONNX and Keras --calibration; leave out one of them.")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from htcompress.errors import TaskError
 from htcompress.finetuning.checkpoints import Checkpoints, Saved, random_facts, random_state
 from htcompress.finetuning.held import HeldOut
 from htcompress.finetuning.numbers import TrainedNumbers
@@ -25,6 +26,7 @@ from htcompress.finetuning.taught import Answer
 from htcompress.finetuning.together import Alone, Together
 from htcompress.isolation import RandomState, seeded
 from htcompress.model.plain import without_packing
+from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.states import cut_off, states_kept
 from htcompress.request import FineTuning
 
@@ -87,7 +89,7 @@ def distill(
     objective = Objective(student, teacher, loss, hidden=options.hidden, places=places)
     quiet = states_kept(teacher), states_kept(student), evaluating(teacher), without_packing(teacher)
     with ExitStack() as stack:
-        for context in (*quiet, seeded(options.seed), torch.enable_grad()):
+        for context in (*quiet, _without_dropout(student), seeded(options.seed), torch.enable_grad()):
             stack.enter_context(context)
         try:
             return _Run(objective, batches, options, on_progress, together or Alone(), checkpoints).go()
@@ -203,7 +205,7 @@ class _Run:
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
         group = self.stream.take()
-        _learning_mode(self.student)
+        _learning_mode(self.student, taught=self.objective.teacher is not None)
         self._backward(group)
         torch.nn.utils.clip_grad_norm_(self.numbers.trained, self.options.clip)
         optimizer.step()
@@ -218,6 +220,11 @@ class _Run:
         for (arguments, target), scale in zip(group.own, scales, strict=True):
             with self._precision():
                 loss = objective(arguments, target, taught=taught.pop(0), scales=scale)
+            if not loss.requires_grad:
+                raise TaskError(
+                    "The model's answers in evaluation mode have no gradients, so nothing can be learnt. Let forward() "
+                    "compute them without no_grad() or detach(), or convert with --no-finetune."
+                )
             self.numbers.backward(loss if alone else loss / group.count)
             for model in (self.student, objective.teacher):
                 if model is not None:
@@ -327,12 +334,29 @@ class _Run:
         return True
 
 
-def _learning_mode(model: nn.Module) -> None:
+def _learning_mode(model: nn.Module, *, taught: bool) -> None:
     """Evaluation mode, in which models answer what is taught: no noise, no heads that only training has.
 
-    But for what cuDNN learns in no other mode: recurrent layers that stay dense on a GPU.
+    But for what cuDNN learns in no other mode: recurrent layers that stay dense on a GPU. Without a teacher it is
+    training mode, in which the task's loss was made; layers whose noise or running statistics would blur are not.
     """
-    model.eval()
+    model.train(not taught)
     for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd | HTRecurrent):
+            module.eval()
         if isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters(recurse=False)):
             module.train()
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Dense recurrent layers without noise, in training mode, too."""
+    layers = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+    before = [layer.dropout for layer in layers]
+    for layer in layers:
+        layer.dropout = 0.0
+    try:
+        yield
+    finally:
+        for layer, dropout in zip(layers, before, strict=True):
+            layer.dropout = dropout

@@ -308,6 +308,11 @@ def _check(array: np.ndarray, value: Value, calls: bool, path: Path) -> None:
         )
 
 
+def _alike(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:
+    """Whether what has one shape may be given where the other is wanted."""
+    return len(shape) == len(other) > 0 and all(None in (n, m) or n == m for n, m in zip(shape, other, strict=True))
+
+
 def passed_on(
     missing: Sequence[Value], outputs: Sequence[Value], passed: Mapping[str, str], source: str
 ) -> dict[str, str]:
@@ -322,7 +327,7 @@ def passed_on(
         alike = [
             o.name
             for o in outputs
-            if o.type == value.type and len(o.shape) == len(value.shape) > 0 and o.name not in found.values()
+            if o.type == value.type and _alike(o.shape, value.shape) and o.name not in found.values()
         ]
         alike = [name for name in alike if value.name in name or name in value.name] or alike
         if not alike:

@@ -160,9 +160,10 @@ def evaluate(source: Path, given: Calibration, task: Task | None = None) -> dict
         elif not metrics:
             raise CheckpointError(f"The model {path} that {source} was made from is not found. Give --targets NAME.")
     if not metrics:
-        raise RequestError(
-            f"There is nothing to measure {source} against: give --targets NAME, an array of {given.file}."
-        )
+        advice = f"give --targets NAME, an array of {given.file}"
+        if given.file is None and task is not None:
+            advice = f"define evaluate() in {task.source}"
+        raise RequestError(f"There is nothing to measure {source} against: {advice}.")
     return metrics
 
 

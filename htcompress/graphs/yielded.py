@@ -1,7 +1,8 @@
 """A task of the user's beside a model that runs from its own file: what it yields, and what its `evaluate()` is given.
 
-Inputs are told as in every task: a tuple is all of them in the model's order, a dict is by their names, and anything
-else is the one. A list is calls in a row, from each of which the states go on to the next.
+A tuple is all inputs in the model's order, a dict is by their names, and anything else is the one. A list is calls in a
+row, from each of which the states go on to the next; but of a model that keeps no states a list of arrays, as a
+`DataLoader` gives it, is its inputs in their order.
 """
 
 from __future__ import annotations
@@ -41,9 +42,12 @@ class YieldedFeeds(Feeds):
         known = {value.name: value for value in session.inputs}
         batches, rows = [], []
         for item in task.calibration():
-            rows.append(isinstance(item, list))
-            calls = item if isinstance(item, list) else [item]
-            batches.append([feed_of(call, session.inputs, source) for call in calls])
+            row = isinstance(item, list) and (bool(session.passed) or all(isinstance(c, Mapping | tuple) for c in item))
+            rows.append(row)
+            calls = item if row else [tuple(item) if isinstance(item, list) else item]
+            # Copies: a generator may fill one array anew.
+            feeds = [feed_of(call, session.inputs, source) for call in calls]
+            batches.append([{name: array.copy() for name, array in feed.items()} for feed in feeds])
         if not batches or not all(batches):
             raise TaskError(f"{source} yields nothing; it must yield at least one batch of the model's inputs.")
         names = [set(feed) for calls in batches for feed in calls]
@@ -84,9 +88,8 @@ def feed_of(item: Any, inputs: Sequence[Value], source: str) -> Feed:
         given = dict(item)
     else:
         parts = item if isinstance(item, tuple) else (item,)
-        given = dict(zip((value.name for value in inputs), parts, strict=False))
-        if len(parts) > len(inputs):
-            given[f"{len(parts)} arrays"] = None
+        names = [value.name for value in inputs] if len(parts) <= len(inputs) else [f"{len(parts)} arrays"]
+        given = dict(zip(names, parts, strict=False))
     known = {value.name: value for value in inputs}
     wanted = f"the model's inputs are {', '.join(f'{value.name} {value.said}' for value in inputs)}"
     if not given or any(name not in known for name in given):
@@ -94,8 +97,8 @@ def feed_of(item: Any, inputs: Sequence[Value], source: str) -> Feed:
         raise TaskError(f"{source} gives {told}; {wanted}. Give these, in order or by name.")
     found = {}
     for name, value in given.items():
-        array = value.numpy(force=True) if isinstance(value, Tensor) else np.asarray(value)
         try:
+            array = _array(value)
             found[name] = typed(array, known[name]) if array.ndim else single(array, known[name])
         except (TypeError, ValueError) as error:
             raise TaskError(
@@ -108,12 +111,24 @@ def feed_of(item: Any, inputs: Sequence[Value], source: str) -> Feed:
     return found
 
 
+def _array(value: Any) -> np.ndarray:
+    """An array of a tensor, or of what numpy takes for one. Raises `TypeError` or `ValueError` where it is none."""
+    if isinstance(value, Tensor):
+        wide = value.detach().float() if value.dtype is torch.bfloat16 else value
+        array = wide.to_dense().numpy(force=True)
+    else:
+        array = np.asarray(value)
+    if array.dtype.kind == "c":
+        raise TypeError("its numbers are complex")
+    return array
+
+
 def count_of(feed: Feed, inputs: Mapping[str, Value]) -> int:
-    """How many samples a call has, by the first input that has axes."""
-    for name, array in feed.items():
-        axis = inputs[name].batched_later or 0
-        if array.ndim > axis:
-            return array.shape[axis]
+    """How many samples a call has, by the first input whose axis of samples takes any number; 1 where there is none."""
+    for name, value in inputs.items():
+        axis = value.batched_later or 0
+        if name in feed and len(value.shape) > axis and value.shape[axis] is None:
+            return feed[name].shape[axis]
     return 1
 
 
@@ -140,6 +155,9 @@ class Running:
         item = named if named and not parts else parts[0] if len(parts) == 1 and not named else parts
         feed = feed_of(item, own, self._source)
         if named and parts:
+            twice = [name for name in named if name in feed]
+            if twice:
+                raise TaskError(f"{self._source} gives {', '.join(twice)} twice, in order and by name.")
             feed |= feed_of(named, own, self._source)
         missing = [value for value in own if value.name not in feed]
         passed_on(missing, self._session.outputs, self._session.passed, self._source)

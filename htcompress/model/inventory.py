@@ -8,6 +8,7 @@ from itertools import count
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from htcompress.errors import CheckpointError
 from htcompress.model.reparametrised import reparametrised
@@ -223,11 +224,18 @@ def _layer(name: str, settings: RecurrentSettings, tensors: Mapping[str, Tensor]
 
 
 def check_parameters(model: nn.Module, source: str) -> None:
-    """Raise `CheckpointError` where a parameter of a model is not finite; asked where what it gives is not."""
-    for name, parameter in model.named_parameters():
-        bad = _not_finite(torch.atleast_1d(parameter.detach())) if parameter.is_floating_point() else 0
+    """Raise `CheckpointError` where a parameter of a model is not finite, or a buffer no number.
+
+    It is asked where what the model gives is not finite.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor) or not tensor.is_floating_point():
+            continue
+        values = torch.atleast_1d(tensor.detach())
+        # Buffers may hold infinities as masks.
+        bad = _not_finite(values) if isinstance(tensor, nn.Parameter) else int(torch.isnan(values).sum())
         if bad:
-            raise _diverged(source, name, bad, parameter)
+            raise _diverged(source, name, bad, tensor)
 
 
 def _diverged(source: str, name: str, bad: int, tensor: Tensor) -> CheckpointError:

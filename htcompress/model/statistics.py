@@ -180,10 +180,7 @@ def collect(
                     inputs, *deltas = _flat(gates[name][passage.direction], passage)
                     if not bool(torch.isfinite(inputs).all()):
                         check_parameters(model, "The model")
-                        raise TaskError(
-                            f"Batch {count} of calibration() brings numbers that are not finite into "
-                            f"{name or 'the model'}. Leave them out, or correct what yields them."
-                        )
+                        raise TaskError(_not_finite(count, arguments, name or "the model"))
                     directions[passage.direction].add(inputs, *deltas)
             cut_off(probed)
             if on_batch is not None:
@@ -198,6 +195,16 @@ def collect(
         }
         for name, directions in gathered.items()
     }
+
+
+def _not_finite(count: int, arguments: Sequence[Any], name: str) -> str:
+    """What is said of a batch with which numbers that are not finite come into a layer."""
+    if all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(tuple(arguments))):
+        return (
+            f"With batch {count} of calibration() the model puts numbers that are not finite into {name}, though the "
+            f"batch is. Leave it out, or correct what comes before {name}."
+        )
+    return f"Batch {count} of calibration() brings numbers that are not finite into {name}. Leave them out."
 
 
 def _projected(output: Any, generator: torch.Generator) -> Tensor:

@@ -24,7 +24,7 @@ def module_name(file: Path) -> str:
 
 def is_beside(module: str | None) -> bool:
     """Whether a module's name is one that a task file would give to what it imports by a dot."""
-    return module is not None and module.startswith(f"{__name__}.")
+    return module is not None and f"{module}.".startswith(f"{__name__}.")
 
 
 class _Loader(SourceFileLoader):

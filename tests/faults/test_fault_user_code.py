@@ -135,6 +135,30 @@ def test_22_only_answers_in_evaluation_mode_count(idiom: str) -> None:
     assert torch.equal(*made)
 
 
+class Silent(Tagger):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self.training):
+            return super().forward(x)
+
+
+def test_22_answers_without_gradients_are_told() -> None:
+    data = [clips(seed) for seed in range(6)]
+    with pytest.raises(TaskError, match="in evaluation mode have no gradients"):
+        htcompress.compress(Silent(), budget=500, training=data)
+
+
+def test_22_numbers_of_the_models_own_making() -> None:
+    """The data are sound: it is a buffer, as batch normalisation leaves it when training has diverged."""
+    model = nn.Sequential(nn.BatchNorm1d(5), nn.LSTM(24, 8, batch_first=True))
+    model[0].running_mean[1] = float("nan")
+    with pytest.raises(CheckpointError, match=r"0\.running_mean has 1 of 5 values"):
+        htcompress.compress(model, budget=500, calibration=[clips()])
+    model[0].running_mean[1] = 0.0
+    model[0].running_var[1] = -1.0
+    with pytest.raises(TaskError, match="the model puts numbers that are not finite into 1, though the batch is"):
+        htcompress.compress(model, budget=500, calibration=[clips()])
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("options", [{}, {"layout": "svd"}, {"unit_order": "keep"}, {"format": "dense"}])
 def test_22_data_that_are_no_numbers_are_told_by_their_batch(number: float, options: dict[str, Any]) -> None:

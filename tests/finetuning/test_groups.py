@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
@@ -106,6 +107,32 @@ def test_pooled_scales_are_those_of_the_joined_tensors() -> None:
     assert [s["output.0"].weight for s in scales] == pytest.approx([15 * 3 / 38, 21 * 3 / 38, 2 * 3 / 38])
     nothing = scales_of([{"output.0": Spread.of([torch.zeros(0)])}])
     assert (nothing[0]["output.0"].weight, nothing[0]["output.0"].variance) == (0.0, 0.0)
+
+
+def test_spreads_join_whatever_their_widths() -> None:
+    draw = torch.Generator().manual_seed(0)
+    parts = [torch.randn(n, 2, generator=draw, dtype=torch.float64) * 3 + 1 for n in (9, 14)]
+    empty, other = torch.zeros(0, 2), torch.randn(5, 3, generator=draw, dtype=torch.float64)
+    whole = torch.cat(parts)
+    for tensors in (parts, [empty, *parts], [*parts, empty]):
+        first, *others = [Spread.of([t]) for t in tensors]
+        for spread in others:
+            first = first.joined(spread)
+        assert first.count == 46
+        assert torch.allclose(first.means, whole.mean(0))
+        assert first.variance == pytest.approx(float(whole.var(correction=0)))
+    mixed = Spread.of([whole]).joined(Spread.of([other]))
+    assert mixed.variance == pytest.approx(float(torch.cat([whole.flatten(), other.flatten()]).var(correction=0)))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_the_variance_within_channels_where_units_are_apart(offset: float) -> None:
+    draw = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shifted = draw + torch.tensor([offset, 0.0])
+    wanted = draw.var(0, correction=0).mean() if offset else draw.var(correction=0)
+    assert Spread.of([shifted]).variance == pytest.approx(float(wanted))
+    pickled = pickle.loads(pickle.dumps(Spread.of([shifted])))
+    assert pickled.variance == Spread.of([shifted]).variance
 
 
 # ---- shares -------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from htcompress.forms.ht_decompose import Half, RootSplit, Side, SplitCandidate,
 from htcompress.forms.refine import refine_cores
 from htcompress.matrix import Layout, Metric
 from htcompress.matrix import weighted as target
+from htcompress.matrix.inputs import Inputs
 from htcompress.matrix.weighted import WeightedMatrix
 from htcompress.tensor import parameter_count, pieces
 
@@ -221,6 +222,32 @@ def test_a_form_leaves_the_matrix_and_the_random_state_alone() -> None:
     form.truncate((2, 3, 4, 4, 3, 4, 1)).tensor.map(lambda core: core.zero_())
     assert torch.equal(matrix, before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(64, 16), (40, 39), (16, 64), (30, 30)])
+@pytest.mark.parametrize("samples", [5, 200])
+def test_a_split_is_the_svd_in_the_metric(rows: int, cols: int, samples: int) -> None:
+    """By whichever Gram matrix it was found."""
+    generator = torch.Generator().manual_seed(rows)
+    matrix, noise, inputs = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((rows, cols), (rows, 2 * rows), (samples, cols))
+    )
+    metric = Metric(rows, cols, noise @ noise.T / rows, Inputs.of(inputs * torch.linspace(0.1, 3, cols)))
+    target = WeightedMatrix.of(matrix, metric)
+    assert (target.inputs_root is None) == (cols >= rows)
+    split = RootSplit.of(target)
+    values, vectors = torch.linalg.eigh(metric.input_moment)
+    root = vectors * values.sqrt() @ vectors.T
+    weighed = metric.row_root.apply(matrix) @ root
+    wanted = torch.linalg.svdvals(weighed)
+    assert torch.allclose(split.values, wanted, rtol=1e-8)
+    assert target.total == pytest.approx(float(wanted.square().sum()), rel=1e-9)
+    assert torch.allclose(split.left @ split.right.T, matrix, atol=1e-8)
+    for rank in (1, 7, min(rows, cols) - 1):
+        found = split.left[:, :rank] @ split.right[:, :rank].T
+        error = (metric.row_root.apply(matrix - found) @ root).square().sum()
+        assert split.beyond(rank) == pytest.approx(float(error), rel=1e-7)
 
 
 def test_the_cap_on_ranks_is_no_loss() -> None:

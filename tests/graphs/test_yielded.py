@@ -19,7 +19,7 @@ import htcompress
 from htcompress.errors import TaskError
 from htcompress.graphs.feeds import Value
 from htcompress.graphs.formats import read_graph
-from htcompress.graphs.yielded import Running, YieldedFeeds, feed_of
+from htcompress.graphs.yielded import Running, YieldedFeeds, count_of, feed_of
 from htcompress.report import read_report
 from htcompress.report.html import command
 from htcompress.report.study import Study
@@ -184,12 +184,17 @@ def test_how_it_is_called(graph: Path) -> None:
     for found in (run(x), run(x=x), run({"x": x}), run(x.tolist()), run(x.astype(np.float64))):
         assert isinstance(found, np.ndarray)
         assert np.allclose(found, wanted, atol=1e-6)
+    assert np.allclose(run(torch.from_numpy(x).bfloat16()).numpy(), wanted, atol=0.05)
+    with pytest.raises(TaskError, match="gives x twice"):
+        run(x, x=x)
     tensor = run(torch.from_numpy(x))
     assert isinstance(tensor, torch.Tensor)
     assert np.allclose(tensor.numpy(), wanted, atol=1e-6)
     for arguments, said in (
         (({"y": x},), "evaluate() of own.py gives y; the model's inputs are x (batch, time, 20)"),
-        ((x, x), "gives x, 2 arrays"),
+        ((x, x), "gives 2 arrays; the model's inputs are x"),
+        ((x + 1j,), "its numbers are complex"),
+        (([[1.0, 2.0], [3.0]],), "which is no array of float"),
         (("text",), "which is no array of float"),
         ((x[0],), "gives x of shape (5, 20); the model's inputs are x (batch, time, 20)"),
     ):
@@ -198,9 +203,32 @@ def test_how_it_is_called(graph: Path) -> None:
         assert said in str(told.value)
 
 
+def test_what_is_no_state_is_not_left_out(graph: Path) -> None:
+    onnx.save(streaming(), "streaming.onnx")
+    run = Running(read_graph(Path("streaming.onnx")).session(), "own.py")
+    with pytest.raises(TaskError, match="has no array for the input frame"):
+        run(state=np.zeros((1, 1, 12), np.float32))
+
+
+def test_an_array_that_is_filled_anew(graph: Path) -> None:
+    (graph / "own.py").write_text(
+        "import numpy as np\ndef calibration():\n    x = np.zeros((1, 2, 20), np.float32)\n"
+        "    for k in range(3):\n        x[:] = k\n        yield x\n"
+    )
+    feeds = YieldedFeeds.read(load_task("own.py", needs=()), read_graph(Path("tagger.onnx")).session())
+    assert [calls[0]["x"].max() for calls in feeds.batches] == [0, 1, 2]
+
+
+def test_a_list_of_arrays_is_the_inputs_where_there_are_no_states(graph: Path) -> None:
+    (graph / "own.py").write_text("import numpy as np\ndef calibration():\n    yield [np.zeros((2, 3, 20))]\n")
+    feeds = YieldedFeeds.read(load_task("own.py", needs=()), read_graph(Path("tagger.onnx")).session())
+    assert (feeds.calls, feeds.batches[0][0]["x"].shape) == (False, (2, 3, 20))
+
+
 def test_numbers_without_axes() -> None:
-    inputs = [Value("x", (None, 4), "tensor(float)"), Value("rate", (1,), "tensor(int64)")]
-    found = feed_of((np.ones((2, 4)), 16000), inputs, "calibration()")
+    inputs = [Value("rate", (1,), "tensor(int64)"), Value("x", (None, 4), "tensor(float)")]
+    found = feed_of((16000, np.ones((2, 4))), inputs, "calibration()")
+    assert count_of(found, {value.name: value for value in inputs}) == 2
     assert found["rate"].tolist() == [16000]
     assert (found["x"].dtype, found["rate"].dtype) == (np.float32, np.int64)
 
@@ -230,7 +258,7 @@ def test_a_sweep(htc: Command, graph: Path) -> None:
         ("def calibration(): yield {}", (), "gives nothing; the model's inputs are x (batch, time, 20)"),
         ("def calibration(): yield {'y': 0}", (), "gives y; the model's inputs are x (batch, time, 20)"),
         (
-            "import numpy\nX = numpy.zeros((2, 3, 20))\ndef calibration(): return [X, [X]]",
+            "import numpy\nX = numpy.zeros((2, 3, 20))\ndef calibration(): return [X, [{'x': X}]]",
             (),
             "yields batches of unlike forms",
         ),
