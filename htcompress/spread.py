@@ -37,15 +37,19 @@ class Spread:
     squares: Float[Tensor, " channels"]
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> Spread:
-        """That of the numbers of some tensors, whose last axis is the channels where it is of one size."""
+    def of(cls, tensors: Sequence[Tensor], known: Tensor | None = None) -> Spread:
+        """That of the numbers of some tensors, whose last axis is the channels where it is of one size.
+
+        Args:
+            known: which of all their numbers, one after the other, are answers, where that has been found out.
+        """
         widths = {t.shape[-1] if t.ndim > 1 else 1 for t in tensors if t.numel()}
         width = widths.pop() if len(widths) == 1 and max(widths) <= _CHANNELS else 1
         if not tensors:
             return cls(*torch.zeros(3, width, dtype=torch.float64))
         rows = torch.cat([t.detach().reshape(-1, width) for t in tensors])
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        known = answered(rows)
+        known = answered(rows) if known is None else known.reshape(rows.shape)
         counts = known.sum(0).clamp_min(1)
         means = torch.where(known, rows, 0.0).sum(0, dtype=torch.float64) / counts
         apart = torch.where(known, rows - means.to(rows.dtype), 0.0)

@@ -160,19 +160,18 @@ def answered(tensor: Tensor) -> Tensor:
     """
     tensor = tensor.detach()
     known = torch.isfinite(tensor)
-    for sign in (1.0, -1.0):
-        signed = sign * tensor
-        least = torch.where(known, signed, torch.inf).min() if tensor.numel() else torch.tensor(0.0)
-        size = -float(least)
-        if size < min(_FILLED[0], _INFINITE[0]):
+    if not tensor.numel():
+        return known
+    for extreme in torch.aminmax(torch.where(known, tensor, 0.0)):
+        size = abs(float(extreme))
+        if size < _FILLED[0]:
             continue
-        rest = known & (signed > least)
-        if int(rest.sum()) < 2:
-            continue
+        rest = known & (tensor != extreme)
         others = tensor[rest]
-        times, single = size / max(float(others.abs().max()), 1e-30), int((known & (signed == least)).sum()) == 1
-        enough, beyond = _INFINITE if single else _FILLED
-        if size >= enough and times >= beyond and bool(others.min() < others.max()):
+        if others.numel() < 2 or bool((others == others[0]).all()):
+            continue
+        enough, beyond = _FILLED if int(known.sum() - rest.sum()) > 1 else _INFINITE
+        if size >= enough and size >= beyond * float(others.abs().max()):
             known = rest
     return known
 

@@ -159,7 +159,7 @@ def _distance(output: Any, target: Any, scales: Scales | None) -> Tensor:
 
 def _apart(found: Tensor, wanted: Tensor, scale: Scale | None) -> Tensor:
     known = answered(wanted)
-    variance = Spread.of([wanted]).variance if scale is None else scale.variance
+    variance = Spread.of([wanted], known).variance if scale is None else scale.variance
     if not bool(known.all()):
         found, wanted = found[known], wanted[known]
     if wanted.numel() == 0:

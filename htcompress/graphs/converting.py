@@ -190,7 +190,7 @@ def _proven(graph: Graph, session: Session, feeds: Feeds) -> Graph:
     left = _not_always_run(graph, session, feeds)
     twins = Twins(graph.nodes)
     first = next(iter(feeds.sequences()))
-    values = {**graph.stored, **session.answers(first[:1], feeds)[0]}
+    values = {**graph.stored, **session.answers(first[:1], feeds.states)[0]}
     for node in graph.nodes:
         if node.name in left:
             continue
@@ -211,7 +211,7 @@ def _not_always_run(graph: Graph, session: Session, feeds: Feeds) -> dict[str, s
     branched, calls = [node for node in graph.nodes if node.place], 0
     runs = dict.fromkeys([node.name for node in branched], 0)
     for sequence in feeds.sequences() if branched else ():
-        for values in session.answers(sequence, feeds):
+        for values in session.answers(sequence, feeds.states):
             calls += 1
             for node in branched:
                 runs[node.name] += ran(node, values)
@@ -227,7 +227,7 @@ def _chained(graph: Graph, twins: Twins, session: Session, feeds: Feeds) -> bool
     calls = next((calls for calls in feeds.sequences() if len(calls) > 1), None)
     if calls is None:
         return False
-    values = [{**graph.stored, **answers} for answers in session.answers(calls, feeds)]
+    values = [{**graph.stored, **answers} for answers in session.answers(calls, feeds.states)]
     with torch.no_grad():
         return all(follows(twins, node.name, [entering_of(node, own) for own in values]) for node in graph.nodes)
 

@@ -301,16 +301,16 @@ def _check(array: np.ndarray, value: Value, calls: bool, path: Path) -> None:
         raise TaskError(f"The input {value.name} is {value.type}, which no array can be given for.")
     own = array.shape[1 + calls :]
     wanted = value.shape[1:] if array.ndim - calls == len(value.shape) else value.shape
-    if len(own) != len(wanted) or any(n is not None and n != m for n, m in zip(wanted, own, strict=True)):
+    if not fits(own, wanted):
         raise TaskError(
             f"The array {value.name} of {path} has shape {array.shape}; the input takes {value.said}. Its first axis "
             f"is the samples{', its second the calls' if calls else ''}."
         )
 
 
-def _alike(shape: Sequence[int | None], other: Sequence[int | None]) -> bool:
-    """Whether what has one shape may be given where the other is wanted."""
-    return len(shape) == len(other) > 0 and all(None in (n, m) or n == m for n, m in zip(shape, other, strict=True))
+def fits(shape: Sequence[int | None], wanted: Sequence[int | None]) -> bool:
+    """Whether what has one shape may be given where another is wanted; an axis of None is of any size."""
+    return len(shape) == len(wanted) and all(None in (n, m) or n == m for n, m in zip(shape, wanted, strict=True))
 
 
 def passed_on(
@@ -327,7 +327,7 @@ def passed_on(
         alike = [
             o.name
             for o in outputs
-            if o.type == value.type and _alike(o.shape, value.shape) and o.name not in found.values()
+            if o.type == value.type and o.shape and fits(o.shape, value.shape) and o.name not in found.values()
         ]
         alike = [name for name in alike if value.name in name or name in value.name] or alike
         if not alike:

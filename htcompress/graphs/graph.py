@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import nn
 
-from htcompress.graphs.feeds import Feed, Feeds, Value
+from htcompress.graphs.feeds import Feed, Value
 from htcompress.graphs.node import RecurrentNode
 
 Answers = list[dict[str, np.ndarray]]
@@ -28,8 +28,11 @@ class Session(Protocol):
     outputs: list[Value]
     passed: Mapping[str, str]
 
-    def answers(self, calls: Sequence[Feed], feeds: Feeds) -> Answers:
+    def answers(self, calls: Sequence[Feed], states: Mapping[str, str]) -> Answers:
         """What is put out in each of a sequence of calls, states passed on; inputs that are watched among it.
+
+        Args:
+            states: inputs, and the outputs of the call before that they are given from the second call on.
 
         Raises `TaskError` where the graph does not take the arrays.
         """

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from htcompress.errors import CheckpointError, RequestError, TaskError
-from htcompress.graphs.feeds import Feed, Feeds, Value
+from htcompress.graphs.feeds import Feed, Value
 from htcompress.graphs.graph import Answers
 from htcompress.nn.activations import ACTIVATIONS
 from htcompress.sources.keras_config import WRAPPERS, code_in
@@ -67,7 +67,7 @@ class KerasSession:
         pairs = zip(_apart(names), self._model.outputs, strict=True)
         self.outputs = [_value(name, tensor) for name, tensor in pairs]
 
-    def answers(self, calls: Sequence[Feed], feeds: Feeds) -> Answers:
+    def answers(self, calls: Sequence[Feed], states: Mapping[str, str]) -> Answers:
         """See `Session`; what passes through a layer is called `layer/x` and so on, time first."""
         passed: Feed = {}
         found: Answers = []
@@ -77,7 +77,7 @@ class KerasSession:
             for call in calls:
                 feed = {**call, **passed}
                 out = self._answer(feed)
-                passed = {name: out[output] for name, output in feeds.states.items()}
+                passed = {name: out[output] for name, output in states.items()}
                 values = [tape.values(name) for name, tape in self._tapes.items()]
                 found.append({**feed, **out, **{k: array for value in values for k, array in value.items()}})
         return found

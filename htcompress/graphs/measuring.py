@@ -41,16 +41,16 @@ def feeds_for(session: Session, given: Calibration, task: Task | None = None) ->
             given.file or Path(), session.inputs, session.outputs, targets=given.targets, passed=session.passed
         )
     try:
-        session.answers(next(iter(feeds.sequences()))[:1], feeds)
+        session.answers(next(iter(feeds.sequences()))[:1], feeds.states)
     except TaskError:
         feeds = feeds.singly()
-        session.answers(next(iter(feeds.sequences()))[:1], feeds)
+        session.answers(next(iter(feeds.sequences()))[:1], feeds.states)
     return feeds
 
 
 def answers_of(session: Session, feeds: Feeds) -> list[Answers]:
     """What a graph answers to all samples, batch by batch."""
-    return [session.answers(calls, feeds) for calls in feeds.sequences()]
+    return [session.answers(calls, feeds.states) for calls in feeds.sequences()]
 
 
 def _compared(session: Session, feeds: Feeds) -> list[str]:
@@ -81,8 +81,9 @@ def apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     # A model that decodes freely gives answers of other lengths; nothing of those is right.
     alike = [(a if a.shape == b.shape else np.zeros_like(b), b) for a, b in pairs]
     a, b = (np.concatenate([pair[i].ravel().astype(np.float64) for pair in alike]) for i in (0, 1))
-    spread = Spread.of([torch.from_numpy(np.atleast_1d(own)).double() for _, own in alike])
-    lost = np.square(a - b)[answered(torch.from_numpy(b)).numpy()].sum()
+    known = answered(torch.from_numpy(b))
+    spread = Spread.of([torch.from_numpy(np.atleast_1d(own)).double() for _, own in alike], known)
+    lost = np.square(a - b)[known.numpy()].sum()
     return float(np.sqrt(lost / max(spread.count * spread.variance, 1e-30)))
 
 
@@ -171,4 +172,4 @@ def call_times(graphs: Mapping[str, Graph], feeds: Feeds) -> dict[str, float]:
     """Milliseconds of one call of each graph, by name, on the first samples; one thread."""
     calls = next(iter(feeds.sequences()))[:1]
     sessions = {name: graph.session(threads=1) for name, graph in graphs.items()}
-    return interleaved({name: partial(session.answers, calls, feeds) for name, session in sessions.items()})
+    return interleaved({name: partial(session.answers, calls, feeds.states) for name, session in sessions.items()})

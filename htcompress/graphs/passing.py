@@ -26,7 +26,7 @@ def entering(
     Nodes in a branch that was not run, in one of the calls where these are joined, are not among them.
     """
     for calls in feeds.sequences():
-        values = [{**stored, **answers} for answers in session.answers(calls, feeds)]
+        values = [{**stored, **answers} for answers in session.answers(calls, feeds.states)]
         each = [{node.name: entering_of(node, own) for node in nodes if ran(node, own)} for own in values]
         if chained:
             always = [node.name for node in nodes if all(node.name in own for own in each)]

@@ -10,7 +10,7 @@ import onnxruntime
 import torch
 
 from htcompress.errors import CheckpointError, TaskError
-from htcompress.graphs.feeds import Feed, Feeds, Value
+from htcompress.graphs.feeds import Feed, Value
 from htcompress.graphs.graph import Answers
 
 
@@ -52,7 +52,7 @@ class Runner:
         self.passed = passed
         self._names = [info.name for info in self.session.get_outputs()]
 
-    def answers(self, calls: Sequence[Feed], feeds: Feeds) -> Answers:
+    def answers(self, calls: Sequence[Feed], states: Mapping[str, str]) -> Answers:
         """What is put out in each of a sequence of calls, states passed on; inputs that are watched among it."""
         passed: Feed = {}
         found: Answers = []
@@ -64,7 +64,7 @@ class Runner:
                 shapes = ", ".join(f"{name} {array.shape}" for name, array in feed.items())
                 raise TaskError(f"onnxruntime cannot run the model on {shapes}: {_first_line(error)}.") from error
             out = dict(zip(self._names, values, strict=True))
-            passed = {name: out[output] for name, output in feeds.states.items()}
+            passed = {name: out[output] for name, output in states.items()}
             found.append({**feed, **out})
         return found
 

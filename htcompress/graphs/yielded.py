@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from htcompress.errors import TaskError
-from htcompress.graphs.feeds import Feed, Feeds, Value, passed_on, single, typed, zeros
+from htcompress.graphs.feeds import Feed, Feeds, Value, fits, passed_on, single, typed, zeros
 from htcompress.graphs.graph import Session
 from htcompress.task import Task
 
@@ -106,7 +106,7 @@ def feed_of(item: Any, inputs: Sequence[Value], source: str) -> Feed:
                 f"{known[name].type[len('tensor(') : -1]}: {error}."
             ) from error
         shape, own = found[name].shape, known[name].shape
-        if len(shape) != len(own) or any(n not in (None, m) for n, m in zip(own, shape, strict=True)):
+        if not fits(shape, own):
             raise TaskError(f"{source} gives {name} of shape {shape}; {wanted}. Give it whole, as the model takes it.")
     return found
 
@@ -161,10 +161,9 @@ class Running:
             feed |= feed_of(named, own, self._source)
         missing = [value for value in own if value.name not in feed]
         passed_on(missing, self._session.outputs, self._session.passed, self._source)
-        known = {value.name: value for value in own}
-        count = count_of(feed, known)
+        count = count_of(feed, {value.name: value for value in own})
         feed |= {value.name: zeros(value, count) for value in missing}
-        found = self._session.answers([feed], YieldedFeeds(self._source, known, {}, 1, False, [[feed]]))[0]
+        (found,) = self._session.answers([feed], {})
         given = item.values() if isinstance(item, Mapping) else item if isinstance(item, tuple) else (item,)
         as_tensors = any(isinstance(value, Tensor) for value in [*given, *named.values()])
         answered = {name: torch.from_numpy(found[name]) if as_tensors else found[name] for name in self.outputs}

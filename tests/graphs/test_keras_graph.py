@@ -16,7 +16,6 @@ from keras_files import INPUTS, Array, arrays_of, hard_sigmoid, layer, legacy, m
 from small import Outcome
 
 from htcompress.exporting.dense import dense_tensors
-from htcompress.graphs.feeds import ArrayFeeds
 from htcompress.graphs.keras_graph import KerasGraph
 from htcompress.graphs.keras_running import _with_older_activations
 from htcompress.graphs.passing import entering_of, outputs_of
@@ -127,8 +126,7 @@ def assert_proven(graph: KerasGraph, layers: int, **arrays: Array) -> dict[str, 
     """Torch's modules give what Keras's layers do; returns what has passed."""
     assert len(graph.nodes) == layers
     session = graph.session(watched=True)
-    feeds = ArrayFeeds("x.npz", {value.name: value for value in session.inputs}, {}, len(frames()), False, arrays, {})
-    (values,) = session.answers([arrays], feeds)
+    (values,) = session.answers([arrays], {})
     twins = Twins(graph.nodes)
     for node in graph.nodes:
         with torch.no_grad():

@@ -10,7 +10,7 @@ import pytest
 
 from htcompress.errors import TaskError
 from htcompress.graphs.calibration import Calibration
-from htcompress.graphs.feeds import ArrayFeeds, Feed, Feeds, Value
+from htcompress.graphs.feeds import ArrayFeeds, Feed, Value
 from htcompress.graphs.graph import Answers
 from htcompress.graphs.measuring import metrics_of
 
@@ -23,7 +23,7 @@ class Fixed:
         self.passed: Mapping[str, str] = {}
         self.outputs = [Value("y", shape, "tensor(float)")]
 
-    def answers(self, calls: list[Feed], feeds: Feeds) -> Answers:
+    def answers(self, calls: list[Feed], states: Mapping[str, str]) -> Answers:
         raise NotImplementedError
 
 

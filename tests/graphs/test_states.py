@@ -51,6 +51,6 @@ def test_data_follow_the_nodes(tmp_path: Path) -> None:
     feeds = feeds_for(session, Calibration(tmp_path / "x.npz"))
     assert dict(feeds.states) == {"c": "h_long", "h": "hidden_cache"}
     calls = next(feeds.sequences())
-    answers = session.answers(calls, feeds)
+    answers = session.answers(calls, feeds.states)
     assert np.array_equal(answers[1]["c"], answers[0]["h_long"])
     assert np.array_equal(answers[1]["h"], answers[0]["hidden_cache"])

@@ -170,7 +170,7 @@ def test_states_go_on_from_call_to_call(graph: Path) -> None:
     (calls,) = feeds.part(2, 3).sequences()
     x = frames(1, 3, 10)[2]
     state, plain = np.zeros((1, 4, 12), np.float32), onnxruntime.InferenceSession("streaming.onnx")
-    for k, own in enumerate(session.answers(calls, feeds)):
+    for k, own in enumerate(session.answers(calls, feeds.states)):
         out, state = plain.run(None, {"frame": x[:, k], "state": state})
         assert np.allclose(own[session.outputs[0].name], out, atol=1e-6)
     assert k == x.shape[1] - 1
