@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,7 +14,15 @@ from htcompress.nn import DenseDirection, GateMatrices, HTRecurrent, RecurrentSe
 
 INPUTS, HIDDEN = 6, 5
 STEPS, BATCH = 7, 4
-SCOPES = ("dense", "input", "separate", "integrated", "integrated, biases apart")
+SCOPES = (
+    "dense",
+    "input",
+    "separate",
+    "integrated",
+    "integrated, biases apart",
+    "separate, inputs scaled",
+    "integrated, inputs scaled",
+)
 LAYOUTS = ("svd", "split", "paired")
 
 
@@ -31,7 +40,10 @@ def full_rank(matrix: torch.Tensor, layout: str) -> HTMatrix:
 def drop_in(module: nn.Module, scope: str = "integrated", layout: str = "split") -> HTRecurrent:
     settings = RecurrentSettings.of(module)
     matrices = []
-    for direction in DenseDirection.read_all(settings, dict(module.named_parameters())):
+    scope, _, scaled = scope.partition(", inputs ")
+    for read in DenseDirection.read_all(settings, dict(module.named_parameters())):
+        exponents = torch.arange(read.ih.shape[1]) % 5 * 3 - 6
+        direction = replace(read, ih=torch.ldexp(read.ih, -exponents)) if scaled else read
         biases = {"bias": direction.bias, "bias_hn": direction.bias_hn}
         hr = None if direction.hr is None else full_rank(direction.hr, layout)
         if scope == "dense":
@@ -47,6 +59,8 @@ def drop_in(module: nn.Module, scope: str = "integrated", layout: str = "split")
         else:
             joint = full_rank(direction.joint(with_biases=False), layout)
             matrices.append(GateMatrices(joint=joint, hr=hr, **biases))
+        if scaled:
+            matrices[-1] = replace(matrices[-1], input_exponents=exponents)
     return module_class(settings).from_matrices(settings, matrices).to(next(module.parameters()).dtype)
 
 

@@ -59,7 +59,10 @@ class CodecConfig(msgspec.Struct, frozen=True):
 
 
 class DirectionConfig(msgspec.Struct, frozen=True):
-    """The matrices of one direction: `joint`, or `ih` and `hh`; `hr` is a projection. `order` counts words."""
+    """The matrices of one direction: `joint`, or `ih` and `hh`; `hr` is a projection.
+
+    `order` counts words. With `input_exponents` inputs are read times powers of two, which are stored.
+    """
 
     biases: tuple[Literal["bias", "bias_hn"], ...]
     joint: MatrixConfig | None = None
@@ -67,6 +70,7 @@ class DirectionConfig(msgspec.Struct, frozen=True):
     hh: MatrixConfig | None = None
     hr: MatrixConfig | None = None
     order: Words | None = None
+    input_exponents: bool = False
     codecs: dict[str, CodecConfig] = {}
 
 

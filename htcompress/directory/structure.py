@@ -192,6 +192,8 @@ def _direction(direction: DirectionConfig, settings: RecurrentSettings, layer: i
             )
         bound = settings.hidden_size * settings.hidden_size.bit_length() // 32 + 1
         shapes["order"] = (_whole(direction.order, f"order in {name}", 0, bound),)
+    if direction.input_exponents:
+        shapes["input_exponents"] = (inputs,)
     return shapes
 
 
@@ -270,6 +272,8 @@ def _held(prefix: str, shapes: Shapes, tensors: Mapping[str, Tensor], gates: Map
             raise _WrongError(f"has values in {full} that are NaN or infinite")
         if name.endswith(".order") and tensor.dtype != torch.int32:
             raise _WrongError(f"needs {full} as 32-bit words; model.safetensors has {tensor.dtype}")
+        if name.endswith(".input_exponents") and tensor.dtype != torch.int8:
+            raise _WrongError(f"needs {full} as bytes with a sign; model.safetensors has {tensor.dtype}")
     dense = [f"{prefix}{key}{end}" for key in _DENSE_NAMES for end in ("_l0", "")]
     surplus = [name for name in gates.get(prefix, []) if name.removeprefix(prefix) not in shapes]
     if surplus := [*surplus, *(name for name in dense if name in tensors)]:

@@ -127,7 +127,11 @@ static float sigmoid(float x) {
 }
 #endif
 
-typedef struct { int ih, hh, joint, bias, bias_hn, inputs, extra; const uint16_t *order; } direction_t;
+typedef struct {
+    int ih, hh, joint, bias, bias_hn, inputs, extra;
+    const uint16_t *order;
+    const int8_t *exponents;
+} direction_t;
 """
 
 BODY = """
@@ -137,7 +141,7 @@ static void entering(const direction_t *d, const float *x, const float *h, float
     const matrix_t *m = &matrices[d->joint >= 0 ? d->joint : h ? d->hh : d->ih];
     for (int32_t i = 0; i < m->columns; i++) work[i] = 0.0f;
     int at = d->joint >= 0 ? d->inputs : 0;
-    if (x) for (int i = 0; i < d->inputs; i++) work[i] = x[i];
+    if (x) for (int i = 0; i < d->inputs; i++) work[i] = d->exponents ? ldexpf(x[i], d->exponents[i]) : x[i];
     if (h) for (int u = 0; u < UNITS; u++) work[at + (d->order ? d->order[u] : u)] = h[u];
     if (d->joint >= 0) {
         if (x && d->extra > 0) work[d->inputs + UNITS] = 1.0f;

@@ -169,13 +169,14 @@ def _direction(graph: Graph, gates: GateWeights, name: str) -> _Direction:
         if gates.joint.projects:
             left, right = _factors(graph, gates, "joint", name)
             left = rows(left)
-            reduce, features = graph.cut(right, 0, n), gates.joint.rank or 0
+            reduce, features = _scaled(graph, gates, graph.cut(right, 0, n), 0), gates.joint.rank or 0
             w, r = left, _times_transposed(graph, left, states(graph.cut(right, n, end), 0))
             beyond = _times_transposed(graph, left, graph.cut(right, end, end + columns)) if columns else None
         else:
             whole = rows(_matrix(graph, gates, "joint", name))
             reduce, features = None, n
-            w, r = graph.cut(whole, 0, n, 1), states(graph.cut(whole, n, end, 1), 1)
+            w = _scaled(graph, gates, graph.cut(whole, 0, n, 1), 1)
+            r = states(graph.cut(whole, n, end, 1), 1)
             beyond = graph.cut(whole, end, end + columns, 1) if columns else None
         b = _bias_columns(graph, s, beyond, columns) if beyond is not None else _bias(graph, gates, name)
         return _Direction(reduce, features, w, r, b)
@@ -185,8 +186,17 @@ def _direction(graph: Graph, gates: GateWeights, name: str) -> _Direction:
     b = _bias(graph, gates, name)
     if gates.ih.projects:
         left, right = _factors(graph, gates, "ih", name)
-        return _Direction(right, gates.ih.rank or 0, rows(left), r, b)
-    return _Direction(None, n, rows(_matrix(graph, gates, "ih", name)), r, b)
+        return _Direction(_scaled(graph, gates, right, 0), gates.ih.rank or 0, rows(left), r, b)
+    return _Direction(None, n, _scaled(graph, gates, rows(_matrix(graph, gates, "ih", name)), 1), r, b)
+
+
+def _scaled(graph: Graph, gates: GateWeights, value: str, axis: int) -> str:
+    """What reads the inputs, along an axis of a stored matrix, as it reads them as they are."""
+    if gates.input_exponents is None:
+        return value
+    shape = (-1, 1) if axis == 0 else (1, -1)
+    exponents = graph.cast(graph.once(gates.input_exponents.reshape(shape).tolist(), np.int8), "FLOAT")
+    return graph.add("Mul", value, graph.add("Pow", graph.cast(graph.whole(2), "FLOAT"), exponents))
 
 
 def _taken(graph: Graph, gates: GateWeights, value: str, *, units: bool, axis: int = 0) -> str:

@@ -144,7 +144,7 @@ def _floats(values: Tensor) -> str:
     return ", ".join(f"{value:.9g}" for value in values.tolist())
 
 
-_BYTES = {"uint8_t": 1, "uint16_t": 2, "int32_t": 4, "float": 4, "product_t": 32}
+_BYTES = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4, "float": 4, "product_t": 32}
 """Of the types of the tables, on a machine with pointers of 32 bits or a little more."""
 
 
@@ -194,10 +194,15 @@ class _Tables:
         if places is not None:
             order = f"order{len(self._directions)}"
             self._array("uint16_t", order, places[1].tolist())
+        exponents = "0"
+        if gates.input_exponents is not None:
+            exponents = f"exponents{len(self._directions)}"
+            self._array("int8_t", exponents, gates.input_exponents.tolist())
         joint = gates.joint
         extra = 0 if joint is None else joint.shape[1] - gates.input_size - gates.settings.hidden_size
-        numbers = [*(found.get(name, -1) for name in ("ih", "hh", "joint")), biases["bias"], biases["bias_hn"]]
-        self._directions.append(f"{{{', '.join(map(str, numbers))}, {gates.input_size}, {extra}, {order}}}")
+        matrices = (found.get(name, -1) for name in ("ih", "hh", "joint"))
+        fields = [*matrices, *biases.values(), gates.input_size, extra, order, exponents]
+        self._directions.append(f"{{{', '.join(map(str, fields))}}}")
 
     def _array(self, kind: str, name: str, values: Sequence[object]) -> None:
         parts = [", ".join(map(str, values[k : k + 24])) for k in range(0, len(values), 24)]

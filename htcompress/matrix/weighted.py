@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,12 +80,14 @@ class WeightedMatrix:
         error = self.total - 2 * float(along) + float(((weighed.T @ weighed) * (cols.T @ through)).sum())
         return error if error > COARSE * self.total else self.metric.squared(self._lost(rows, cols))
 
-    def weight_error_of(self, stand_in: StoredMatrix) -> float:
-        """The plain relative error ||W - W'|| / ||W||."""
+    def weight_error_of(self, stand_in: StoredMatrix, scales: Float[Tensor, " cols"] | None = None) -> float:
+        """The plain relative error ||(W - W') D|| / ||W D||, with D the scales of the columns or the identity."""
+
+        def squared(chunks: Iterable[tuple[slice, Tensor]]) -> float:
+            return sum(float((c if scales is None else c * scales[at]).square().sum()) for at, c in chunks)
+
         factors = stand_in.factors() or (stand_in.dense(), None)
-        lost = sum(float(chunk.square().sum()) for _, chunk in self._lost(*factors))
-        scale = sum(float(chunk.square().sum()) for _, chunk in self.matrix.chunks())
-        return relative(lost, scale)
+        return relative(squared(self._lost(*factors)), squared(self.matrix.chunks()))
 
     def _lost(self, rows: Tensor, cols: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
         """W - R C^T, or W - R without C, in float64, a few columns at a time."""

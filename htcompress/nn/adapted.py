@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from htcompress.nn.calling import CalledAsLayers
-from htcompress.nn.gates import KernelWeights
+from htcompress.nn.kernel_weights import KernelWeights
 from htcompress.nn.recurrence import State
 from htcompress.nn.settings import RecurrentSettings, torch_class
 from htcompress.nn.stepwise import run_stepwise

@@ -1,20 +1,18 @@
-"""The weights of one layer and direction as parameters, and what torch's kernels take of them."""
+"""The weights of one layer and direction as parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from htcompress.matrix.blocks import thin_product
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.nn.execution import Execution
+from htcompress.nn.kernel_weights import KernelWeights
 from htcompress.nn.order import decoded, encoded, order_words
 from htcompress.nn.present import Remembered
 from htcompress.nn.settings import RecurrentSettings
@@ -24,68 +22,8 @@ from htcompress.storage import Codec, codec_of, codec_within
 from htcompress.storage.registry import PLAIN
 from htcompress.values import in_full_precision
 
-_MANY = 16
-"""Vectors from which on a CPU reduces them faster the other way round."""
-
 NARROWEST_BIAS = 16
 """Bits of a bias, at least."""
-
-
-@dataclass(frozen=True)
-class KernelWeights:
-    """What torch's native kernels take for one layer and direction.
-
-    `reduce` (r, input), or a matrix to contract with, turns the input into the features that `ih` (rows, r) reads;
-    None: `ih` reads the input itself. Without `ih` the features are W_ih x. The recurrent matrix is given whole,
-    (rows, state), or as factors R (rows, r) and C (state, r).
-    """
-
-    reduce: Tensor | StoredMatrix | None
-    ih: Tensor | None
-    recurrent: Tensor | tuple[Tensor, Tensor]
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
-    hr: Tensor | None
-    rows_at: Tensor | None = None
-    """Where the rows of a matrix to contract with stand, in the units' own order; None: as they are."""
-
-    def features(self, x: Float[Tensor, "*vectors inputs"]) -> Float[Tensor, "*vectors features"]:
-        """What `ih` reads of the input."""
-        if self.reduce is None:
-            return x
-        if not isinstance(self.reduce, Tensor):
-            if self.reduce.network is None:
-                raise RuntimeError("What is contracted with has a network of cores.")
-            rows = self.reduce.network.times(self.reduce.operands(), x)
-            return rows if self.rows_at is None else rows.index_select(-1, self.rows_at)
-        vectors = x.numel() // max(1, x.shape[-1])
-        if x.device.type != "cpu" or not isinstance(vectors, int) or vectors < _MANY:
-            return F.linear(x, self.reduce)
-        flat = x.reshape(-1, x.shape[-1])
-        return thin_product(flat, self.reduce.T).reshape(*x.shape[:-1], -1)
-
-    def apart(self) -> KernelWeights:
-        """The same in memory of its own; a matrix to contract with stays what it is, its cores."""
-
-        def own(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(map(own, value))
-            return value.detach().clone() if isinstance(value, Tensor) else value
-
-        return KernelWeights(**{field.name: own(getattr(self, field.name)) for field in fields(self)})
-
-    @property
-    def factors(self) -> tuple[Tensor, Tensor] | None:
-        """R and C; None where the recurrent matrix is given whole."""
-        return self.recurrent if isinstance(self.recurrent, tuple) else None
-
-    @cached_property
-    def hh(self) -> Tensor:
-        """The recurrent matrix, written out once."""
-        if isinstance(self.recurrent, tuple):
-            rows, cols = self.recurrent
-            return rows @ cols.T
-        return self.recurrent
 
 
 @dataclass(frozen=True)
@@ -99,6 +37,8 @@ class GateMatrices:
     With an `order` (hidden) the matrices have their units in it: row k of a gate is that of unit order[k], and so are
     the columns that read units. Biases that stand apart are in the units' own order.
 
+    With `input_exponents` (inputs) `joint` or `ih` reads each input times two to the power of its exponent.
+
     `codecs` says how cores and biases are stored, by their names among the parameters (`ih.U0`, `bias`), and the scales
     that are kept of each; what is not named is stored as it is.
     """
@@ -111,6 +51,7 @@ class GateMatrices:
     hr: StoredMatrix | None = None
     shared: bool = False
     order: Tensor | None = None
+    input_exponents: Tensor | None = None
     codecs: Mapping[str, tuple[Codec, Tensor | None]] = field(default_factory=dict)
 
 
@@ -118,7 +59,8 @@ class GateWeights(nn.Module):
     """The weights of one layer and direction: `GateMatrices` as parameters.
 
     `resolve` gives what a native kernel needs; where no gradient is recorded it is computed once and kept for as long
-    as the parameters stay what they are. `order`, where there is one, holds the words of `htcompress.nn.order`.
+    as the parameters stay what they are. `order`, where there is one, holds the words of `htcompress.nn.order`,
+    `input_exponents` a byte for each input.
     """
 
     ih: Weight | None
@@ -128,6 +70,7 @@ class GateWeights(nn.Module):
     bias: nn.Parameter | None
     bias_hn: nn.Parameter | None
     order: Tensor | None
+    input_exponents: Tensor | None
 
     def __init__(self, settings: RecurrentSettings, layer: int, matrices: GateMatrices) -> None:
         super().__init__()
@@ -140,6 +83,8 @@ class GateWeights(nn.Module):
             value = getattr(matrices, name)
             self.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
         self.register_buffer("order", None if matrices.order is None else encoded(matrices.order))
+        exponents = matrices.input_exponents
+        self.register_buffer("input_exponents", None if exponents is None else exponents.to(torch.int8))
         self.codecs: dict[str, Codec] = {}
         for name, (codec, scales) in matrices.codecs.items():
             self._store(name, codec, scales)
@@ -151,6 +96,7 @@ class GateWeights(nn.Module):
         self._kept: dict[Execution, tuple[Remembered, KernelWeights]] = {}
         self._layout_of: dict[Execution, list[tuple[Weight, bool]]] = {}
         self._places: tuple[Tensor, Tensor] | None = None
+        self._scales: Tensor | None = None
 
     def weights(self) -> dict[str, Weight]:
         """The matrices by name, in order."""
@@ -159,13 +105,18 @@ class GateWeights(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """The numbers stored, the words of an order included."""
-        return sum(p.numel() for p in self.parameters()) + (0 if self.order is None else self.order.numel())
+        """The numbers stored, an order and exponents counted in words of 32 bits."""
+        return sum(p.numel() for p in self.parameters()) + sum(-(-size // 4) for size in self._beside)
 
     @property
     def bytes(self) -> int:
         """What they take as they are stored."""
-        return self.bytes_of("") + (0 if self.order is None else self.order.numel() * self.order.element_size())
+        return self.bytes_of("") + sum(self._beside)
+
+    @property
+    def _beside(self) -> list[int]:
+        """The bytes of what is stored besides parameters."""
+        return [b.numel() * b.element_size() for b in (self.order, self.input_exponents) if b is not None]
 
     def bytes_of(self, prefix: str) -> int:
         """What the parameters take whose names begin so (`ih.`), as they are stored."""
@@ -234,7 +185,7 @@ class GateWeights(nn.Module):
         for weight, whole in self._stores(execution):
             parameters = [p for p in weight._parameters.values() if p is not None]
             (read if whole else passed).extend(parameters)
-        if self.joint is not None and execution is Execution.PROJECT and self.joint.stores_factors:
+        if self.joint is not None and execution is Execution.PROJECT and passed[:2]:
             # Of the columns only those of states and biases are computed with.
             rows, cols = passed[:2]
             read += [rows, cols[self.input_size :]]
@@ -248,10 +199,11 @@ class GateWeights(nn.Module):
         if execution not in self._layout_of:
             found = []
             for name, weight in self.weights().items():
+                scaled = name in ("joint", "ih") and self.input_exponents is not None
                 if weight.is_dense:
-                    whole = self.order is not None
+                    whole = self.order is not None or scaled
                 elif name in ("joint", "ih") and execution is Execution.PROJECT:
-                    whole = not weight.stores_factors or (name == "ih" and self.order is not None)
+                    whole = not weight.stores_factors or scaled or (name == "ih" and self.order is not None)
                 else:
                     whole = not (name == "ih" and execution is Execution.CONTRACT)
                 found.append((weight, whole))
@@ -277,6 +229,15 @@ class GateWeights(nn.Module):
             gates = torch.arange(self.settings.gates, device=at.device)[:, None]
             self._places = (gates * size + at).flatten(), at
         return self._places
+
+    def input_scales(self) -> Tensor | None:
+        """What the matrices read each input times, (inputs,); None: as it is."""
+        if self.input_exponents is None:
+            return None
+        if self._scales is None or self._scales.device != self.input_exponents.device:
+            powers = [2.0**exponent for exponent in self.input_exponents.tolist()]
+            self._scales = torch.tensor(powers, dtype=torch.float32, device=self.input_exponents.device)
+        return self._scales
 
     def _execution(self, vectors: Any) -> Execution:
         weight = self.ih if self.joint is None else self.joint
@@ -305,11 +266,12 @@ class GateWeights(nn.Module):
             recurrent = self._own_states(self._own_rows(self.hh.dense()).T).T
         if execution is Execution.PROJECT:
             rows, cols = self.ih.factors()
-            return KernelWeights(cols.T, self._own_rows(rows), recurrent, bias_ih, bias_hh, hr)
+            return KernelWeights(self._own_inputs(cols.T), self._own_rows(rows), recurrent, bias_ih, bias_hh, hr)
         if execution is Execution.CONTRACT:
-            rows_at = None if places is None else places[0]
-            return KernelWeights(self.ih.matrix(), None, recurrent, bias_ih, bias_hh, hr, rows_at)
-        return KernelWeights(None, self._own_rows(self.ih.dense()), recurrent, bias_ih, bias_hh, hr)
+            rows_at, scales = None if places is None else places[0], self.input_scales()
+            return KernelWeights(self.ih.matrix(), None, recurrent, bias_ih, bias_hh, hr, rows_at, scales)
+        ih = self._own_inputs(self._own_rows(self.ih.dense()))
+        return KernelWeights(None, ih, recurrent, bias_ih, bias_hh, hr)
 
     def _resolve_joint(self, joint: Weight, execution: Execution, hr: Tensor | None) -> KernelWeights:
         n, s = self.input_size, self.settings.state_size
@@ -318,11 +280,13 @@ class GateWeights(nn.Module):
         if execution is Execution.PROJECT:
             rows, cols = joint.factors()
             rows = self._own_rows(rows)
-            reduce, ih, recurrent = cols[:n].T, rows, (rows, self._own_states(cols[n : n + s]))
+            reduce, ih = self._own_inputs(cols[:n].T), rows
+            recurrent = rows, self._own_states(cols[n : n + s])
             columns = rows @ cols[n + s :].T
         else:
             dense = self._own_rows(joint.dense())
-            ih, recurrent, columns = dense[:, :n], self._own_states(dense[:, n : n + s].T).T, dense[:, n + s :]
+            ih, columns = self._own_inputs(dense[:, :n]), dense[:, n + s :]
+            recurrent = self._own_states(dense[:, n : n + s].T).T
         if columns.shape[1] == 0:
             bias_ih, bias_hh = self._biases(self.bias)
         elif columns.shape[1] == 1:
@@ -341,6 +305,11 @@ class GateWeights(nn.Module):
         places = self.places()
         return matrix if places is None or self.settings.proj_size else matrix.index_select(0, places[1])
 
+    def _own_inputs(self, matrix: Float[Tensor, "n inputs"]) -> Float[Tensor, "n inputs"]:
+        """Columns that read the inputs as they are."""
+        scales = self.input_scales()
+        return matrix if scales is None else matrix * scales
+
     def _biases(self, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if bias is None:
             return None, None
@@ -352,10 +321,13 @@ class GateWeights(nn.Module):
     def to_config(self) -> dict[str, Any]:
         """The structure as JSON values: forms, layouts, ranks, which biases there are, the words of an order."""
         biases = [name for name in ("bias", "bias_hn") if getattr(self, name) is not None]
-        config = {**{name: weight.to_config() for name, weight in self.weights().items()}, "biases": biases}
+        config: dict[str, Any] = {name: weight.to_config() for name, weight in self.weights().items()}
+        config["biases"] = biases
         if self.codecs:
             config["codecs"] = {name: codec.to_config() for name, codec in self.codecs.items()}
-        return config if self.order is None else {**config, "order": self.order.numel()}
+        if self.order is not None:
+            config["order"] = self.order.numel()
+        return config if self.input_exponents is None else {**config, "input_exponents": True}
 
     @classmethod
     def from_config(cls, settings: RecurrentSettings, layer: int, config: dict[str, Any]) -> GateWeights:
@@ -375,6 +347,8 @@ class GateWeights(nn.Module):
             gates._store(name, own, scales)
         if "order" in config:
             gates.order = torch.zeros(order_words(settings.hidden_size), dtype=torch.int32, device="cpu")
+        if config.get("input_exponents"):
+            gates.input_exponents = torch.zeros(gates.input_size, dtype=torch.int8, device="cpu")
         return gates
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
@@ -386,7 +360,7 @@ class GateWeights(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}, "_layout_of": {}, "_places": None}
+        return {**self.__dict__, "_kept": {}, "_layout_of": {}, "_places": None, "_scales": None}
 
 
 def merge_biases(

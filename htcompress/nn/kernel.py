@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from htcompress.nn.gates import KernelWeights
+from htcompress.nn.kernel_weights import KernelWeights
 from htcompress.nn.recurrence import Recurrence, State, recurrence_of
 from htcompress.nn.stepwise import pays, run_stepwise
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from htcompress.nn.gates import KernelWeights
+from htcompress.nn.kernel_weights import KernelWeights
 from htcompress.nn.recurrence import Recurrence, State, StateProduct
 from htcompress.nn.tracing import is_tracing
 

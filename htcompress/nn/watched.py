@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from htcompress.nn.gates import GateWeights, KernelWeights
+from htcompress.nn.gates import GateWeights
 from htcompress.nn.kernel import run_cell, run_layer
+from htcompress.nn.kernel_weights import KernelWeights
 from htcompress.nn.recurrence import State
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.nn.stepwise import pays_at, run_direction

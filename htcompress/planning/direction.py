@@ -6,10 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from htcompress.forms import DenseMatrix
 from htcompress.forms.coded import CodedSearch
 from htcompress.forms.form import Choice, Columns, Ladder, Problem, Search
 from htcompress.forms.registry import searched
@@ -22,41 +24,12 @@ from htcompress.model.statistics import DirectionStatistics
 from htcompress.nn.dense import DenseDirection
 from htcompress.nn.gates import NARROWEST_BIAS, GateMatrices
 from htcompress.nn.order import order_words
+from htcompress.planning.exponents import exponent_words
 from htcompress.planning.knapsack import combined
+from htcompress.planning.unit import NUMBERS, Unit
 from htcompress.storage import Codec, codec_within
 from htcompress.storage.registry import PLAIN
-from htcompress.vocabulary import WIDEST, Format, LayoutKind, Scope
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What is counted.
-
-    Attributes:
-        bits: that numbers may be stored in. Where numbers count, these at most.
-        width: of the model's own numbers, in bytes; None: numbers count, and not bytes.
-    """
-
-    bits: tuple[int, ...] = (WIDEST,)
-    width: int | None = None
-
-    def of(self, numbers: int, bits: int = WIDEST) -> int:
-        """The size of so many numbers that are stored in so many bits, or as they are where they are no wider."""
-        if self.width is None:
-            return numbers
-        return numbers * (self.width if bits == WIDEST else min(self.width, bits // 8))
-
-    def of_words(self, words: int) -> int:
-        """The size of so many words of 32 bits."""
-        return words if self.width is None else 4 * words
-
-    def numbers(self, size: int) -> int:
-        """As many numbers as can be of a size."""
-        return size if self.width is None else size * 8 // min(self.bits)
-
-
-NUMBERS = Unit()
-"""Numbers count, stored as they are."""
+from htcompress.vocabulary import Format, LayoutKind, Scope
 
 _BIASES_COUNT = 64
 """Of a budget that is as many times the biases of a direction they are no part worth saving: they stand apart."""
@@ -84,23 +57,30 @@ class Recipe:
     """A scope of a direction: the matrices that may be compressed, and the size of what stays whatever happens.
 
     Sizes are numbers, or bytes where those count. `words` is that of an order of units, which a direction needs as
-    soon as one of its matrices is folded.
+    soon as one of its matrices is folded, `exponents` that of the inputs' exponents, wherever one is not as it is.
     """
 
     scope: Scope
     parts: tuple[Part, ...]
     fixed: int
     words: int = 0
+    exponents: int = 0
 
     @property
     def smallest(self) -> int:
         """The least size it can have."""
-        return self.fixed + self.words + sum(min(p.search.smallest, p.search.dense.size) for p in self.parts)
+        return self.most_beside + sum(min(p.search.smallest, p.search.dense.size) for p in self.parts)
+
+    @property
+    def most_beside(self) -> int:
+        """The most that is stored beside the choices."""
+        return self.fixed + self.words + self.exponents
 
     def size(self, choices: Sequence[Choice]) -> int:
         """The size of a choice for each part, at most: an order that turns out to be needless is not stored."""
         words = 0 if all(choice.matrix is None or choice.matrix.is_dense for choice in choices) else self.words
-        return self.fixed + words + sum(choice.size for choice in choices)
+        as_it_is = all(c.is_dense and c.size == p.search.dense.size for c, p in zip(choices, self.parts, strict=True))
+        return self.fixed + words + (0 if as_it_is else self.exponents) + sum(choice.size for choice in choices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +97,8 @@ class Option:
 class DirectionProblem:
     """A direction to be compressed: its dense weights, what was seen of it, what it counts for.
 
-    `order`, where there is one, is that of the hidden units in its matrices; it takes `order_words` numbers.
+    `order`, where there is one, is that of the hidden units in its matrices; it takes `order_words` numbers. With
+    `exponents` of the inputs the matrix that reads these reads each times two to the power of its own.
     """
 
     dense: DenseDirection
@@ -128,11 +109,13 @@ class DirectionProblem:
     format: Format = Format.HT
     order: Tensor | None = None
     unit: Unit = NUMBERS
+    exponents: Tensor | None = None
 
     @cached_property
     def _arranged(self) -> DenseDirection:
-        """The weights with their units in order, but for a W_ih that is too large to be copied."""
-        return self.dense if self.order is None else self.dense.arranged(self.order, all_but_ih=self._ih_stays)
+        """The weights with their units in order, but for a W_ih that is too large, and their inputs of one scale."""
+        dense = self.dense if self.order is None else self.dense.arranged(self.order, all_but_ih=self._ih_stays)
+        return dense if self.exponents is None else replace(dense, ih=torch.ldexp(dense.ih, -self.exponents))
 
     @property
     def _ih_stays(self) -> bool:
@@ -156,6 +139,8 @@ class DirectionProblem:
     def recipes(self) -> list[Recipe]:
         """The scopes that were asked for."""
         dense, words = self.dense, 0 if self.order is None else self.unit.of_words(order_words(len(self.order)))
+        exponents = 0 if self.exponents is None else self.unit.of_words(exponent_words(len(self.exponents)))
+        beside = words, exponents
         biases = self.unit.of(dense.biases, NARROWEST_BIAS)
         hr = [self._part("hr")] if dense.hr is not None else []
         found = []
@@ -164,16 +149,16 @@ class DirectionProblem:
             within: Part | None = None
             if biases * _BIASES_COUNT > self.max_size or not dense.biases:
                 within = self._part("joint")
-                found.append(Recipe(Scope.INTEGRATED, (within, *hr), 0, words))
+                found.append(Recipe(Scope.INTEGRATED, (within, *hr), 0, *beside))
             if dense.biases:
                 apart = self._part("joint", biases_apart=True, like=within)
-                found.append(Recipe(Scope.INTEGRATED, (apart, *hr), biases, words))
+                found.append(Recipe(Scope.INTEGRATED, (apart, *hr), biases, *beside))
         if self.scope in (Scope.AUTO, Scope.SEPARATE) or whole:
             ih = self._part("ih", like=found[-1].parts[0] if found else None)
-            found.append(Recipe(Scope.SEPARATE, (ih, self._part("hh"), *hr), biases, words))
+            found.append(Recipe(Scope.SEPARATE, (ih, self._part("hh"), *hr), biases, *beside))
         if self.scope is Scope.INPUT:
             rest = self.unit.of(dense.parameters - dense.ih.numel() - dense.biases) + biases
-            found.append(Recipe(Scope.INPUT, (self._part("ih"),), rest, words))
+            found.append(Recipe(Scope.INPUT, (self._part("ih"),), rest, *beside))
         return found
 
     def _part(self, name: str, *, biases_apart: bool = False, like: Part | None = None) -> Part:
@@ -212,6 +197,7 @@ class DirectionProblem:
         if self._seen is None:
             return None
         x, h = self._seen.inputs.split([self.dense.ih.shape[1], self.dense.hh.shape[1]], dim=1)
+        x = x if self.exponents is None else torch.ldexp(x, self.exponents)
         return gather([x, h if self.order is None or self.dense.hr is not None else h[:, self.order]])
 
     def _matrix(self, name: str, *, biases_apart: bool = False) -> Blocks:
@@ -261,7 +247,7 @@ class DirectionProblem:
             found = combined(choices, sys.maxsize, [part.weight for part in recipe.parts])
             for size, error, taken in zip(found.sizes, found.errors, found.items.T, strict=True):
                 chosen = tuple(group[at] for group, at in zip(choices, taken, strict=True))
-                options.append(Option(int(size) + recipe.fixed + recipe.words, float(error), recipe, chosen))
+                options.append(Option(int(size) + recipe.most_beside, float(error), recipe, chosen))
         ordered = sorted(options, key=lambda o: (o.size, o.error))
         kept: list[Option] = []
         for option in ordered:
@@ -271,7 +257,7 @@ class DirectionProblem:
 
     def matrices(self, recipe: Recipe, choices: Sequence[Choice]) -> GateMatrices:
         """What will be stored: the chosen matrices, and the biases with the mean error moved into them."""
-        made = self._gate_matrices(recipe, choices)
+        made = self._with_exponents(self._gate_matrices(recipe, choices), recipe, choices)
         codecs = {
             f"{part.name}.{name}": how
             for part, choice in zip(recipe.parts, choices, strict=True)
@@ -314,7 +300,17 @@ class DirectionProblem:
             return codec, scales[rows_at] if moves and scales is not None else scales
 
         codecs = {name: own_scales(name, *how) for name, how in codecs.items()}
-        return GateMatrices(own("ih"), own("hh"), own("joint"), bias, bias_hn, own("hr"), codecs=codecs)
+        matrices: Any = {name: own(name) for name in named}
+        return replace(made, **matrices, bias=bias, bias_hn=bias_hn, codecs=codecs)
+
+    def _with_exponents(self, made: GateMatrices, recipe: Recipe, choices: Sequence[Choice]) -> GateMatrices:
+        """Inputs read times their scales; a matrix that stays as it is reads them as they are."""
+        if self.exponents is None:
+            return made
+        reads = next(choice for part, choice in zip(recipe.parts, choices, strict=True) if part.name in ("joint", "ih"))
+        if made.ih is None or not made.ih.is_dense or reads.codecs:
+            return replace(made, input_exponents=self.exponents)
+        return replace(made, ih=DenseMatrix(torch.ldexp(made.ih.dense(), self.exponents)))
 
     def _gate_matrices(self, recipe: Recipe, choices: Sequence[Choice]) -> GateMatrices:
         dense = self._arranged
@@ -342,6 +338,16 @@ class DirectionProblem:
                 change = self._correction(part.search, choice.matrix, inputs)
                 bias, bias_hn = _add(bias, change[0]), _add(bias_hn, change[1])
         return GateMatrices(ih=named["ih"], hh=named["hh"], bias=bias, bias_hn=bias_hn, hr=named["hr"])
+
+    def weight_error(self, part: Part, choice: Choice) -> float:
+        """The plain relative error ||W - W'|| / ||W|| of a choice, of weights that read inputs as they are."""
+        if choice.matrix is None:
+            return 0.0
+        target, scales = part.search.target, None
+        if self.exponents is not None and part.name in ("joint", "ih"):
+            scales = torch.ones(target.matrix.shape[1], dtype=torch.float64)
+            scales[: len(self.exponents)] = torch.ldexp(scales[: len(self.exponents)], self.exponents)
+        return target.weight_error_of(choice.matrix, scales)
 
     def _correction(self, search: Search, stand_in: StoredMatrix, inputs: int) -> tuple[Tensor, Tensor | None]:
         """(W - W') mu, for the bias; for a GRU the candidate's hidden part apart."""

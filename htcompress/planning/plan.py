@@ -20,15 +20,17 @@ from htcompress.nn.gates import GateMatrices
 from htcompress.nn.order import order_words
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.planning.direction import DirectionProblem, Ladders, Option, Part, Recipe, Unit
+from htcompress.planning.direction import DirectionProblem, Ladders, Option, Part, Recipe
+from htcompress.planning.exponents import exponent_words, input_exponents
 from htcompress.planning.knapsack import combined
+from htcompress.planning.unit import Unit
 from htcompress.request import Goal
 from htcompress.vocabulary import BITS, INTEGER_BITS, WIDEST, Scope
 
 _SHOWN = 64  # singular values of a matrix
 _CURVE = 40  # points of a frontier
-_ORDERS = 0.1
-"""The part of a budget that the orders of hidden units may take."""
+_BESIDE = 0.1
+"""The part of a budget that the orders of hidden units may take, and the exponents of inputs as well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,35 +94,40 @@ def plan_model(
     numbers that keep it.
 
     Args:
-        orders: of the hidden units, by layer and direction, for the matrices to be folded in; they are used where
-            storing them takes no more than `_ORDERS` of the budget, and stored where something is folded.
+        orders: of the hidden units, by layer and direction, for the matrices to be folded in; they are stored where
+            something is folded. Whether a budget has room for them, `has_room_for` tells.
 
     Raises:
         UnreachableError: the budget is smaller than what the most compact combination stores.
     """
-    before = sum(layer.settings.dense_parameters for layer in layers)
-    width = max((layer.dtype.itemsize for layer in layers), default=4)
-    unit = Unit((goal.width,)) if goal.bytes is None else Unit(_bits_of(goal), width)
-    budget = goal.budget_for(before) if goal.bytes is None else goal.bytes
-    cap = budget if budget is not None else before
-    found = orders or {}
-    words = sum(order_words(len(order)) for directions in found.values() for order in directions.values())
-    if budget is None or unit.of_words(words) > _ORDERS * budget:
-        found = {}
-    targets = [
-        DirectionProblem(
-            direction,
-            (statistics or {}).get(layer.name, {}).get(name),
-            cap,
-            goal.scope,
-            goal.layout,
-            goal.format,
-            found.get(layer.name, {}).get(name),
-            unit,
-        )
-        for layer in layers
-        for name, direction in layer.directions.items()
-    ]
+    unit, budget = _unit_and_budget(layers, goal)
+    cap = budget if budget is not None else _numbers(layers)
+    known, found = statistics or {}, orders or {}
+    exponents = _exponents(layers, known)
+    if not _fits(sum(exponent_words(len(own)) for own in exponents.values()), unit, budget):
+        exponents = {}
+
+    def problems(beside: bool) -> list[DirectionProblem]:
+        return [
+            DirectionProblem(
+                direction,
+                known.get(layer.name, {}).get(name),
+                cap,
+                goal.scope,
+                goal.layout,
+                goal.format,
+                found.get(layer.name, {}).get(name) if beside else None,
+                unit,
+                exponents.get((layer.name, name)) if beside else None,
+            )
+            for layer in layers
+            for name, direction in layer.directions.items()
+        ]
+
+    targets = problems(True)
+    if budget is not None and (found or exponents) and _least(targets) > budget:
+        # What is stored beside the matrices is no reason to refuse.
+        targets = problems(False)
     frontier: tuple[tuple[int, float], ...] = ()
     if budget is None:
         chosen = [_within_error(target, goal.error or 0.0) for target in targets]
@@ -142,6 +149,42 @@ def plan_model(
             )
         )
     return Plan(plans, frontier)
+
+
+def has_room_for(orders: Mapping[str, Mapping[str, Tensor]], layers: Sequence[DenseLayer], goal: Goal) -> bool:
+    """Whether orders of hidden units take no more than their part of a goal's budget; not where it has none."""
+    unit, budget = _unit_and_budget(layers, goal)
+    words = sum(order_words(len(order)) for directions in orders.values() for order in directions.values())
+    return _fits(words, unit, budget)
+
+
+def _fits(words: int, unit: Unit, budget: int | None) -> bool:
+    return budget is not None and unit.of_words(words) <= _BESIDE * budget
+
+
+def _exponents(
+    layers: Sequence[DenseLayer], statistics: Mapping[str, Mapping[str, DirectionStatistics]]
+) -> dict[tuple[str, str], Tensor]:
+    """The exponents of inputs in unlike units, by layer and direction."""
+    found = {
+        (layer.name, name): input_exponents(direction, statistics[layer.name][name])
+        for layer in layers
+        for name, direction in layer.directions.items()
+        if name in statistics.get(layer.name, {})
+    }
+    return {where: own for where, own in found.items() if own is not None}
+
+
+def _unit_and_budget(layers: Sequence[DenseLayer], goal: Goal) -> tuple[Unit, int | None]:
+    """What a goal counts in, and how much of it there may be."""
+    if goal.bytes is None:
+        return Unit((goal.width,)), goal.budget_for(_numbers(layers))
+    width = max((layer.dtype.itemsize for layer in layers), default=4)
+    return Unit(_bits_of(goal), width), goal.bytes
+
+
+def _numbers(layers: Sequence[DenseLayer]) -> int:
+    return sum(layer.settings.dense_parameters for layer in layers)
 
 
 Chosen = tuple[Recipe, tuple[Choice, ...]]
@@ -167,7 +210,7 @@ def _dense(target: DirectionProblem) -> Chosen:
 
 
 def _within_budget(targets: Sequence[DirectionProblem], budget: int, asked: str) -> tuple[list[Chosen], list[Ladders]]:
-    least = sum(min(map(_smallest, target.recipes)) for target in targets)
+    least = _least(targets)
     if least > budget:
         raise UnreachableError(
             f"The {asked} cannot be reached: the most compact form of these "
@@ -201,6 +244,11 @@ def _within_budget(targets: Sequence[DirectionProblem], budget: int, asked: str)
     if total > budget:
         raise RuntimeError(f"The forms that were chosen store {total} numbers, more than the budget of {budget}.")
     return chosen, ladders
+
+
+def _least(targets: Sequence[DirectionProblem]) -> int:
+    """What the most compact combination stores."""
+    return sum(min(map(_smallest, target.recipes)) for target in targets)
 
 
 def _smallest(recipe: Recipe) -> int:
@@ -321,7 +369,7 @@ def _direction_plan(target: DirectionProblem, recipe: Recipe, choices: tuple[Cho
                 part.name,
                 choice,
                 wanted.matrix.shape,
-                0.0 if choice.matrix is None else wanted.weight_error_of(choice.matrix),
+                target.weight_error(part, choice),
                 None if plain else relative(choice.error, wanted.total),
                 None if choice.matrix is None or choice.matrix.is_dense else _spectrum(part.search.spectrum),
             )

@@ -132,6 +132,15 @@ def test_keys_to_come_are_passed_over(whole: Made) -> None:
         check_config(config, "config.json", tensors)
     tensors[f"rnn.gates.{direction}.order"] = torch.zeros(2, dtype=torch.int32)
     check_config(config, "config.json", tensors)
+    layer_of(config)["weights"][direction]["input_exponents"] = True
+    with pytest.raises(CheckpointError, match="input_exponents of shape"):
+        check_config(config, "config.json", tensors)
+    inputs = layer_of(config)["settings"]["input_size"]
+    tensors[f"rnn.gates.{direction}.input_exponents"] = torch.zeros(inputs)
+    with pytest.raises(CheckpointError, match="input_exponents as bytes with a sign"):
+        check_config(config, "config.json", tensors)
+    tensors[f"rnn.gates.{direction}.input_exponents"] = torch.zeros(inputs, dtype=torch.int8)
+    check_config(config, "config.json", tensors)
 
 
 def setting(key: str, value: Any) -> Callable[[dict[str, Any]], object]:

@@ -86,6 +86,20 @@ def test_rounded_dense_matrices(bits: int, tmp_path: Path) -> None:
     compiled(exported(nn.GRU(17, 9, batch_first=True), tmp_path, ratio=1, format="dense", bits=bits), "-O2")
 
 
+@needs_gcc
+@pytest.mark.parametrize("how", [{"layout": "paired", "scope": "input"}, {"scope": "integrated", "bits": 5}])
+def test_inputs_in_unlike_units(how: dict[str, Any], tmp_path: Path) -> None:
+    module, units = nn.GRU(24, 16, bidirectional=True), 10.0 ** torch.linspace(-3, 3, 24)
+    with torch.no_grad():
+        module.weight_ih_l0 /= units
+        module.weight_ih_l0_reverse /= units
+    seen = units * torch.randn(40, 3, 24, generator=torch.Generator().manual_seed(1))
+    htcompress.save(htcompress.compress(module, calibration=[seen], ratio=2, **how), tmp_path / "out")
+    htcompress.export(tmp_path / "out", tmp_path / "c", to="c")
+    assert "exponents" in (tmp_path / "c" / "rnn.c").read_text().partition("direction_t")[0]
+    compiled(tmp_path / "c", *SANITIZED)
+
+
 @pytest.mark.full
 @needs_gcc
 def test_every_output_counts(tmp_path: Path) -> None:

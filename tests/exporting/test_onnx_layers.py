@@ -61,10 +61,13 @@ def looks_standard(made: bytes, module: HTRecurrent, layout: str) -> None:
     found = Counter(node.op_type for node in model.graph.node)
     assert sum(found[op] for op in RECURRENT) == module.settings.num_layers
     allowed = PRODUCTS | CONSTANTS | RECURRENT | (set() if layout != "paired" else {"Einsum"})
-    assert set(found) <= allowed
+    exponents = [g.input_exponents for g in module.directions().values() if g.input_exponents is not None]
+    assert set(found) <= allowed | ({"Cast", "Pow", "Mul"} if exponents else set())
     # The file holds the stored numbers and no others.
     numbers = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
-    assert sum(array.size for array in numbers if array.dtype == np.float32) == module.parameter_count
+    stored = sum(parameter.numel() for parameter in module.parameters())
+    assert sum(array.size for array in numbers if array.dtype == np.float32) == stored
+    assert stored == module.parameter_count - sum(-(-len(own) // 4) for own in exponents)
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -56,7 +56,7 @@ CASES: list[tuple[type[HTRecurrent], type[nn.Module], Kind]] = [
 ]
 
 
-def drop_in(kind: Kind, form: type[HTRecurrent], layout: str, directions: int) -> HTRecurrent:
+def drop_in(kind: Kind, form: type[HTRecurrent], layout: str, directions: int, *, scaled: bool = False) -> HTRecurrent:
     """A layer of 24 rows with 23 or 24 inputs."""
     torch.manual_seed(0)
     hidden = 24 // recurrence_of(kind).gates
@@ -64,7 +64,9 @@ def drop_in(kind: Kind, form: type[HTRecurrent], layout: str, directions: int) -
     settings = RecurrentSettings(kind, matrix.layout.cols, hidden, bidirectional=directions == 2)
     hh = HTMatrix.from_dense(0.3 * torch.randn(24, hidden).double(), Layout.order_two(24, hidden), max_rank=1)
     bias_hn = torch.randn(hidden, dtype=torch.float64) if kind is Kind.GRU else None
-    gates = GateMatrices(ih=matrix, hh=hh, bias=torch.randn(24, dtype=torch.float64), bias_hn=bias_hn)
+    exponents = torch.arange(matrix.layout.cols) % 3 - 1 if scaled else None
+    bias = torch.randn(24, dtype=torch.float64)
+    gates = GateMatrices(ih=matrix, hh=hh, bias=bias, bias_hn=bias_hn, input_exponents=exponents)
     return form.from_matrices(settings, [gates] * directions)
 
 
@@ -77,14 +79,21 @@ def run(model: HTRecurrent, x: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     return data.detach(), state.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("layout", ["padded", "split"])
 @pytest.mark.parametrize(("form", "dense", "kind"), CASES, ids=[kind.value for _, _, kind in CASES])
 def test_every_plan_gives_the_same_outputs_states_and_gradients(
-    form: type[HTRecurrent], dense: type[nn.Module], kind: Kind, layout: str, directions: int, packed: bool
+    form: type[HTRecurrent],
+    dense: type[nn.Module],
+    kind: Kind,
+    layout: str,
+    directions: int,
+    packed: bool,
+    scaled: bool,
 ) -> None:
-    model = drop_in(kind, form, layout, directions)
+    model = drop_in(kind, form, layout, directions, scaled=scaled)
     x: Any = torch.randn(7, 3, model.settings.input_size, dtype=torch.float64)
     if packed:
         x = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([7, 4, 2]))

@@ -1,0 +1,65 @@
+"""Inputs in unlike units: a power of two for each that makes them alike.
+
+A trained model may read pascals beside volts, or raw spectra: the columns of its W_ih then differ by as much the other
+way. In one matrix such columns cannot share a scale of rounding or a low rank, and what the metric adds to each of them
+alike hides the small ones. A byte for each input takes the units out.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from htcompress.model.statistics import DirectionStatistics
+from htcompress.nn.dense import DenseDirection
+
+_UNLIKE = 16.0
+"""How many times the smallest scale the largest is from which on inputs are unlike: four bits of rounding."""
+_COUNTS = 1e-2
+"""Of the mean part that an input has in what the gates see: what has less is no reason to part the others."""
+_CONSTANT = 1e-12  # of the mean's square: what varies less is constant but for rounding
+_MOST = 100
+"""The largest exponent: powers of two that float32 holds, and their inverses."""
+
+
+def exponent_words(inputs: int) -> int:
+    """How many words of 32 bits the exponents of so many inputs take."""
+    return -(-inputs // 4)
+
+
+def input_exponents(direction: DenseDirection, seen: DirectionStatistics) -> Int8[Tensor, " inputs"] | None:
+    """The exponents of the powers of two that inputs are to be read times; None where they are alike as they are.
+
+    The scale of an input is sqrt(E d^4 / E d^2) with d its difference from its mean: the size that it has where it
+    varies, which is 1 for a flag, however rare, and about its standard deviation for a measurement.
+    """
+    count = direction.ih.shape[1]
+    scale, spread = _scales(seen.inputs)
+    moment = seen.gradients_ih
+    weight = (moment if moment.ndim == 1 else moment.diagonal()).double()[:, None]
+    norms = torch.cat([(weight * part.cpu().double().square()).sum(0) for part in (direction.ih, direction.hh)])
+    part = norms * spread
+    counts = part > _COUNTS * part.mean()
+    inputs, states = scale[:count][counts[:count]], scale[count:][counts[count:]]
+    if not len(inputs):
+        return None
+    # The states, which the matrix may share, count as one input.
+    every = torch.cat([inputs, states.median()[None]]) if len(states) else inputs
+    if float(every.max()) < _UNLIKE * float(every.min()):
+        return None
+    within = scale[:count].clamp(float(inputs.min()), float(inputs.max()))
+    return (-within.log2().round()).clamp(-_MOST, _MOST).to(torch.int8)
+
+
+def _scales(inputs: Float[Tensor, "samples columns"]) -> tuple[Float[Tensor, " columns"], Float[Tensor, " columns"]]:
+    """The scale of every column, and its variance; both 0 where it is constant."""
+    mean = inputs.mean(0, dtype=torch.float64)
+    square, fourth = torch.zeros_like(mean), torch.zeros_like(mean)
+    for chunk in inputs.split(max(1, (1 << 20) // inputs.shape[1])):
+        apart = (chunk.double() - mean).square()
+        square += apart.sum(0)
+        fourth += apart.square().sum(0)
+    varies = square > _CONSTANT * len(inputs) * mean.square()
+    scale = torch.where(varies, (fourth / square.clamp_min(1e-300)).sqrt(), 0.0)
+    return scale, torch.where(varies, square / len(inputs), 0.0)
