@@ -102,7 +102,7 @@ def run_case(name: str, size: str, rows: list[str], seed: int, steps: int) -> No
     proof = prove(dense, list(recurrent_modules(dense)), batch.arguments, batch.answer)
     statistics = observed(dense, proof, calibration, batch, seed, observer)
     print(f"{'':34} statistics {time.perf_counter() - began:.1f} s", flush=True)
-    known: dict[tuple[LayoutKind, bool], tuple[Plan, float]] = {}
+    known: dict[tuple[LayoutKind, bool], tuple[nn.Module, Plan, float]] = {}
     for row in (ROWS[key] for key in rows):
         key = row.layout, row.weighted
         if key not in known:
@@ -114,9 +114,9 @@ def run_case(name: str, size: str, rows: list[str], seed: int, steps: int) -> No
             except UnreachableError as error:
                 print(f"{row.label:34} {error.least:>8} is the least that it stores", flush=True)
                 continue
-            known[key] = plan, time.perf_counter() - began
-        plan, spent = known[key]
-        model = row.change(compact_model(dense, plan, proof.tied)[0], seed)
+            known[key] = ready.model, plan, time.perf_counter() - began
+        source, plan, spent = known[key]
+        model = row.change(compact_model(source, plan, proof.tied)[0], seed)
         layers = [m for m in model.modules() if isinstance(m, HTRecurrent)]
         kept = sum(m.parameter_count for m in layers)
         if (kept if stored is None else sum(gates.bytes for m in layers for gates in m.directions().values())) > limit:

@@ -45,7 +45,7 @@ from htcompress.nn.dense import DenseLayer
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.observer import Observer
-from htcompress.planning import Plan, plan_model
+from htcompress.planning import Plan, has_room_for, plan_model
 from htcompress.report import Latency, Quality
 from htcompress.request import FineTuning, Goal
 from htcompress.task import output_of
@@ -164,7 +164,9 @@ def arranged(
         return Arrangement(model, layers, statistics)
     with on_the_cpu():
         if goal.units is UnitOrder.AUTO:
-            return Arrangement(model, layers, statistics, orders=unit_orders(layers, statistics))
+            orders = unit_orders(layers, statistics)
+            if has_room_for(orders, layers, goal):
+                return Arrangement(model, layers, statistics, orders=orders)
         found = arrange_units(model, statistics, batch.arguments)
     layers = inventory_of_model(found.model, names=proof.names)
     return Arrangement(found.model, layers, found.statistics, moved=found.orders)

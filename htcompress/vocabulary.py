@@ -66,10 +66,10 @@ class Scope(StrEnum):
 class UnitOrder(StrEnum):
     """How the hidden units of a layer are ordered in its matrices, to make them fold well.
 
-    `auto`: as folds best, with the order stored beside the matrices where it pays for its numbers; nobody outside of
-    the layer sees it. `readers`: the units themselves are moved, and with them what the modules that read the layer's
-    states have of them, which costs no numbers; code beside those modules finds states in another order. `keep`: as
-    they are.
+    `auto`: as folds best, with the order stored beside the matrices, where nobody outside of the layer sees it; as
+    `readers` where that would take more than a tenth of the budget. `readers`: the units themselves are moved, and
+    with them what the modules that read the layer's states have of them, which costs no numbers; code beside those
+    modules finds states in another order. `keep`: as they are.
     """
 
     AUTO = "auto"

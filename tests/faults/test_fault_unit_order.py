@@ -74,3 +74,17 @@ def test_4_a_switch(unit_order: str, tmp_path: Path) -> None:
     assert result.report.layers[0].units_reordered == (unit_order == "readers")
     assert (result.modules["rnn"].directions()["l0"].order is not None) == (unit_order == "auto")
     assert ("units" in result.config["layers"]["rnn"]) == (unit_order == "readers")
+
+
+def test_4_units_are_moved_where_their_order_would_take_too_much() -> None:
+    """The order of 256 units takes 53 numbers, which is more than a tenth of the budget."""
+    model = Around(nn.RNN(24, 256, bias=False, batch_first=True), 256).eval()
+    data = [clips(seed) for seed in range(6)]
+    few, more = (htcompress.compress(model, budget=size, layout="split", calibration=data) for size in (520, 700))
+    assert few.report.layers[0].units_reordered
+    assert few.modules["rnn"].directions()["l0"].order is None
+    assert not more.report.layers[0].units_reordered
+    assert more.modules["rnn"].directions()["l0"].order is not None
+    kept = htcompress.compress(model, budget=520, layout="split", calibration=data, unit_order="keep")
+    lost = [r.report.layers[0].matrices[0].error["outputs"] for r in (few, kept)]
+    assert lost[0] < lost[1]
