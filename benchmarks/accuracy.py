@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from htcompress.data import Data, Peeked
+from htcompress.directory.read import config_of
 from htcompress.errors import UnreachableError
 from htcompress.model.inventory import inventory_of_model
 from htcompress.model.proof import prove
@@ -28,11 +29,11 @@ from htcompress.model.replace import recurrent_modules
 from htcompress.nn import HTRecurrent, Weight
 from htcompress.numbers import budget_of
 from htcompress.observer import Observer
-from htcompress.opening import dense_model
+from htcompress.opening import dense_model, places_of
 from htcompress.planning import Plan
 from htcompress.request import FineTuning, Goal
 from htcompress.sources.read import read_checkpoint
-from htcompress.stages import arranged, compact_model, observed, planned, training_batches, tried, tuned
+from htcompress.stages import Orders, arranged, compact_model, observed, planned, training_batches, tried, tuned
 from htcompress.task import Task, load_task
 from htcompress.vocabulary import LayoutKind
 
@@ -102,21 +103,23 @@ def run_case(name: str, size: str, rows: list[str], seed: int, steps: int) -> No
     proof = prove(dense, list(recurrent_modules(dense)), batch.arguments, batch.answer)
     statistics = observed(dense, proof, calibration, batch, seed, observer)
     print(f"{'':34} statistics {time.perf_counter() - began:.1f} s", flush=True)
-    known: dict[tuple[LayoutKind, bool], tuple[nn.Module, Plan, float]] = {}
+    known: dict[tuple[LayoutKind, bool], tuple[nn.Module, Orders, Plan, float]] = {}
     for row in (ROWS[key] for key in rows):
         key = row.layout, row.weighted
         if key not in known:
             began = time.perf_counter()
             goal = Goal(budget=numbers, bytes=stored, layout=row.layout)
-            ready = arranged(dense, proof, statistics if row.weighted else None, batch, goal)
+            ready = arranged(dense, proof, statistics if row.weighted else None, batch, goal, calibration)
             try:
                 plan = planned(ready.layers, goal, ready.statistics, ready.orders, observer)
             except UnreachableError as error:
                 print(f"{row.label:34} {error.least:>8} is the least that it stores", flush=True)
                 continue
-            known[key] = ready.model, plan, time.perf_counter() - began
-        source, plan, spent = known[key]
-        model = row.change(compact_model(source, plan, proof.tied)[0], seed)
+            known[key] = ready.model, ready.moved or {}, plan, time.perf_counter() - began
+        source, moved, plan, spent = known[key]
+        made, modules = compact_model(source, plan, proof.tied)
+        places = places_of(config_of(modules, orders=moved))
+        model = row.change(made, seed)
         layers = [m for m in model.modules() if isinstance(m, HTRecurrent)]
         kept = sum(m.parameter_count for m in layers)
         if (kept if stored is None else sum(gates.bytes for m in layers for gates in m.directions().values())) > limit:
@@ -127,7 +130,7 @@ def run_case(name: str, size: str, rows: list[str], seed: int, steps: int) -> No
         data = Data.of_task(load_task(place))
         training = Peeked(load_task(place).training)
         batches = training_batches(dense, data, training, batch)
-        tuned(model, dense, batches, data, FineTuning(steps=steps, seed=seed), observer)
+        tuned(model, dense, batches, data, FineTuning(steps=steps, seed=seed), observer, places)
         seconds = time.perf_counter() - began
         after = headline(task, model)
         print(

@@ -33,7 +33,7 @@ from htcompress.model.selection import assumed_settings, module_names, selected
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.numbers import budget_of
 from htcompress.observer import Observer
-from htcompress.opening import dense_model, device_named
+from htcompress.opening import dense_model, device_named, places_of
 from htcompress.planning import Plan
 from htcompress.report import Quality, Report, Timings, words
 from htcompress.report.build import Counted, layer_reports, totals_of
@@ -230,23 +230,25 @@ def compressed_model(opened_model: Opened, request: Request, data: Data, observe
             reasons = " ".join(words.left(proof.left))
             raise CheckpointError(f"None of the recurrent layers can be compressed. {reasons}")
         batches = None if training is None else training_batches(model, data, training, batch)
-    dense = arranged(model, proof, statistics, batch, goal)
+    dense = arranged(model, proof, statistics, batch, goal, calibration)
     with clock("decompose"):
         plan = planned(dense.layers, goal, dense.statistics, dense.orders, observer)
     compact, modules = compact_model(dense.model, plan, proof.tied)
+    moved = dense.moved or {}
+    config = config_of({name: modules[name] for name in proof.names}, tied=proof.tied, orders=moved)
+    config = json.loads(json.dumps(config))
     stage = "decomposed"
     if batches is not None and tuning is not None:
         with clock("evaluate"):
             quality = measured(quality, "decomposed", compact, data, seed, observer)
         with clock("finetune"):
-            tuned(compact, dense.model, batches, data, tuning, observer)
+            # The teacher is the model as it was given, whose units stand elsewhere where they were moved.
+            places = places_of(config)
+            tuned(compact, model, batches, data, tuning, observer, places)
             if data.following is not None:
-                further = Peeked(data.following(compact))
-                tuned(compact, dense.model, training_batches(model, data, further, batch), data, tuning, observer)
+                further = training_batches(model, data, Peeked(data.following(compact)), batch)
+                tuned(compact, model, further, data, tuning, observer, places)
         stage = "finetuned"
-    moved = dense.moved or {}
-    config = config_of({name: modules[name] for name in proof.names}, tied=proof.tied, orders=moved)
-    config = json.loads(json.dumps(config))
     state = snapshot(compact)
     arguments = None if batch is None else batch.arguments
     result = read_back(config, state, opened_model.fresh(), compact, arguments)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ from htcompress.request import FineTuning, Goal
 from htcompress.task import output_of
 from htcompress.values import Arguments, precision_of
 from htcompress.vocabulary import UnitOrder
+
+_LOOKED_AT = (2, 3, 4, 8, 16, 32, 64)
+"""The batches, by their number, that show beside the first whether units may be moved: data may be in an order."""
 
 Statistics = Mapping[str, Mapping[str, DirectionStatistics]]
 """What was seen of each layer and direction."""
@@ -156,9 +160,17 @@ class Arrangement:
 
 
 def arranged(
-    model: nn.Module, proof: Proof, statistics: Statistics | None, batch: Tried | None, goal: Goal
+    model: nn.Module,
+    proof: Proof,
+    statistics: Statistics | None,
+    batch: Tried | None,
+    goal: Goal,
+    calibration: Peeked | None = None,
 ) -> Arrangement:
-    """The layers of a model with their units in a good order, as far as that was asked for and is known."""
+    """The layers of a model with their units in a good order, as far as that was asked for and is known.
+
+    Where units are moved, some batches of the calibration data tell whether anything knows them that was not moved.
+    """
     layers = inventory_of_model(model, names=proof.names)
     if statistics is None or batch is None or not goal.folds or goal.units is UnitOrder.KEEP:
         return Arrangement(model, layers, statistics)
@@ -167,7 +179,10 @@ def arranged(
             orders = unit_orders(layers, statistics)
             if has_room_for(orders, layers, goal):
                 return Arrangement(model, layers, statistics, orders=orders)
-        found = arrange_units(model, statistics, batch.arguments)
+        shown = [batch.arguments]
+        items: Iterator[Any] = iter(()) if calibration is None else islice(calibration(), max(_LOOKED_AT))
+        shown += [batch.reading(item) for at, item in enumerate(items, start=1) if at in _LOOKED_AT]
+        found = arrange_units(model, statistics, shown, cautious=goal.units is UnitOrder.AUTO)
     layers = inventory_of_model(found.model, names=proof.names)
     return Arrangement(found.model, layers, found.statistics, moved=found.orders)
 

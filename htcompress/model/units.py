@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -69,33 +70,45 @@ def unit_orders(
 def arrange_units(
     model: nn.Module,
     statistics: Mapping[str, Mapping[str, DirectionStatistics]],
-    arguments: Sequence[Any],
+    batches: Sequence[Sequence[Any]],
+    *,
+    cautious: bool = False,
 ) -> Arranged:
     """Put alike units next to each other wherever the model's outputs stay what they are.
 
     Which modules read a layer's states is not known but found out: those of the right size that run are
-    permuted with it, all of them or one, and what the model answers on a batch decides. Where none of that leaves it
-    unchanged, the units of the last layer stay as they are, or those of all layers.
+    permuted with it, all of them or one, and what the model answers on some batches decides. Where none of that leaves
+    it unchanged, the units of the last layer stay as they are, or those of all layers.
 
     Args:
         model: the dense model; it is not changed.
         statistics: what was seen of its recurrent layers; those of others are left alone.
-        arguments: a batch.
+        batches: the arguments of some calls.
+        cautious: leave layers alone whose states something else might read or give, by its size: an initial state that
+            is learnt, say, which no batch need show.
     """
     current = model
     moved: dict[str, Orders] = {}
     seen = {name: dict(directions) for name, directions in statistics.items()}
-    wanted, running = answer(model, arguments), _running(model, arguments)
+    wanted = [answer(model, arguments) for arguments in batches]
+    running = set[str]().union(*(_running(model, arguments) for arguments in batches))
     tolerance = precision_of(model)
+
+    def unchanged(trial: nn.Module) -> bool:
+        pairs = zip(batches, wanted, strict=True)
+        return all(answer(trial, arguments).difference(own) <= tolerance for arguments, own in pairs)
+
     for name in list(seen):
         (layer,) = inventory_of_model(current, names=[name])
         if any(direction not in seen[name] for direction in layer.directions):
             continue
         orders = {direction: unit_order(dense, seen[name][direction]) for direction, dense in layer.directions.items()}
         for some, readers in _attempts(current, layer, orders, running):
+            if cautious and readers and _might_know(current, layer, readers):
+                continue
             trial = copied(current, sharing=current.parameters())
             permute_units(trial, name, layer.settings, some, readers)
-            if answer(trial, arguments).difference(wanted) <= tolerance:
+            if unchanged(trial):
                 current = trial
                 seen |= _permuted_statistics(layer, seen, some, readers)
                 moved[name] = some
@@ -235,6 +248,15 @@ def _attempts(
     }
     if inner:
         yield inner, []
+
+
+def _might_know(model: nn.Module, layer: DenseLayer, readers: Sequence[str]) -> list[str]:
+    """The tensors outside of recurrent modules and readers that have an axis of as many numbers as there are units."""
+    sizes = {layer.settings.hidden_size, layer.settings.hidden_size * layer.settings.num_directions}
+    told = [module for path, module in model.named_modules() if is_recurrent(module) or path in readers]
+    own = {id(tensor) for module in told for tensor in chain(module.parameters(), module.buffers())}
+    every = chain(model.named_parameters(), model.named_buffers())
+    return [name for name, tensor in every if id(tensor) not in own and sizes & set(tensor.shape)]
 
 
 def _read_by(module: nn.Module) -> list[Tensor]:

@@ -99,7 +99,7 @@ def test_the_outputs_are_those_of_the_dense_model(name: str) -> None:
     make, moved = CASES[name]
     model = make()
     before = copy.deepcopy(model.state_dict())
-    arranged = arrange_units(model, collect(model, batches()), batches()[0])
+    arranged = arrange_units(model, collect(model, batches()), batches()[:1])
     assert bool(arranged.layers) is moved
     assert is_permuted(arranged.model, model) is moved
     (x,) = batches(4)[3]
@@ -111,7 +111,7 @@ def test_the_outputs_are_those_of_the_dense_model(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_statistics_are_those_of_the_arranged_model(name: str) -> None:
     model = CASES[name][0]()
-    arranged = arrange_units(model, collect(model, batches()), batches()[0])
+    arranged = arrange_units(model, collect(model, batches()), batches()[:1])
     anew = collect(arranged.model, batches())
     for layer, directions in anew.items():
         for direction, seen in directions.items():
@@ -122,7 +122,7 @@ def test_the_statistics_are_those_of_the_arranged_model(name: str) -> None:
 
 def test_units_that_somebody_else_can_see_stay() -> None:
     lstm = nn.LSTM(INPUTS, HIDDEN)
-    arranged = arrange_units(lstm, collect(lstm, batches()), batches()[0])
+    arranged = arrange_units(lstm, collect(lstm, batches()), batches()[:1])
     assert arranged.layers == ()
     assert arranged.model is lstm
 
@@ -130,9 +130,9 @@ def test_units_that_somebody_else_can_see_stay() -> None:
 def test_a_reader_that_does_not_run_keeps_them_in_place() -> None:
     model = Reader(nn.LSTM)
     model.spare = nn.Linear(HIDDEN, 2)
-    assert arrange_units(model, collect(model, batches()), batches()[0]).layers == ()
+    assert arrange_units(model, collect(model, batches()), batches()[:1]).layers == ()
     model.spare = nn.Linear(HIDDEN + 1, 2)
-    assert arrange_units(model, collect(model, batches()), batches()[0]).layers == ("rnn",)
+    assert arrange_units(model, collect(model, batches()), batches()[:1]).layers == ("rnn",)
 
 
 def test_alike_units_become_neighbours() -> None:
@@ -181,7 +181,7 @@ def test_hidden_order_is_found_again_and_saves_numbers() -> None:
 
     def error(model: nn.Module, *, arranged: bool) -> float:
         seen = collect(model, data)
-        made = arrange_units(model, seen, data[0]) if arranged else Arranged(model, seen, {})
+        made = arrange_units(model, seen, data[:1]) if arranged else Arranged(model, seen, {})
         goal = Goal(budget=200, scope=Scope.SEPARATE)
         (plan,) = plan_model(inventory_of_model(made.model), goal, made.statistics).layers
         return sum(matrix.choice.error for direction in plan.directions.values() for matrix in direction.matrices)
