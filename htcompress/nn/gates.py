@@ -25,6 +25,10 @@ from htcompress.values import in_full_precision
 NARROWEST_BIAS = 16
 """Bits of a bias, at least."""
 
+LARGEST_BIAS = 16.0
+"""Up to which a bias is rounded to so few: it is added to what is of order one, where .004 is little. Larger ones stand
+against the means of inputs, and what rounding takes of them nothing makes up for."""
+
 
 @dataclass(frozen=True)
 class GateMatrices:
@@ -124,12 +128,15 @@ class GateWeights(nn.Module):
         return sum(self.codecs.get(name, PLAIN).bytes(tuple(p.shape), p.dtype) for name, p in named)
 
     def store_in(self, bits: int) -> None:
-        """Let the parameters be stored in at most so many bits a number, where that does them no harm."""
+        """Let the parameters of which nothing else is known be stored in at most so many bits, where it does no harm."""
         for name, parameter in self.named_parameters():
+            if name in self.codecs:
+                continue
             # Few numbers, and they are added as they are: biases are never narrower than half precision.
             own = bits if "." in name else max(bits, NARROWEST_BIAS)
             codec = codec_within(own, parameter.dtype)
-            if codec is not PLAIN and codec.holds(parameter.detach()):
+            harmless = "." in name or float(parameter.detach().abs().max()) <= LARGEST_BIAS
+            if codec is not PLAIN and harmless and codec.holds(parameter.detach()):
                 self._store(name, codec, codec.scales(parameter))
         self.round()
 
@@ -225,9 +232,10 @@ class GateWeights(nn.Module):
             return None
         if self._places is None or self._places[0].device != self.order.device:
             size = self.settings.hidden_size
-            at = torch.argsort(decoded(self.order.cpu(), size)).to(self.order.device)
-            gates = torch.arange(self.settings.gates, device=at.device)[:, None]
-            self._places = (gates * size + at).flatten(), at
+            with torch.inference_mode(False):
+                at = torch.argsort(decoded(self.order.cpu(), size)).to(self.order.device)
+                gates = torch.arange(self.settings.gates, device=at.device)[:, None]
+                self._places = (gates * size + at).flatten(), at
         return self._places
 
     def input_scales(self) -> Tensor | None:
@@ -236,7 +244,9 @@ class GateWeights(nn.Module):
             return None
         if self._scales is None or self._scales.device != self.input_exponents.device:
             powers = [2.0**exponent for exponent in self.input_exponents.tolist()]
-            self._scales = torch.tensor(powers, dtype=torch.float32, device=self.input_exponents.device)
+            # It is kept: for training, too, where it was first asked for in inference mode.
+            with torch.inference_mode(False):
+                self._scales = torch.tensor(powers, dtype=torch.float32, device=self.input_exponents.device)
         return self._scales
 
     def _execution(self, vectors: Any) -> Execution:
@@ -308,7 +318,7 @@ class GateWeights(nn.Module):
     def _own_inputs(self, matrix: Float[Tensor, "n inputs"]) -> Float[Tensor, "n inputs"]:
         """Columns that read the inputs as they are."""
         scales = self.input_scales()
-        return matrix if scales is None else matrix * scales
+        return matrix if scales is None else (matrix * scales).to(matrix.dtype)
 
     def _biases(self, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if bias is None:

@@ -44,7 +44,7 @@ class KernelWeights:
         if not isinstance(self.reduce, Tensor):
             if self.reduce.network is None:
                 raise RuntimeError("What is contracted with has a network of cores.")
-            read = x if self.scales is None else x * self.scales
+            read = x if self.scales is None else (x * self.scales).to(x.dtype)
             rows = self.reduce.network.times(self.reduce.operands(), read)
             return rows if self.rows_at is None else rows.index_select(-1, self.rows_at)
         vectors = x.numel() // max(1, x.shape[-1])

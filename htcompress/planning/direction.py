@@ -22,14 +22,14 @@ from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import WeightedMatrix
 from htcompress.model.statistics import DirectionStatistics
 from htcompress.nn.dense import DenseDirection
-from htcompress.nn.gates import NARROWEST_BIAS, GateMatrices
+from htcompress.nn.gates import LARGEST_BIAS, NARROWEST_BIAS, GateMatrices
 from htcompress.nn.order import order_words
 from htcompress.planning.exponents import exponent_words
 from htcompress.planning.knapsack import combined
 from htcompress.planning.unit import NUMBERS, Unit
 from htcompress.storage import Codec, codec_within
 from htcompress.storage.registry import PLAIN
-from htcompress.vocabulary import Format, LayoutKind, Scope
+from htcompress.vocabulary import WIDEST, Format, LayoutKind, Scope
 
 _BIASES_COUNT = 64
 """Of a budget that is as many times the biases of a direction they are no part worth saving: they stand apart."""
@@ -141,7 +141,7 @@ class DirectionProblem:
         dense, words = self.dense, 0 if self.order is None else self.unit.of_words(order_words(len(self.order)))
         exponents = 0 if self.exponents is None else self.unit.of_words(exponent_words(len(self.exponents)))
         beside = words, exponents
-        biases = self.unit.of(dense.biases, NARROWEST_BIAS)
+        biases = self.unit.of(dense.biases, self._bias_bits)
         hr = [self._part("hr")] if dense.hr is not None else []
         found = []
         whole = self.format is Format.DENSE and self.scope is not Scope.INPUT
@@ -176,6 +176,16 @@ class DirectionProblem:
             dense, width = name != "joint", self.unit.width
             search = CodedSearch(base, self.unit.bits, width=width, dense=dense, most=self.max_size)
         return Part(name, search, self._weight(name, search))
+
+    @cached_property
+    def _bias_bits(self) -> int:
+        """In how many bits biases are stored where bytes count: as they are where they stand against large inputs."""
+        known = [bias for bias in (self.dense.bias, self.dense.bias_hn) if bias is not None]
+        if known and self._inputs is not None:
+            # What becomes of the mean error is of the size of what the mean input gives.
+            known.append(self._blocks["ih"].times(self._inputs.select(0).mean[:, None]))
+        largest = max((float(values.abs().max()) for values in known), default=0.0)
+        return NARROWEST_BIAS if largest <= LARGEST_BIAS else WIDEST
 
     @property
     def dense_size(self) -> int:
@@ -266,7 +276,7 @@ class DirectionProblem:
         if self.unit.width is not None and any(not choice.is_dense for choice in choices):
             for name in ("bias", "bias_hn"):
                 bias = getattr(made, name)
-                codec = codec_within(NARROWEST_BIAS, torch.float32 if self.unit.width > 2 else torch.float16)
+                codec = codec_within(self._bias_bits, torch.float32 if self.unit.width > 2 else torch.float16)
                 # What it is added to is of order one: how exact a small bias is relative to itself does not matter.
                 if bias is not None and codec is not PLAIN and torch.isfinite(codec.rounded(bias)).all():
                     codecs[name] = codec, None
@@ -333,11 +343,21 @@ class DirectionProblem:
                 bias, bias_hn = _add(bias, change[0]), _add(bias_hn, change[1])
             return GateMatrices(joint=joint, bias=bias, bias_hn=bias_hn, hr=named["hr"])
         for part, choice in zip(recipe.parts, choices, strict=True):
-            if choice.matrix is not None and part.name in ("ih", "hh") and part.search.target.metric.mean is not None:
-                inputs = dense.ih.shape[1] if part.name == "ih" else 0
-                change = self._correction(part.search, choice.matrix, inputs)
+            if part.name not in ("ih", "hh") or part.search.target.metric.mean is None:
+                continue
+            stored = self._stored(part, choice)
+            if stored is not None:
+                change = self._correction(part.search, stored, dense.ih.shape[1] if part.name == "ih" else 0)
                 bias, bias_hn = _add(bias, change[0]), _add(bias_hn, change[1])
         return GateMatrices(ih=named["ih"], hh=named["hh"], bias=bias, bias_hn=bias_hn, hr=named["hr"])
+
+    def _stored(self, part: Part, choice: Choice) -> StoredMatrix | None:
+        """What is stored in place of a matrix; None where that is the matrix as it is."""
+        codec = codec_within(WIDEST if self.unit.width is not None else max(self.unit.bits), torch.float32)
+        if choice.matrix is not None or codec is PLAIN:
+            return choice.matrix
+        matrix = part.search.target.matrix.dense()
+        return DenseMatrix(codec.rounded(matrix, codec.scales(matrix))) if codec.holds(matrix) else None
 
     def weight_error(self, part: Part, choice: Choice) -> float:
         """The plain relative error ||W - W'|| / ||W|| of a choice, of weights that read inputs as they are."""

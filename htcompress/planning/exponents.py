@@ -7,17 +7,19 @@ alike hides the small ones. A byte for each input takes the units out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
 from htcompress.model.statistics import DirectionStatistics
-from htcompress.nn.dense import DenseDirection
+from htcompress.nn.dense import DenseDirection, DenseLayer
 
 _UNLIKE = 16.0
 """How many times the smallest scale the largest is from which on inputs are unlike: four bits of rounding."""
 _COUNTS = 1e-2
-"""Of the mean part that an input has in what the gates see: what has less is no reason to part the others."""
+"""Of the median part that inputs have in what the gates see: what has less is no reason to part the others."""
 _CONSTANT = 1e-12  # of the mean's square: what varies less is constant but for rounding
 _MOST = 100
 """The largest exponent: powers of two that float32 holds, and their inverses."""
@@ -26,6 +28,19 @@ _MOST = 100
 def exponent_words(inputs: int) -> int:
     """How many words of 32 bits the exponents of so many inputs take."""
     return -(-inputs // 4)
+
+
+def exponents_of(
+    layers: Sequence[DenseLayer], statistics: Mapping[str, Mapping[str, DirectionStatistics]]
+) -> dict[tuple[str, str], Tensor]:
+    """The exponents of inputs in unlike units, by layer and direction; see `input_exponents`."""
+    found = {
+        (layer.name, name): input_exponents(direction, statistics[layer.name][name])
+        for layer in layers
+        for name, direction in layer.directions.items()
+        if name in statistics.get(layer.name, {})
+    }
+    return {where: own for where, own in found.items() if own is not None}
 
 
 def input_exponents(direction: DenseDirection, seen: DirectionStatistics) -> Int8[Tensor, " inputs"] | None:
@@ -40,7 +55,8 @@ def input_exponents(direction: DenseDirection, seen: DirectionStatistics) -> Int
     weight = (moment if moment.ndim == 1 else moment.diagonal()).double()[:, None]
     norms = torch.cat([(weight * part.cpu().double().square()).sum(0) for part in (direction.ih, direction.hh)])
     part = norms * spread
-    counts = part > _COUNTS * part.mean()
+    live = part[part > 0]
+    counts = part > _COUNTS * live.median() if len(live) else part > 0
     inputs, states = scale[:count][counts[:count]], scale[count:][counts[count:]]
     if not len(inputs):
         return None

@@ -21,10 +21,12 @@ from htcompress.nn.order import order_words
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.planning.direction import DirectionProblem, Ladders, Option, Part, Recipe
-from htcompress.planning.exponents import exponent_words, input_exponents
+from htcompress.planning.exponents import exponent_words, exponents_of
 from htcompress.planning.knapsack import combined
 from htcompress.planning.unit import Unit
 from htcompress.request import Goal
+from htcompress.storage import codec_within
+from htcompress.storage.registry import PLAIN
 from htcompress.vocabulary import BITS, INTEGER_BITS, WIDEST, Scope
 
 _SHOWN = 64  # singular values of a matrix
@@ -103,7 +105,7 @@ def plan_model(
     unit, budget = _unit_and_budget(layers, goal)
     cap = budget if budget is not None else _numbers(layers)
     known, found = statistics or {}, orders or {}
-    exponents = _exponents(layers, known)
+    exponents = exponents_of(layers, known)
     if not _fits(sum(exponent_words(len(own)) for own in exponents.values()), unit, budget):
         exponents = {}
 
@@ -160,19 +162,6 @@ def has_room_for(orders: Mapping[str, Mapping[str, Tensor]], layers: Sequence[De
 
 def _fits(words: int, unit: Unit, budget: int | None) -> bool:
     return budget is not None and unit.of_words(words) <= _BESIDE * budget
-
-
-def _exponents(
-    layers: Sequence[DenseLayer], statistics: Mapping[str, Mapping[str, DirectionStatistics]]
-) -> dict[tuple[str, str], Tensor]:
-    """The exponents of inputs in unlike units, by layer and direction."""
-    found = {
-        (layer.name, name): input_exponents(direction, statistics[layer.name][name])
-        for layer in layers
-        for name, direction in layer.directions.items()
-        if name in statistics.get(layer.name, {})
-    }
-    return {where: own for where, own in found.items() if own is not None}
 
 
 def _unit_and_budget(layers: Sequence[DenseLayer], goal: Goal) -> tuple[Unit, int | None]:
@@ -388,7 +377,14 @@ def _ready(search: Search, choice: Choice, unit: Unit) -> Choice:
     """A choice as it will be stored and trained."""
     if unit.width is None and unit.bits[0] in INTEGER_BITS:
         return coded(choice, Feedback(search.target), unit.bits[0])
-    return choice if choice.matrix is None or choice.codecs else replace(choice, matrix=choice.matrix.balance())
+    if choice.matrix is None or choice.codecs:
+        return choice
+    matrix, codec = choice.matrix.balance(), codec_within(unit.bits[0] if unit.width is None else WIDEST, torch.float32)
+    if codec is not PLAIN:
+        # Now, and not when it is stored: the biases take up what that does to the mean.
+        cores = (c if not isinstance(c, Tensor) or not codec.holds(c) else codec.rounded(c) for c in matrix.cores)
+        matrix = matrix.with_cores(list(cores))
+    return replace(choice, matrix=matrix)
 
 
 def _bits_of(goal: Goal) -> tuple[int, ...]:
