@@ -191,12 +191,11 @@ def _comparable(report: Report, earlier: Report, baseline: Path) -> None:
 
 def _advice(rule: Rule, bound: float, report: Report) -> str:
     """What brings the quantity within its bound."""
-    t, q = report.totals, report.quality
+    q = report.quality
     if rule.quantity == "parameters":
         return f"Convert again with --budget {math.floor(bound)}."
     if rule.quantity == "bytes":
-        numbers = math.floor(bound * t.parameters_after / max(t.bytes_after, 1))
-        return f"Convert again with --budget {numbers}."
+        return f"Convert again with --budget {math.floor(bound)}B."
     if rule.quantity == "ratio":
         return f"Convert again with --ratio {bound:g}."
     if rule.quantity == "macs":
