@@ -46,14 +46,15 @@ class Network:
         layout = self.layout
         if (mixed := mixed_precision(x.device)) is not None:
             x, cores = x.to(mixed), [core.to(mixed) for core in cores]
-        flat = x.reshape(-1, layout.cols)
+        flat = x.flatten(0, -2) if x.ndim > 1 else x[None]
         missing = prod(layout.col_modes) - layout.cols
         if missing:
             flat = torch.nn.functional.pad(flat, (0, missing))
-        folded = flat.reshape(-1, *layout.col_modes)
+        folded = flat.reshape(len(flat), *layout.col_modes)
         expression = _contraction(self, ("x", *self._modes("m")), len(flat))
         product = expression(folded, *self._reshaped(cores), backend="torch")
-        return product.reshape(len(flat), -1)[:, : layout.rows].reshape(*x.shape[:-1], layout.rows)
+        rows = product.reshape(len(flat), prod(layout.row_modes))[:, : layout.rows]
+        return rows.reshape(*x.shape[:-1], layout.rows)
 
     def pairs(self) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
         """How `dense` is contracted, product by product: which operands meet, and the axes of what comes of them.

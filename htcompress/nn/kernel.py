@@ -13,6 +13,7 @@ from torch import Tensor
 from htcompress.nn.kernel_weights import KernelWeights
 from htcompress.nn.recurrence import Recurrence, State, recurrence_of
 from htcompress.nn.stepwise import pays, run_stepwise
+from htcompress.nn.tracing import is_tracing
 
 
 def run_layer(
@@ -48,8 +49,9 @@ def run_layer(
     if torch.compiler.is_exporting() and batch_sizes is None:
         out, *last = exported_layer(recurrence.kind.value, features, list(state), flat, biased, two)
         return out, tuple(last)
-    # cuDNN keeps what a backward pass needs in training mode only; without dropout nothing else depends on it.
-    training = torch.is_grad_enabled()
+    # cuDNN keeps what a backward pass needs in training mode only; without dropout nothing else depends on it. A trace
+    # holds what it saw, and is checked with gradients and without.
+    training = torch.is_grad_enabled() and not is_tracing()
     return recurrence.run(features, batch_sizes, state, flat, biased=biased, training=training, bidirectional=two)
 
 
