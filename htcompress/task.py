@@ -227,9 +227,11 @@ def importable(folder: str) -> Iterator[None]:
     """
     neighbours_of(folder)
     if list(_neighbours)[-1:] != [folder]:
+        # Thousands of modules are asked once, for all folders.
+        known = _lying_in(sys.modules, *_neighbours)
         for other, kept in _neighbours.items():
-            found = {name: module for name, module in sys.modules.items() if _lies_in(module, other)}
-            kept |= {name: module for name, module in found.items() if not _lies_in(module, folder)}
+            found = {name: module for name, module in _lying_in(known, other).items() if name in sys.modules}
+            kept |= {name: module for name, module in found.items() if name not in _lying_in(found, folder)}
             for name in found.keys() & kept.keys():
                 del sys.modules[name]
         own = _neighbours.pop(folder, {})
@@ -243,11 +245,16 @@ def importable(folder: str) -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _lies_in(module: ModuleType | None, folder: str) -> bool:
-    file = getattr(module, "__file__", None)  # asked of thousands of modules: text is compared, no paths
-    if not isinstance(file, str) or not file.startswith(folder.rstrip(os.sep) + os.sep):
-        return False
-    return not getattr(module, "__name__", "").startswith("htcompress")
+def _lying_in(modules: Mapping[str, ModuleType], *folders: str) -> dict[str, ModuleType]:
+    """Those of some modules whose files are in one of some folders, and that are none of ours."""
+    within = tuple(folder.rstrip(os.sep) + os.sep for folder in folders)
+    found = {}
+    for name, module in modules.items():
+        file = getattr(module, "__file__", None)  # text is compared, no paths
+        lies = isinstance(file, str) and file.startswith(within)
+        if lies and not getattr(module, "__name__", "").startswith("htcompress"):
+            found[name] = module
+    return found
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -128,7 +128,7 @@ class GateWeights(nn.Module):
         return sum(self.codecs.get(name, PLAIN).bytes(tuple(p.shape), p.dtype) for name, p in named)
 
     def store_in(self, bits: int) -> None:
-        """Let the parameters of which nothing else is known be stored in at most so many bits, where it does no harm."""
+        """Let parameters of which nothing else is known be stored in at most so many bits, where it does no harm."""
         for name, parameter in self.named_parameters():
             if name in self.codecs:
                 continue
