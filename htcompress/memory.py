@@ -13,7 +13,7 @@ def give_back(*, collect: bool = False) -> None:
     their memory back by itself: after a search for forms it held twice of what was in use.
 
     Args:
-        collect: whether objects that only hold each other are freed first, which takes a tenth of a second.
+        collect: whether objects that only hold each other are freed first, which takes a tenth of a second and more.
     """
     if collect:
         gc.collect()

@@ -33,6 +33,7 @@ from htcompress.finetuning.standing import Progress
 from htcompress.finetuning.stream import Batches
 from htcompress.finetuning.together import Together
 from htcompress.isolation import on_the_cpu, seeded
+from htcompress.matrix.blocks import DOUBLED
 from htcompress.memory import give_back
 from htcompress.model.inventory import check_parameters, inventory_of_model
 from htcompress.model.latency import LATENCY_OF, latencies
@@ -194,8 +195,8 @@ def planned(
     observer.stage("decomposing")
     with torch.no_grad(), on_the_cpu():
         plan = plan_model(layers, goal, statistics, orders)
-    # Searches and their ladders hold each other.
-    give_back(collect=True)
+    # Searches and their ladders hold each other; of small matrices they hold less than looking for them is worth.
+    give_back(collect=sum(layer.settings.dense_parameters for layer in layers) > DOUBLED)
     return plan
 
 

@@ -96,6 +96,8 @@ def _brief(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("htcompress.forms.ht_search.refine_cores", partial(_briefly_refined, refine_cores))
     monkeypatch.setattr("htcompress.forms.ht_search._LADDER_RATIO", 4.0)
     monkeypatch.setattr("htcompress.forms.network_search._LADDER_RATIO", 6.0)
+    for drawing in ("spectrum", "tree", "trade_off"):
+        monkeypatch.setattr(f"htcompress.report.plots.{drawing}", lambda _: '<svg role="img"></svg>')
     monkeypatch.setattr("htcompress.report.plots._svg", lambda figure, label: '<svg role="img"></svg>')
 
 
