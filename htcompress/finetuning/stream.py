@@ -19,8 +19,9 @@ Batches = Callable[[], Iterator[Item]]
 """Starts a pass over the training data."""
 
 _HELD_OUT, _PART = 12, 4
-"""At most so many groups of batches are held out, and one in so many of those looked at: enough that the choice among
-some twenty states does not follow the noise of a batch, and looking at them costs a tenth of the training between."""
+"""At most so many groups of batches are held out, and every so manieth of those looked at: enough that the choice among
+some twenty states does not follow the noise of a batch, and looking at them costs a tenth of the training between. They
+are not the first, for data may be sorted by its classes, nor quite regular, for it may alternate."""
 
 _KEPT = 2**28
 """Bytes of the batches that are kept at a time while it is decided which to hold out."""
@@ -65,7 +66,7 @@ class Group:
 
 
 class Stream:
-    """The batches of passes over the training data, group by group; the first few of each pass are held out.
+    """The batches of passes over the training data, group by group; some of the first of each pass are held out.
 
     Attributes:
         held: the batches that are held out, of all processes.
@@ -76,9 +77,9 @@ class Stream:
     def __init__(
         self, batches: Batches, held_out: int | None, share: Share | None = None, *, apart: bool = False
     ) -> None:
-        """Take what is held out from the first pass: `held_out` groups, or a quarter of those at its beginning.
+        """Take what is held out from the first pass: `held_out` groups, or every fourth of those at its beginning.
 
-        Groups that are held out are whole; where there is no more than one, a quarter of its batches is.
+        Groups that are held out are whole; where there is no more than one, every fourth of its batches is.
 
         Args:
             apart: the data draws from random sequences of its own, whatever the models draw: all processes are given
@@ -104,12 +105,14 @@ class Stream:
             )
         groups = -(-len(seen) // size)
         if groups < 2:
-            count = max(1, len(seen) // _PART)
+            self._held = frozenset(range(0, max(1, len(seen) // _PART) * _PART, _PART))
         else:
-            count = size * (max(1, groups // _PART) if held_out is None else min(held_out, groups - 1))
-        self.held, self._held = seen[:count], count
+            first_few = range(0 if held_out is None else min(held_out, groups - 1))
+            places = first_few or [k * _PART + k % 2 for k in range(max(1, groups // _PART))]
+            self._held = frozenset(place * size + i for place in places for i in range(size))
+        self.held = [item for at, item in enumerate(seen) if at in self._held]
         self._draws = Draws() if apart else nullcontext
-        self._rest = self._endless(seen[count:], first)
+        self._rest = self._endless([item for at, item in enumerate(seen) if at not in self._held], first)
 
     def __next__(self) -> Item:
         """The next batch to train on, where a group is one batch."""
@@ -128,7 +131,7 @@ class Stream:
             count = sum(1 for _ in islice(self._batches(), _LONGEST))
         if count == _LONGEST:
             raise TaskError(f"A pass over training() has not ended after {_LONGEST:,} batches; give --steps.")
-        return max(1, -(-(count - self._held) // self._share.group))
+        return max(1, -(-(count - len(self._held)) // self._share.group))
 
     def skip(self, groups: int) -> None:
         """Go on as if so many groups had been taken; they are read once more."""
@@ -145,10 +148,11 @@ class Stream:
                 nonlocal found
                 for item in self._batches():
                     found += 1
-                    yield item
+                    if found - 1 not in self._held:
+                        yield item
 
-            yield from self._grouped(islice(counted(), self._held, None))
-            if found <= self._held:
+            yield from self._grouped(counted())
+            if found <= len(self._held):
                 raise TaskError(
                     f"Fine-tuning ran out of data: called again, training() yields {found} batches, no more than "
                     f"are held out. Let every call start a new pass; a generator can be read only once."

@@ -148,8 +148,9 @@ def test_processes_share_every_group(processes: int, accumulated: int, count: in
     size = processes * accumulated
     streams = [Stream(numbered(count), None, Share(processes, k, accumulated)) for k in range(processes)]
     held = [target for _, target in streams[0].held]
-    assert held == list(range(size * max(1, -(-count // size) // 4)))
-    left = list(range(len(held), count))
+    places = [4 * k + k % 2 for k in range(max(1, -(-count // size) // 4))]
+    assert held == [place * size + i for place in places for i in range(size)]
+    left = [place for place in range(count) if place not in held]
     wanted = [left[begin : begin + size] for begin in range(0, len(left), size)] * 2
     assert streams[0].length() == len(wanted) // 2
     for group in wanted:
@@ -248,3 +249,12 @@ def test_a_stage_that_ends_early_leaves_the_count_of_steps_as_it_would_be(
     first, *_ = [p.step for p in history if p.steps == 60]
     assert first == 22
     assert max(p.step for p in history if p.steps == 20) < 20
+
+
+def test_sorted_data_is_held_out_of_every_part() -> None:
+    stream = Stream(numbered(48), None)
+    held = [target for _, target in stream.held]
+    assert len(held) == 12
+    assert {place // 12 for place in held} == {0, 1, 2, 3}
+    # Batches that alternate are both held out.
+    assert {place % 2 for place in held} == {0, 1}
