@@ -21,6 +21,38 @@ _UNITS = 1e-10, 1e-2
 """What is within channels, as a part of the whole variance, where their means tell of units and not of answers. Below
 the first there is rounding alone."""
 
+_UNLIKE = 100.0
+"""How many times the smallest unit of an output the largest is from which on they are told apart: states of one layer
+differ by ten."""
+
+_NOISE = 1e-6
+"""Of a mean, or of the largest scale: what varies less is rounding, and in no unit of its own."""
+
+
+def units_of(tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """The units of outputs, of each or channel by channel, in float32 on the CPU; None where all are in one.
+
+    The unit of a channel is sqrt(E d^4 / E d^2), with d the difference from its mean. Probabilities are in one unit,
+    whichever are rare.
+    """
+    found = []
+    for tensor in tensors:
+        wide = tensor.detach().to("cpu", torch.float64)
+        apart = wide.ndim > 1 and wide.shape[-1] <= _CHANNELS and wide.numel() >= _ROWS * wide.shape[-1]
+        probable = bool(((wide >= 0) & (wide <= 1)).all())
+        rows = wide.reshape(-1, wide.shape[-1] if apart and not probable else 1)
+        known = answered(rows)
+        rows, count = torch.where(known, rows, 0.0), known.sum(0).clamp_min(1)
+        mean = rows.sum(0) / count
+        square = torch.where(known, rows - mean, 0.0).square()
+        scale = (square.square().sum(0) / square.sum(0).clamp_min(1e-300)).sqrt()
+        found.append(torch.where(scale > _NOISE * mean.abs(), scale, 0.0))
+    every = torch.cat(found) if found else torch.zeros(0)
+    every = every[every > _NOISE * every.max()] if len(every) else every
+    if not len(every) or float(every.max()) < _UNLIKE * float(every.min()):
+        return [None] * len(found)
+    return [torch.where(scale >= every.min(), scale, every.max()).float() for scale in found]
+
 
 @dataclass(frozen=True, eq=False)
 class Spread:

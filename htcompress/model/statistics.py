@@ -22,6 +22,7 @@ from htcompress.model.replace import dense_stand_ins, recurrent_modules, stand_i
 from htcompress.nn.gates import GateWeights
 from htcompress.nn.states import cut_off
 from htcompress.nn.watched import Passage
+from htcompress.spread import units_of
 from htcompress.values import call, fresh, tensors_of
 
 SAMPLE_NUMBERS = 1 << 24
@@ -164,6 +165,7 @@ def collect(
     generator = torch.Generator().manual_seed(seed)
     gathered: dict[str, dict[str, _Gathered]] = {}
     count = 0
+    units: list[Tensor | None] = []
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         for arguments in batches:
             passages.clear()
@@ -171,7 +173,9 @@ def collect(
             count += 1
             # Where nothing passed through a layer, its output may owe it nothing.
             if passages:
-                _projected(output, generator).backward()
+                parts = _reached(output)
+                units = units_of(parts) if len(units) != len(parts) else units
+                _projected(parts, units, generator).backward()
             for name, passage in passages:
                 directions = gathered.setdefault(name, {})
                 if passage.direction not in directions:
@@ -207,19 +211,25 @@ def _not_finite(count: int, arguments: Sequence[Any], name: str) -> str:
     return f"Batch {count} of calibration() brings numbers that are not finite into {name}. Leave them out."
 
 
-def _projected(output: Any, generator: torch.Generator) -> Tensor:
-    """A random projection of an output; its scale is per batch item, so that layers and batches compare."""
+def _reached(output: Any) -> list[Tensor]:
+    """The tensors of an output that depend on what passed through the layers."""
     parts = [t for t in tensors_of(output) if t.requires_grad]
     if not parts:
         raise TaskError(
             "The model's output does not depend on its recurrent layers by gradients, so calibration "
             "cannot weigh them. Return the logits or states from the model, not decoded symbols."
         )
+    return parts
+
+
+def _projected(parts: Sequence[Tensor], units: Sequence[Tensor | None], generator: torch.Generator) -> Tensor:
+    """A random projection of outputs in their units; its scale is per batch item: layers and batches compare."""
     terms = []
-    for part in parts:
+    for part, unit in zip(parts, units, strict=True):
         # In half precision the sum would overflow; what is masked by infinities has no gradient.
         wide = part.to(torch.promote_types(part.dtype, torch.float32))
-        signs = torch.randn(part.shape, generator=generator, dtype=torch.float32, device="cpu").to(wide)
+        signs = torch.randn(part.shape, generator=generator, dtype=torch.float32, device="cpu")
+        signs = (signs if unit is None else signs / unit).to(wide)
         terms.append((torch.where(torch.isfinite(wide), wide, 0.0) * signs).sum())
     return torch.stack([term.to(terms[0]) for term in terms]).sum()
 

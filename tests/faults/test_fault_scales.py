@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import htcompress
 from htcompress.model.statistics import collect
 from htcompress.model.units import arrange_units
+from htcompress.spread import units_of
 
 INPUTS = 8
 
@@ -124,6 +125,57 @@ def test_22_an_empty_batch(layout: str) -> None:
     assert result.model is not None
     empty = torch.zeros(0, 5, 40)
     assert result.model(empty)[0].shape == dense(empty)[0].shape
+
+
+class Priced(nn.Module):
+    """Scores of classes, and a price in some unit."""
+
+    def __init__(self, unit: float, *, apart: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn = nn.LSTM(INPUTS, 32, batch_first=True)
+        self.scores, self.price = nn.Linear(32, 4), nn.Linear(32, 1)
+        self.unit, self.apart = unit, apart
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        states = self.rnn(x)[0]
+        found = self.scores(states), self.unit * self.price(states)
+        return found if self.apart else torch.cat(found, dim=-1)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_22_an_output_in_large_units_is_not_all_that_counts(apart: bool) -> None:
+    data = [torch.randn(16, 12, INPUTS, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    lost = {}
+    for unit in (1.0, 1e4):
+        model = Priced(unit, apart=apart).eval()
+        result = htcompress.compress(model, budget=1200, calibration=data)
+        assert result.model is not None
+        with torch.no_grad():
+            pair = [m(data[0]) for m in (result.model, model)]
+        lost[unit] = distance(*((found[0] if apart else found[..., :4]) for found in pair))
+    assert lost[1e4] < 1.2 * lost[1.0]
+
+
+def test_22_units_of_outputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(50, 4, generator=generator)
+    assert units_of([scores]) == [None]
+    assert units_of([scores, 3 * scores]) == [None, None]
+    # Probabilities are in one unit, and what is constant but for rounding has none.
+    rare = torch.softmax(scores - torch.tensor([0.0, 5.0, 15.0, 30.0]), dim=-1)
+    assert units_of([rare]) == [None]
+    assert units_of([scores * torch.tensor([1.0, 1.0, 1.0, 0.0]) + 7.0]) == [None]
+    masked = torch.where(torch.arange(50)[:, None] % 3 == 0, -1e9, scores)
+    assert units_of([masked]) == [None]
+    units = torch.tensor([1.0, 1.0, 1e3, 1e-2])
+    (found,) = units_of([scores * units])
+    assert found is not None
+    assert 1.0 < float((found / units).min()) <= float((found / units).max()) < 2.5
+    few, price = units_of([rare, 1e4 * scores[:, :1]])
+    assert few is not None
+    assert price is not None
+    assert 1e3 * float(few.max()) < float(price)
 
 
 class OfUsers(nn.Module):
