@@ -191,6 +191,7 @@ def test_a_loop_over_the_steps_fixes_their_number(tmp_path: Path) -> None:
     assert given.shape[1:] == [6, 10]
 
 
+@pytest.mark.full
 def test_a_length_too_short_for_the_model_fixes_none(tmp_path: Path) -> None:
     task, out = converted(tmp_path, MODELS["a convolution before it"])
     htcompress.export(out, tmp_path / "model.onnx", to="onnx", task=task)
@@ -250,6 +251,7 @@ def test_reordered_units_are_named(tmp_path: Path) -> None:
     assert listener.messages[0].startswith("The hidden units of first stand in another order")
 
 
+@pytest.mark.full
 def test_half_precision_is_exported_in_single(tmp_path: Path) -> None:
     half = MODELS["both directions"] + "\n\ndef inputs(generator):\n    return torch.randn(4, 6, 10).half()\n"
     task, out = converted(tmp_path, half)
@@ -303,6 +305,7 @@ def test_states_on_demand(tmp_path: Path) -> None:
     assert float(np.abs(np.concatenate(parts, 1) - wanted).max()) < 1e-5
 
 
+@pytest.mark.full
 def test_states_of_a_batch_of_one_leave_the_sizes_open(tmp_path: Path) -> None:
     one = STREAMS + "\n\ndef inputs(generator):\n    return torch.randn(1, 6, 10, generator=generator)\n"
     task, out = converted(tmp_path, one)
@@ -311,6 +314,7 @@ def test_states_of_a_batch_of_one_leave_the_sizes_open(tmp_path: Path) -> None:
         assert isinstance(given.shape[0 if given.name == "x" else 1], str)
 
 
+@pytest.mark.full
 def test_arguments_that_hold_several_inputs_give_them_no_names(tmp_path: Path) -> None:
     text = """
     def build(self):

@@ -98,6 +98,7 @@ def test_a_comparison_of_a_graph(htc: Command, graph: Path) -> None:
     assert all(point["latency_ms"] is None for point in points)
 
 
+@pytest.mark.full
 def test_a_class_in_place_of_a_task(htc: Command, tmp_path: Path) -> None:
     save_tagger(tmp_path / "model.pt")
     (tmp_path / "own.py").write_text(TASK.split("def batches")[0])

@@ -233,6 +233,7 @@ def test_numbers_without_axes() -> None:
     assert (found["x"].dtype, found["rate"].dtype) == (np.float32, np.int64)
 
 
+@pytest.mark.full
 def test_a_sweep(htc: Command, graph: Path) -> None:
     ended = htc("sweep", "tagger.onnx", "--budgets", "4kB", "--task", "own.py", "--no-finetune", "--jobs", "1")
     assert ended.code == 0, ended.err
