@@ -229,7 +229,10 @@ def _projected(parts: Sequence[Tensor], units: Sequence[Tensor | None], generato
         # In half precision the sum would overflow; what is masked by infinities has no gradient.
         wide = part.to(torch.promote_types(part.dtype, torch.float32))
         signs = torch.randn(part.shape, generator=generator, dtype=torch.float32, device="cpu")
-        signs = (signs if unit is None else signs / unit).to(wide)
+        if unit is not None:
+            # Where channels are as many as time steps, they are others in every batch.
+            signs = signs / (unit if len(unit) in (1, part.shape[-1]) else unit.median())
+        signs = signs.to(wide)
         terms.append((torch.where(torch.isfinite(wide), wide, 0.0) * signs).sum())
     return torch.stack([term.to(terms[0]) for term in terms]).sum()
 

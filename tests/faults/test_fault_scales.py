@@ -178,6 +178,23 @@ def test_22_units_of_outputs() -> None:
     assert 1e3 * float(few.max()) < float(price)
 
 
+class Growing(nn.Module):
+    """One number for each time step, each ten times the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(INPUTS, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0].sum(-1) * 10.0 ** torch.arange(x.shape[1])
+
+
+def test_22_units_of_time_steps_are_others_in_every_batch() -> None:
+    data = [(torch.randn(16, steps, INPUTS, generator=torch.Generator().manual_seed(steps)),) for steps in (6, 9, 4)]
+    seen = collect(Growing(), data)["rnn"]["l0"]
+    assert torch.isfinite(seen.gradients_ih).all()
+
+
 class OfUsers(nn.Module):
     """Begins with a state of the user's; user 0 has none."""
 
