@@ -46,6 +46,8 @@ def watched_layer(
     watch: Watch,
 ) -> tuple[Tensor, State]:
     """`run_layer` with a product of its own for each direction's W_ih x; `gates` are its directions by name."""
+    # A model may keep its states in a buffer that it overwrites before the backward pass.
+    state = tuple(tensor.clone() for tensor in state)
     written = [direction.written_out() for _, direction in gates]
     parts = [_kept(F.linear(x, _there(dense.ih))) for dense in written]
     given = [KernelWeights(None, None, w.hh, w.bias_ih, w.bias_hh, w.hr) for w in written]
@@ -90,6 +92,7 @@ def watched_cell(
     settings: RecurrentSettings, name: str, gates: GateWeights, x: Tensor, state: State, watch: Watch
 ) -> State:
     """`run_cell` with a product of its own for W_ih x."""
+    state = tuple(tensor.clone() for tensor in state)
     dense = gates.written_out()
     z = _kept(F.linear(x, _there(dense.ih)))
     eye = torch.eye(settings.rows, dtype=x.dtype, device=x.device)

@@ -195,6 +195,27 @@ def test_22_units_of_time_steps_are_others_in_every_batch() -> None:
     assert torch.isfinite(seen.gradients_ih).all()
 
 
+class Streaming(nn.Module):
+    """Keeps its state in a buffer from call to call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(INPUTS, 32, batch_first=True)
+        self.register_buffer("h", torch.zeros(1, 16, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, after = self.rnn(x, self.h)
+        with torch.no_grad():
+            self.h.copy_(after)
+        return out
+
+
+def test_22_a_state_in_a_buffer_that_is_overwritten() -> None:
+    data = [torch.randn(16, 12, INPUTS, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    result = htcompress.compress(Streaming(), budget=2000, calibration=data)
+    assert result.report.layers[0].matrices[0].error["outputs"] is not None
+
+
 class OfUsers(nn.Module):
     """Begins with a state of the user's; user 0 has none."""
 
