@@ -181,10 +181,7 @@ class DirectionProblem:
     def _bias_bits(self) -> int:
         """In how many bits biases are stored where bytes count: as they are where they stand against large inputs."""
         known = [bias for bias in (self.dense.bias, self.dense.bias_hn) if bias is not None]
-        if self.unit.width is not None and known and self._inputs is not None:
-            # What becomes of the mean error is of the size of what the mean input gives.
-            known.append(self._blocks["ih"].times(self._inputs.select(0).mean[:, None]))
-        largest = max((float(values.abs().max()) for values in known), default=0.0)
+        largest = max((float(bias.abs().max()) for bias in known), default=0.0)
         return NARROWEST_BIAS if largest <= LARGEST_BIAS else WIDEST
 
     @property
