@@ -29,6 +29,10 @@ _NOISE = 1e-6
 """Of a mean, or of the largest scale: what varies less is rounding, and in no unit of its own."""
 
 
+_SEEN = 1 << 20
+"""Numbers of an output, at most, by which its units are told."""
+
+
 def units_of(tensors: Sequence[Tensor]) -> list[Tensor | None]:
     """The units of outputs, of each or channel by channel, in float32 on the CPU; None where all are in one.
 
@@ -37,10 +41,11 @@ def units_of(tensors: Sequence[Tensor]) -> list[Tensor | None]:
     """
     found = []
     for tensor in tensors:
-        wide = tensor.detach().to("cpu", torch.float64)
-        apart = wide.ndim > 1 and wide.shape[-1] <= _CHANNELS and wide.numel() >= _ROWS * wide.shape[-1]
-        probable = bool(((wide >= 0) & (wide <= 1)).all())
-        rows = wide.reshape(-1, wide.shape[-1] if apart and not probable else 1)
+        apart = tensor.ndim > 1 and tensor.shape[-1] <= _CHANNELS and tensor.numel() >= _ROWS * tensor.shape[-1]
+        rows = tensor.detach().reshape(-1, tensor.shape[-1] if apart else 1)
+        rows = rows[:: max(1, rows.numel() // _SEEN)].to("cpu", torch.float64)
+        if bool(((rows >= 0) & (rows <= 1)).all()):
+            rows = rows.reshape(-1, 1)
         known = answered(rows)
         rows, count = torch.where(known, rows, 0.0), known.sum(0).clamp_min(1)
         mean = rows.sum(0) / count

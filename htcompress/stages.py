@@ -173,7 +173,8 @@ def arranged(
     Where units are moved, some batches of the calibration data tell whether anything knows them that was not moved.
     """
     layers = inventory_of_model(model, names=proof.names)
-    if statistics is None or batch is None or not goal.folds or goal.units is UnitOrder.KEEP:
+    asked = goal.folds and goal.units is not UnitOrder.KEEP and goal.error is None
+    if statistics is None or batch is None or not asked:
         return Arrangement(model, layers, statistics)
     with on_the_cpu():
         if goal.units is UnitOrder.AUTO:

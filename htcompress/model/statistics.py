@@ -231,7 +231,7 @@ def _projected(parts: Sequence[Tensor], units: Sequence[Tensor | None], generato
         signs = torch.randn(part.shape, generator=generator, dtype=torch.float32, device="cpu")
         if unit is not None:
             # Where channels are as many as time steps, they are others in every batch.
-            signs = signs / (unit if len(unit) in (1, part.shape[-1]) else unit.median())
+            signs = signs / (unit if part.ndim and len(unit) == part.shape[-1] else unit.median())
         signs = signs.to(wide)
         terms.append((torch.where(torch.isfinite(wide), wide, 0.0) * signs).sum())
     return torch.stack([term.to(terms[0]) for term in terms]).sum()

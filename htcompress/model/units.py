@@ -104,7 +104,7 @@ def arrange_units(
             continue
         orders = {direction: unit_order(dense, seen[name][direction]) for direction, dense in layer.directions.items()}
         for some, readers in _attempts(current, layer, orders, running):
-            if cautious and readers and _might_know(current, layer, readers):
+            if cautious and _might_know(current, layer, readers):
                 continue
             trial = copied(current, sharing=current.parameters())
             permute_units(trial, name, layer.settings, some, readers)

@@ -13,7 +13,6 @@ from torch import Tensor
 from htcompress.nn.kernel_weights import KernelWeights
 from htcompress.nn.recurrence import Recurrence, State, recurrence_of
 from htcompress.nn.stepwise import pays, run_stepwise
-from htcompress.nn.tracing import is_tracing
 
 
 def run_layer(
@@ -51,7 +50,7 @@ def run_layer(
         return out, tuple(last)
     # cuDNN keeps what a backward pass needs in training mode only; without dropout nothing else depends on it. A trace
     # holds what it saw, and is checked with gradients and without.
-    training = torch.is_grad_enabled() and not is_tracing()
+    training = torch.is_grad_enabled() and not torch.jit.is_tracing()  # type: ignore[attr-defined]
     return recurrence.run(features, batch_sizes, state, flat, biased=biased, training=training, bidirectional=two)
 
 

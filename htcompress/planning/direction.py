@@ -139,7 +139,8 @@ class DirectionProblem:
     def recipes(self) -> list[Recipe]:
         """The scopes that were asked for."""
         dense, words = self.dense, 0 if self.order is None else self.unit.of_words(order_words(len(self.order)))
-        exponents = 0 if self.exponents is None else self.unit.of_words(exponent_words(len(self.exponents)))
+        # Where numbers count and are codes, no matrix stays as it is.
+        always, exponents = (self._exponents, 0) if self.unit.codes else (0, self._exponents)
         beside = words, exponents
         biases = self.unit.of(dense.biases, self._bias_bits)
         hr = [self._part("hr")] if dense.hr is not None else []
@@ -149,16 +150,16 @@ class DirectionProblem:
             within: Part | None = None
             if biases * _BIASES_COUNT > self.max_size or not dense.biases:
                 within = self._part("joint")
-                found.append(Recipe(Scope.INTEGRATED, (within, *hr), 0, *beside))
+                found.append(Recipe(Scope.INTEGRATED, (within, *hr), always, *beside))
             if dense.biases:
                 apart = self._part("joint", biases_apart=True, like=within)
-                found.append(Recipe(Scope.INTEGRATED, (apart, *hr), biases, *beside))
+                found.append(Recipe(Scope.INTEGRATED, (apart, *hr), biases + always, *beside))
         if self.scope in (Scope.AUTO, Scope.SEPARATE) or whole:
             ih = self._part("ih", like=found[-1].parts[0] if found else None)
-            found.append(Recipe(Scope.SEPARATE, (ih, self._part("hh"), *hr), biases, *beside))
+            found.append(Recipe(Scope.SEPARATE, (ih, self._part("hh"), *hr), biases + always, *beside))
         if self.scope is Scope.INPUT:
             rest = self.unit.of(dense.parameters - dense.ih.numel() - dense.biases) + biases
-            found.append(Recipe(Scope.INPUT, (self._part("ih"),), rest, *beside))
+            found.append(Recipe(Scope.INPUT, (self._part("ih"),), rest + always, *beside))
         return found
 
     def _part(self, name: str, *, biases_apart: bool = False, like: Part | None = None) -> Part:
@@ -187,7 +188,11 @@ class DirectionProblem:
     @property
     def dense_size(self) -> int:
         """The size of the direction as it is."""
-        return self.unit.of(self.dense.parameters)
+        return self.unit.of(self.dense.parameters) + (self._exponents if self.unit.codes else 0)
+
+    @property
+    def _exponents(self) -> int:
+        return 0 if self.exponents is None else self.unit.of_words(exponent_words(len(self.exponents)))
 
     @cached_property
     def _blocks(self) -> dict[str, Block]:
@@ -353,8 +358,13 @@ class DirectionProblem:
         codec = codec_within(WIDEST if self.unit.width is not None else max(self.unit.bits), torch.float32)
         if choice.matrix is not None or codec is PLAIN:
             return choice.matrix
-        matrix = part.search.target.matrix.dense()
-        return DenseMatrix(codec.rounded(matrix, codec.scales(matrix))) if codec.holds(matrix) else None
+        matrix, exponents = part.search.target.matrix.dense(), None if part.name == "hh" else self.exponents
+        # A matrix that stays as it is reads its inputs as they are, and is rounded so.
+        own = matrix if exponents is None else torch.ldexp(matrix, exponents)
+        if not codec.holds(own):
+            return None
+        rounded = codec.rounded(own, codec.scales(own))
+        return DenseMatrix(rounded if exponents is None else torch.ldexp(rounded, -exponents))
 
     def weight_error(self, part: Part, choice: Choice) -> float:
         """The plain relative error ||W - W'|| / ||W|| of a choice, of weights that read inputs as they are."""

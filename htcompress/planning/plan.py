@@ -27,7 +27,7 @@ from htcompress.planning.unit import Unit
 from htcompress.request import Goal
 from htcompress.storage import codec_within
 from htcompress.storage.registry import PLAIN
-from htcompress.vocabulary import BITS, INTEGER_BITS, WIDEST, Scope
+from htcompress.vocabulary import BITS, WIDEST, Scope
 
 _SHOWN = 64  # singular values of a matrix
 _CURVE = 40  # points of a frontier
@@ -375,7 +375,7 @@ def _spectrum(values: Tensor | None) -> tuple[float, ...] | None:
 
 def _ready(search: Search, choice: Choice, unit: Unit) -> Choice:
     """A choice as it will be stored and trained."""
-    if unit.width is None and unit.bits[0] in INTEGER_BITS:
+    if unit.codes:
         return coded(choice, Feedback(search.target), unit.bits[0])
     if choice.matrix is None or choice.codecs:
         return choice

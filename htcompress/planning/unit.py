@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from htcompress.vocabulary import WIDEST
+from htcompress.vocabulary import INTEGER_BITS, WIDEST
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Unit:
     def of_words(self, words: int) -> int:
         """The size of so many words of 32 bits."""
         return words if self.width is None else 4 * words
+
+    @property
+    def codes(self) -> bool:
+        """Whether numbers count and are codes, those of dense matrices, too."""
+        return self.width is None and max(self.bits) in INTEGER_BITS
 
     def numbers(self, size: int) -> int:
         """As many numbers as can be of a size."""

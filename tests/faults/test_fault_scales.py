@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -214,6 +215,42 @@ def test_22_a_state_in_a_buffer_that_is_overwritten() -> None:
     data = [torch.randn(16, 12, INPUTS, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     result = htcompress.compress(Streaming(), budget=2000, calibration=data)
     assert result.report.layers[0].matrices[0].error["outputs"] is not None
+
+
+def test_22_a_single_number_beside_an_output_in_other_units() -> None:
+    class Penalised(Growing):
+        def forward(self, x: Tensor) -> Any:
+            out = self.rnn(x)[0]
+            return {"penalty": out.abs().mean(), "logits": out * torch.logspace(-3, 3, 8)}
+
+    seen = collect(Penalised(), [(torch.randn(16, 6, INPUTS),)])["rnn"]["l0"]
+    assert torch.isfinite(seen.gradients_ih).all()
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+@pytest.mark.parametrize("budget", [5100, 4700, 1500])
+def test_22_exponents_are_within_a_budget_of_numbers(budget: int, bits: int) -> None:
+    data = [unlike(seed) for seed in range(4)]
+    result = htcompress.compress(Unlike(), budget=budget, bits=bits, calibration=data)
+    assert result.report.totals.parameters_after <= budget
+    assert result.report.totals.parameters_after == result.modules["rnn"].parameter_count
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"proj_size": 4}])
+def test_22_inner_units_are_not_moved_where_a_learned_state_may_know_them(options: dict[str, int]) -> None:
+    class Begins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(INPUTS, 32, batch_first=True, **options)
+            self.cell = nn.Parameter(torch.randn(options.get("num_layers", 1), 1, 32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[0]
+
+    data = [(unlike(seed),) for seed in range(3)]
+    model = Begins().eval()
+    assert arrange_units(model, collect(model, data), data[:1]).layers == ("rnn",)
+    assert arrange_units(model, collect(model, data), data[:1], cautious=True).layers == ()
 
 
 class OfUsers(nn.Module):
