@@ -43,7 +43,10 @@ def run() -> None:
         error = _Interrupt()
         raised = weakref.ref(error)
         _remind_every(_PATIENCE)
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame: dropped, it would live until objects are looked through
 
     def remind(number: int, frame: FrameType | None) -> None:
         # In a finaliser or a callback of C code an exception is dropped: the command would go on.
