@@ -28,16 +28,45 @@ differ by ten."""
 _NOISE = 1e-6
 """Of a mean, or of the largest scale: what varies less is rounding, and in no unit of its own."""
 
+_CHUNK = 1 << 20
+"""Numbers that are looked at at a time."""
 
 _SEEN = 1 << 20
 """Numbers of an output, at most, by which its units are told."""
 
 
+def scales_of(
+    rows: Float[Tensor, "n channels"], known: Tensor | None = None
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+    """The scale of every channel, and its variance, in float64; both 0 where it is constant but for rounding.
+
+    The scale is sqrt(E d^4 / E d^2), with d the difference from the mean: the size that numbers have where they vary,
+    which is 1 for a flag, however rare, and about the standard deviation for a measurement.
+
+    Args:
+        known: which of the numbers count; all if None.
+    """
+    counts = torch.full((rows.shape[1],), len(rows)) if known is None else known.sum(0)
+    counts = counts.clamp_min(1).to(torch.float64)
+    total = rows if known is None else torch.where(known, rows, 0.0)
+    mean = total.sum(0, dtype=torch.float64) / counts
+    square, fourth = torch.zeros_like(mean), torch.zeros_like(mean)
+    step = max(1, _CHUNK // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        apart = (rows[start : start + step].double() - mean).square()
+        if known is not None:
+            apart = torch.where(known[start : start + step], apart, 0.0)
+        square += apart.sum(0)
+        fourth += apart.square().sum(0)
+    varies = square > _NOISE**2 * counts * mean.square()
+    scale = (fourth / square.clamp_min(1e-300)).sqrt()
+    return torch.where(varies, scale, 0.0), torch.where(varies, square / counts, 0.0)
+
+
 def units_of(tensors: Sequence[Tensor]) -> list[Tensor | None]:
     """The units of outputs, of each or channel by channel, in float32 on the CPU; None where all are in one.
 
-    The unit of a channel is sqrt(E d^4 / E d^2), with d the difference from its mean. Probabilities are in one unit,
-    whichever are rare.
+    The unit of a channel is its scale, see `scales_of`. Probabilities are in one unit, whichever are rare.
     """
     found = []
     for tensor in tensors:
@@ -46,12 +75,7 @@ def units_of(tensors: Sequence[Tensor]) -> list[Tensor | None]:
         rows = rows[:: max(1, rows.numel() // _SEEN)].to("cpu", torch.float64)
         if bool(((rows >= 0) & (rows <= 1)).all()):
             rows = rows.reshape(-1, 1)
-        known = answered(rows)
-        rows, count = torch.where(known, rows, 0.0), known.sum(0).clamp_min(1)
-        mean = rows.sum(0) / count
-        square = torch.where(known, rows - mean, 0.0).square()
-        scale = (square.square().sum(0) / square.sum(0).clamp_min(1e-300)).sqrt()
-        found.append(torch.where(scale > _NOISE * mean.abs(), scale, 0.0))
+        found.append(scales_of(rows, answered(rows))[0])
     every = torch.cat(found) if found else torch.zeros(0)
     every = every[every > _NOISE * every.max()] if len(every) else every
     if not len(every) or float(every.max()) < _UNLIKE * float(every.min()):

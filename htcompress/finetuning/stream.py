@@ -65,6 +65,11 @@ class Group:
     count: int
 
 
+def _spread(count: int) -> list[int]:
+    """About every fourth of so many places, even and odd ones, and one at least."""
+    return [k * _PART + k % 2 for k in range(max(1, count // _PART))]
+
+
 class Stream:
     """The batches of passes over the training data, group by group; some of the first of each pass are held out.
 
@@ -105,10 +110,9 @@ class Stream:
             )
         groups = -(-len(seen) // size)
         if groups < 2:
-            self._held = frozenset(range(0, max(1, len(seen) // _PART) * _PART, _PART))
+            self._held = frozenset(_spread(len(seen)))
         else:
-            first_few = range(0 if held_out is None else min(held_out, groups - 1))
-            places = first_few or [k * _PART + k % 2 for k in range(max(1, groups // _PART))]
+            places = _spread(groups) if held_out is None else range(min(held_out, groups - 1))
             self._held = frozenset(place * size + i for place in places for i in range(size))
         self.held = [item for at, item in enumerate(seen) if at in self._held]
         self._draws = Draws() if apart else nullcontext

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import exp, log
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,17 @@ def _spread(matrix: StoredMatrix | None, feedback: Feedback) -> StoredMatrix:
 def _named(made: Rounded) -> Mapping[str, tuple[Integer, Tensor | None]]:
     every = zip(made.matrix.core_names, made.codecs, made.scales, strict=True)
     return {name: (codec, scales) for name, codec, scales in every if codec is not None}
+
+
+def through(matrix: StoredMatrix, codec: Codec) -> tuple[StoredMatrix, dict[str, tuple[Codec, Tensor | None]]]:
+    """A matrix as a codec without scales gives it back, and which of its cores it holds; others stay as they are."""
+    every: list[Any] = []
+    codecs: dict[str, tuple[Codec, Tensor | None]] = {}
+    for name, core in zip(matrix.core_names, matrix.cores, strict=True):
+        every.append(core)
+        if codec is not PLAIN and isinstance(core, Tensor) and codec.holds(core):
+            every[-1], codecs[name] = codec.rounded(core), (codec, None)
+    return matrix.with_cores(every), codecs
 
 
 class CodedSearch(Search):
@@ -160,18 +172,12 @@ class CodedSearch(Search):
                 self._dense[bits] = coded(choice, self.feedback, bits)
             return self._dense[bits]
         matrix = DenseMatrix(self.matrix.dense()) if choice.matrix is None else choice.matrix.balance()
-        codec, size, every = codec_within(bits, _FLOATS[self.width]), 0, []
-        codecs: dict[str, tuple[Codec, Tensor | None]] = {}
-        for name, core in zip(matrix.core_names, matrix.cores, strict=True):
-            every.append(core)
-            if not isinstance(core, Tensor):
-                continue
-            # What half precision does not hold stays as it is.
-            own = codec if codec.holds(core) else PLAIN
-            size += own.bytes(tuple(core.shape), _FLOATS[self.width])
-            if own is not PLAIN:
-                every[-1], codecs[name] = own.rounded(core), (own, None)
-        found = matrix.with_cores(every)
+        found, codecs = through(matrix, codec_within(bits, _FLOATS[self.width]))
+        size = sum(
+            codecs.get(name, (PLAIN, None))[0].bytes(tuple(core.shape), _FLOATS[self.width])
+            for name, core in zip(found.core_names, found.cores, strict=True)
+            if isinstance(core, Tensor)
+        )
         return CodedChoice(choice.parameters, choice.error, found, size, codecs, bits, expected=False)
 
     def grown(self, choice: Choice, size: int) -> Choice | None:

@@ -104,7 +104,7 @@ def arrange_units(
             continue
         orders = {direction: unit_order(dense, seen[name][direction]) for direction, dense in layer.directions.items()}
         for some, readers in _attempts(current, layer, orders, running):
-            if cautious and _might_know(current, layer, readers):
+            if cautious and _may_be_known(current, layer, readers):
                 continue
             trial = copied(current, sharing=current.parameters())
             permute_units(trial, name, layer.settings, some, readers)
@@ -250,13 +250,13 @@ def _attempts(
         yield inner, []
 
 
-def _might_know(model: nn.Module, layer: DenseLayer, readers: Sequence[str]) -> list[str]:
-    """The tensors outside of recurrent modules and readers that have an axis of as many numbers as there are units."""
+def _may_be_known(model: nn.Module, layer: DenseLayer, readers: Sequence[str]) -> bool:
+    """Whether a tensor outside of recurrent modules and readers has an axis of as many numbers as there are units."""
     sizes = {layer.settings.hidden_size, layer.settings.hidden_size * layer.settings.num_directions}
     told = [module for path, module in model.named_modules() if is_recurrent(module) or path in readers]
     own = {id(tensor) for module in told for tensor in chain(module.parameters(), module.buffers())}
-    every = chain(model.named_parameters(), model.named_buffers())
-    return [name for name, tensor in every if id(tensor) not in own and sizes & set(tensor.shape)]
+    every = chain(model.parameters(), model.buffers())
+    return any(id(tensor) not in own and sizes & set(tensor.shape) for tensor in every)
 
 
 def _read_by(module: nn.Module) -> list[Tensor]:

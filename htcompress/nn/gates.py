@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.nn.execution import Execution
 from htcompress.nn.kernel_weights import KernelWeights
-from htcompress.nn.order import decoded, encoded, order_words
+from htcompress.nn.order import decoded, encoded, order_words, words_of
 from htcompress.nn.present import Remembered
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.nn.tracing import is_tracing
@@ -110,7 +110,7 @@ class GateWeights(nn.Module):
     @property
     def parameter_count(self) -> int:
         """The numbers stored, an order and exponents counted in words of 32 bits."""
-        return sum(p.numel() for p in self.parameters()) + sum(-(-size // 4) for size in self._beside)
+        return sum(p.numel() for p in self.parameters()) + sum(map(words_of, self._beside))
 
     @property
     def bytes(self) -> int:
@@ -192,7 +192,8 @@ class GateWeights(nn.Module):
         for weight, whole in self._stores(execution):
             parameters = [p for p in weight._parameters.values() if p is not None]
             (read if whole else passed).extend(parameters)
-        if self.joint is not None and execution is Execution.PROJECT and passed[:2]:
+        factors = self.joint is not None and self.joint.stores_factors and self.input_exponents is None
+        if factors and execution is Execution.PROJECT:
             # Of the columns only those of states and biases are computed with.
             rows, cols = passed[:2]
             read += [rows, cols[self.input_size :]]

@@ -17,6 +17,15 @@ _BITS = 32
 """Of a word: as many as a float32 number takes, so that words count as numbers."""
 
 
+def words_of(size: int) -> int:
+    """How many words so many bytes take.
+
+    >>> words_of(24), words_of(25)
+    (6, 7)
+    """
+    return -(-8 * size // _BITS)
+
+
 @lru_cache(maxsize=64)
 def order_words(units: int) -> int:
     """How many words an order of so many units takes: the bits of units!, rounded up.

@@ -23,8 +23,7 @@ from htcompress.matrix.weighted import WeightedMatrix
 from htcompress.model.statistics import DirectionStatistics
 from htcompress.nn.dense import DenseDirection
 from htcompress.nn.gates import LARGEST_BIAS, NARROWEST_BIAS, GateMatrices
-from htcompress.nn.order import order_words
-from htcompress.planning.exponents import exponent_words
+from htcompress.nn.order import order_words, words_of
 from htcompress.planning.knapsack import combined
 from htcompress.planning.unit import NUMBERS, Unit
 from htcompress.storage import Codec, codec_within
@@ -192,7 +191,7 @@ class DirectionProblem:
 
     @property
     def _exponents(self) -> int:
-        return 0 if self.exponents is None else self.unit.of_words(exponent_words(len(self.exponents)))
+        return 0 if self.exponents is None else self.unit.of_words(words_of(len(self.exponents)))
 
     @cached_property
     def _blocks(self) -> dict[str, Block]:

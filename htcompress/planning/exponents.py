@@ -10,24 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Int8
 from torch import Tensor
 
 from htcompress.model.statistics import DirectionStatistics
 from htcompress.nn.dense import DenseDirection, DenseLayer
+from htcompress.spread import scales_of
 
 _UNLIKE = 16.0
 """How many times the smallest scale the largest is from which on inputs are unlike: four bits of rounding."""
 _COUNTS = 1e-2
 """Of the median part that inputs have in what the gates see: what has less is no reason to part the others."""
-_CONSTANT = 1e-12  # of the mean's square: what varies less is constant but for rounding
 _MOST = 100
 """The largest exponent: powers of two that float32 holds, and their inverses."""
-
-
-def exponent_words(inputs: int) -> int:
-    """How many words of 32 bits the exponents of so many inputs take."""
-    return -(-inputs // 4)
 
 
 def exponents_of(
@@ -50,7 +45,7 @@ def input_exponents(direction: DenseDirection, seen: DirectionStatistics) -> Int
     varies, which is 1 for a flag, however rare, and about its standard deviation for a measurement.
     """
     count = direction.ih.shape[1]
-    scale, spread = _scales(seen.inputs)
+    scale, spread = scales_of(seen.inputs)
     moment = seen.gradients_ih
     weight = (moment if moment.ndim == 1 else moment.diagonal()).double()[:, None]
     norms = torch.cat([(weight * part.cpu().double().square()).sum(0) for part in (direction.ih, direction.hh)])
@@ -66,16 +61,3 @@ def input_exponents(direction: DenseDirection, seen: DirectionStatistics) -> Int
         return None
     within = scale[:count].clamp(float(inputs.min()), float(inputs.max()))
     return (-within.log2().round()).clamp(-_MOST, _MOST).to(torch.int8)
-
-
-def _scales(inputs: Float[Tensor, "samples columns"]) -> tuple[Float[Tensor, " columns"], Float[Tensor, " columns"]]:
-    """The scale of every column, and its variance; both 0 where it is constant."""
-    mean = inputs.mean(0, dtype=torch.float64)
-    square, fourth = torch.zeros_like(mean), torch.zeros_like(mean)
-    for chunk in inputs.split(max(1, (1 << 20) // inputs.shape[1])):
-        apart = (chunk.double() - mean).square()
-        square += apart.sum(0)
-        fourth += apart.square().sum(0)
-    varies = square > _CONSTANT * len(inputs) * mean.square()
-    scale = torch.where(varies, (fourth / square.clamp_min(1e-300)).sqrt(), 0.0)
-    return scale, torch.where(varies, square / len(inputs), 0.0)

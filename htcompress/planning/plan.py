@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from htcompress.errors import UnreachableError
-from htcompress.forms.coded import coded
+from htcompress.forms.coded import coded, through
 from htcompress.forms.core_problem import Feedback
 from htcompress.forms.form import Choice, Search
 from htcompress.matrix.weighted import relative
@@ -17,16 +17,15 @@ from htcompress.memory import give_back
 from htcompress.model.statistics import DirectionStatistics
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.gates import GateMatrices
-from htcompress.nn.order import order_words
+from htcompress.nn.order import order_words, words_of
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.planning.direction import DirectionProblem, Ladders, Option, Part, Recipe
-from htcompress.planning.exponents import exponent_words, exponents_of
+from htcompress.planning.exponents import exponents_of
 from htcompress.planning.knapsack import combined
 from htcompress.planning.unit import Unit
 from htcompress.request import Goal
 from htcompress.storage import codec_within
-from htcompress.storage.registry import PLAIN
 from htcompress.vocabulary import BITS, WIDEST, Scope
 
 _SHOWN = 64  # singular values of a matrix
@@ -106,7 +105,7 @@ def plan_model(
     cap = budget if budget is not None else _numbers(layers)
     known, found = statistics or {}, orders or {}
     exponents = exponents_of(layers, known)
-    if not _fits(sum(exponent_words(len(own)) for own in exponents.values()), unit, budget):
+    if not _fits(sum(words_of(len(own)) for own in exponents.values()), unit, budget):
         exponents = {}
 
     def problems(beside: bool) -> list[DirectionProblem]:
@@ -127,16 +126,18 @@ def plan_model(
         ]
 
     targets = problems(True)
-    if budget is not None and (found or exponents) and _least(targets) > budget:
+    least = 0 if budget is None else _least(targets)
+    if budget is not None and (found or exponents) and least > budget:
         # What is stored beside the matrices is no reason to refuse.
         targets = problems(False)
+        least = _least(targets)
     frontier: tuple[tuple[int, float], ...] = ()
     if budget is None:
         chosen = [_within_error(target, goal.error or 0.0) for target in targets]
     else:
         asked = f"budget of {budget}" if goal.ratio is None else f"ratio of {goal.ratio:g}, {budget}"
         asked += " parameters" if goal.bytes is None else " bytes"
-        chosen, ladders = _within_budget(targets, budget, asked)
+        chosen, ladders = _within_budget(targets, budget, least, asked)
         frontier = _frontier(targets, ladders, budget) if ladders else ()
     plans, index = [], 0
     for layer in layers:
@@ -198,8 +199,9 @@ def _dense(target: DirectionProblem) -> Chosen:
     return recipe, tuple(part.search.dense for part in recipe.parts)
 
 
-def _within_budget(targets: Sequence[DirectionProblem], budget: int, asked: str) -> tuple[list[Chosen], list[Ladders]]:
-    least = _least(targets)
+def _within_budget(
+    targets: Sequence[DirectionProblem], budget: int, least: int, asked: str
+) -> tuple[list[Chosen], list[Ladders]]:
     if least > budget:
         raise UnreachableError(
             f"The {asked} cannot be reached: the most compact form of these "
@@ -379,12 +381,9 @@ def _ready(search: Search, choice: Choice, unit: Unit) -> Choice:
         return coded(choice, Feedback(search.target), unit.bits[0])
     if choice.matrix is None or choice.codecs:
         return choice
-    matrix, codec = choice.matrix.balance(), codec_within(unit.bits[0] if unit.width is None else WIDEST, torch.float32)
-    if codec is not PLAIN:
-        # Now, and not when it is stored: the biases take up what that does to the mean.
-        cores = (c if not isinstance(c, Tensor) or not codec.holds(c) else codec.rounded(c) for c in matrix.cores)
-        matrix = matrix.with_cores(list(cores))
-    return replace(choice, matrix=matrix)
+    # Rounded now, and not when it is stored: the biases take up what that does to the mean.
+    codec = codec_within(unit.bits[0] if unit.width is None else WIDEST, torch.float32)
+    return replace(choice, matrix=through(choice.matrix.balance(), codec)[0])
 
 
 def _bits_of(goal: Goal) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from oracles import distance, random_ht
 from torch import Tensor, nn
 
 from htcompress.errors import RequestError
+from htcompress.forms import DenseMatrix
 from htcompress.forms.ht import HTMatrix
 from htcompress.matrix import Layout
 from htcompress.matrix.network import Network
@@ -170,3 +171,21 @@ def test_the_cost_model_ranks_plans_as_a_clock_does(name: str) -> None:
     assert execution_for(*form_of(matrix), vectors, learning=False) is cheap
     assert costs[dear] > 3 * costs[cheap], "the case should be clear"
     assert median(seconds[cheap]) < median(seconds[dear])
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_a_dense_projection_beside_a_joint_matrix_whose_inputs_are_scaled() -> None:
+    """Its one parameter is passed on, where two factors would be without exponents."""
+    generator = torch.Generator().manual_seed(0)
+    joint = HTMatrix.from_dense(torch.randn(20, 9, generator=generator), Layout.order_two(20, 9))
+    hr = DenseMatrix(torch.randn(3, 5, generator=generator))
+    exponents = torch.tensor([3, -2, 0, 1, 0, 0])
+    settings = RecurrentSettings(Kind.LSTM, 6, 5, proj_size=3, bias=False)
+    model = HTLSTM.from_matrices(settings, [GateMatrices(joint=joint, hr=hr, input_exponents=exponents)])
+    x = torch.randn(7, 4, 6, generator=generator)
+    outputs = []
+    for plan in ("project", "materialise"):
+        model.use_execution(plan)
+        with torch.no_grad():
+            outputs.append(model(x)[0])
+    assert distance(outputs[0], outputs[1]) < 1e-6

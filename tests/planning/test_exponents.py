@@ -16,7 +16,8 @@ import htcompress
 from htcompress.errors import UnreachableError
 from htcompress.model.inventory import inventory_of_model
 from htcompress.model.statistics import collect
-from htcompress.planning.exponents import exponent_words, input_exponents
+from htcompress.nn.order import words_of
+from htcompress.planning.exponents import input_exponents
 
 INPUTS = 24
 UNITS = 10.0 ** torch.linspace(-3, 3, INPUTS)[torch.randperm(INPUTS, generator=torch.Generator().manual_seed(0))]
@@ -114,7 +115,7 @@ def test_exponents_are_counted_stored_and_read(tmp_path: object) -> None:
     gates = result.modules["rnn"].directions()["l0"]
     assert gates.bytes == gates.bytes_of("") + INPUTS + (0 if gates.order is None else 4 * gates.order.numel())
     numbers = sum(p.numel() for p in gates.parameters()) + (0 if gates.order is None else gates.order.numel())
-    assert gates.parameter_count == numbers + exponent_words(INPUTS)
+    assert gates.parameter_count == numbers + words_of(INPUTS)
     htcompress.save(result, place)
     again = htcompress.load(place, Tagger().eval())
     with torch.no_grad():
