@@ -226,7 +226,6 @@ CASES = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("way", ["by the kernel", "step by step"])
 @pytest.mark.parametrize("form", ["padded", "packed", "packed unsorted", "unbatched", "given state"])
 @pytest.mark.parametrize(("kind", "options"), CASES, ids=str)

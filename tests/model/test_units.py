@@ -91,9 +91,6 @@ CASES: dict[str, tuple[Any, bool]] = {
 }
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_the_outputs_are_those_of_the_dense_model(name: str) -> None:
     make, moved = CASES[name]

@@ -173,7 +173,6 @@ def test_the_cost_model_ranks_plans_as_a_clock_does(name: str) -> None:
     assert median(seconds[cheap]) < median(seconds[dear])
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_a_dense_projection_beside_a_joint_matrix_whose_inputs_are_scaled() -> None:
     """Its one parameter is passed on, where two factors would be without exponents."""
     generator = torch.Generator().manual_seed(0)
