@@ -109,8 +109,9 @@ class FineTuning:
     """How to fine-tune.
 
     Args:
-        steps: optimiser steps, at most. None: as `epochs` says, or as many as the data asks for: 400, and where that
-            is less than two passes over it, up to two further stages, each of twice as many, while they help.
+        steps: optimiser steps, at most. None: as `epochs` says, or as many as help: 400, then up to two further stages,
+            each of twice as many, while the last lowered the held-out loss by 2 % and the data has not been passed
+            over twice, or the outputs are not yet near the teacher's.
         epochs: instead, passes over the training data, which is counted first.
         time_limit: seconds after which it ends; the schedule shortens with it.
         learning_rate: the peak of a schedule that warms up and then falls along a cosine; the length of a

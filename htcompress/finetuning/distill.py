@@ -30,10 +30,13 @@ from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.states import cut_off, states_kept
 from htcompress.request import FineTuning
 
-_STAGE, _STAGES, _PASSES, _GAIN = 400, 3, 2, 0.02
-"""Where no length is asked for: the steps of a first stage, how often it may go on with twice as many, and when it does
-not: after so many passes over the data, or where the last stage has lowered the held-out loss by less than this part.
-400 steps bring the samples to their plateau; the letters model, of which they are half a pass, gains for 1,600."""
+_STAGE, _STAGES, _GAIN = 400, 3, 0.02
+"""Where no length is asked for: the steps of a first stage, how many stages there are, each of twice as many as the one
+before, and by which part of it a stage has to lower the held-out loss for another to follow."""
+
+_PASSES, _NEAR = 2, 0.02
+"""After so many passes over the data no stage follows where the outputs are nearer the teacher's than this, a mean
+square in units of theirs: what is left to learn of the teacher would hardly be seen."""
 
 _PEAK = 2e-2
 """The learning rate of a model that has nothing in common with its teacher: the largest that kept the samples and the
@@ -153,12 +156,20 @@ class _Run:
             optimizer = self._begun(number, stages[number]) if self.optimizer is None else self.optimizer
             self._stage(optimizer)
             self.optimizer = None
-            gained = at.before - at.best
-            late = o.time_limit is not None and self._now() - self.began >= o.time_limit
-            if late or self.stream.passes >= _PASSES or gained < _GAIN * abs(at.before):
+            self._go_back()
+            if self._is_enough():
                 break
-        self.student.load_state_dict(self.best_state)
         return at.history
+
+    def _is_enough(self) -> bool:
+        """Whether another stage would not be worth its time; asked where the student is at its best."""
+        at, limit = self.at, self.options.time_limit
+        late = limit is not None and self._now() - self.began >= limit
+        if late or at.before - at.best < _GAIN * abs(at.before):
+            return True
+        if self.stream.passes < _PASSES:
+            return False
+        return self.objective.teacher is None or self.held.distance() <= _NEAR
 
     def _begun(self, number: int, length: int) -> torch.optim.Optimizer:
         """Begin a stage from the best state so far: a schedule of its own, and an optimiser that knows nothing."""
@@ -168,8 +179,6 @@ class _Run:
         at.step = at.begin
         self.stage_began = self._now()
         at.left = None if o.time_limit is None else max(1e-9, o.time_limit - (self.stage_began - self.began))
-        if at.begin:
-            self._go_back()
         optimizer = optimizer_of(self.numbers.trained, self._learning_rate())
         at.peaks = [group["lr"] for group in optimizer.param_groups]
         at.backtracks = at.since = 0

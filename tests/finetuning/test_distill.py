@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -319,8 +320,9 @@ def test_large_batches_are_not_kept_in_numbers(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.whole
 @pytest.mark.parametrize(("count", "steps"), [(8, 400), (320, 1200), (10_000, 2800)])
-def test_without_a_length_it_follows_the_data(count: int, steps: int) -> None:
+def test_without_a_length_it_follows_the_data(count: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One number moved towards another a little at every step: it never stops to gain."""
+    monkeypatch.setattr("htcompress.finetuning.distill._NEAR", math.inf)
     student, teacher = Slow(), Slow()
     with torch.no_grad():
         teacher.w.fill_(100.0)
@@ -344,6 +346,24 @@ def test_a_further_stage_begins_anew_from_the_best(monkeypatch: pytest.MonkeyPat
     assert rates[0] < rates[3] > 50 * rates[19]
     assert rates[20] < rates[25] > 50 * rates[59]
     assert [p.best for p in history] == list(itertools.accumulate((p.loss for p in history), min))
+
+
+@pytest.mark.parametrize(("near", "stages"), [(0.0, 3), (math.inf, 1)])
+def test_after_two_passes_it_goes_on_until_it_is_near_the_teacher(
+    near: float, stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("htcompress.finetuning.distill._STAGE", 40)
+    monkeypatch.setattr("htcompress.finetuning.distill._NEAR", near)
+    options = FineTuning(learning_rate=1e-2, check_every=10)
+    history = distill(tagger(4), tagger(), lambda: numbered(0, 20), options=options)
+    assert history[-1].step == sum(40 * 2**i for i in range(stages))
+
+
+def test_without_a_teacher_two_passes_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("htcompress.finetuning.distill._STAGE", 40)
+    options = FineTuning(learning_rate=1e-2, check_every=10)
+    history = distill(tagger(4), None, passes(20, targets=True), loss=nn.CrossEntropyLoss(), options=options)
+    assert history[-1].step == 40
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 15), (2.5, 38), (0.01, 1)])
