@@ -14,6 +14,9 @@ from htcompress.sources.keras_layouts import Layout
 _ENGINE = ("keras.src.engine.", "keras.engine.")
 """Where Keras 2 has kept the classes of models."""
 
+_HELD = ("layer", "backward_layer", "cell", "cells")
+"""Where the configuration of a layer has those of other layers: today's Keras looks for their classes by module alone."""
+
 _CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}
 
 
@@ -62,6 +65,11 @@ def _modern(node: Any) -> Any:
         return made
     if isinstance(config.get("layers"), list):
         _count_from_zero(config)
+    for held in _HELD:
+        for inner in config[held] if isinstance(config.get(held), list) else [config.get(held)]:
+            if isinstance(inner, dict) and "class_name" in inner:
+                inner.setdefault("module", "keras.layers")
+                inner.setdefault("registered_name", None)
     for module in _ENGINE:
         if str(made.get("module")).startswith(module):
             made["module"] = f"keras.src.models.{made['module'].removeprefix(module)}"

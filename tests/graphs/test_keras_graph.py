@@ -218,6 +218,38 @@ def test_settings_that_are_no_more(tmp_path: Path) -> None:
     assert np.abs(values["old"] - run("GRU", gru, run("LSTM", lstm, x))).max() < 1e-5
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_layers_in_layers_of_older_files_name_no_module(tmp_path: Path, backward: bool) -> None:
+    rng = np.random.default_rng(0)
+    both = [arrays_of("LSTM", rng) for _ in range(2)]
+    dense = [rng.standard_normal(s).astype(np.float32) for s in ((10, 2), (2,))]
+    inner = layer("LSTM", "rec", units=5, return_sequences=True)
+    other = layer("LSTM", "back", units=5, return_sequences=True, go_backwards=True)
+    config = model(
+        layer(
+            "Bidirectional",
+            "bi",
+            layer=inner,
+            merge_mode="concat",
+            batch_input_shape=[None, None, INPUTS],
+            **({"backward_layer": other} if backward else {}),
+        ),
+        layer("TimeDistributed", "each", layer=layer("Dense", "out", units=2, activation="linear")),
+    )
+    names = ("bi/forward_rec/cell", "bi/back/cell" if backward else "bi/backward_rec/cell")
+    owned = {
+        "bi": {
+            key: array for name, arrays in zip(names, both, strict=True) for key, array in named(name, arrays).items()
+        },
+        "each": named("each", dense, ("kernel", "bias")),
+    }
+    path = legacy(tmp_path / "m.h5", owned, config)
+    x = frames()
+    values = assert_proven(KerasGraph.read(path), 1, bi_input=x)
+    states = [run("LSTM", both[0], x), run("LSTM", both[1], x[:, ::-1])[:, ::-1]]
+    assert np.abs(values["each"] - (np.concatenate(states, axis=2) @ dense[0] + dense[1])).max() < 1e-5
+
+
 def test_hard_sigmoids_of_older_files_have_their_own_slope(tmp_path: Path) -> None:
     """The default of gates until Keras 2.3; version 3 has made it flatter, and would answer otherwise."""
     rng = np.random.default_rng(0)
