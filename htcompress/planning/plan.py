@@ -139,6 +139,12 @@ def plan_model(
         asked += " parameters" if goal.bytes is None else " bytes"
         chosen, ladders = _within_budget(targets, budget, least, asked)
         frontier = _frontier(targets, ladders, budget) if ladders else ()
+        if exponents and unit.width is not None:
+            # Nor is what is stored beside the matrices a reason to be worse than rounding all without it.
+            bare = problems(False)
+            rounded = _rounded_alike(bare, budget)
+            if rounded is not None and _error(rounded) < _error(chosen):
+                targets, chosen = bare, rounded
     plans, index = [], 0
     for layer in layers:
         directions = {}
