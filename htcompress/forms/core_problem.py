@@ -11,6 +11,7 @@ import opt_einsum
 import torch
 from torch import Tensor
 
+from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import RowRoot
 from htcompress.matrix.network import Network, equation
 from htcompress.matrix.stored import StoredMatrix
@@ -27,6 +28,9 @@ _WIDEST_MOMENT = 4096
 
 _WHOLE_CORE = 1536
 """The most numbers of a core whose quadratic is formed; that of a larger one is taken for a product."""
+
+_ON_THE_WAY = 1 << 24
+"""The most numbers that a contraction of two copies of a factor may come to on the way: 128 MB."""
 
 _SINGULAR = 1e-9
 """Of the mean eigenvalue: keeps what decides nothing where it is."""
@@ -122,8 +126,8 @@ def core_problem(matrix: StoredMatrix, feedback: Feedback, t: int) -> CoreProble
         own = feedback.rows if index == 0 else feedback.cols
         return CoreProblem(torch.linalg.solve(other, towards.T).T, own, Moment(other))
     weights = _of_rows(root) if index == 0 else _Weights(metric.seen_inputs, ridge=metric.shrinkage[1])
-    place = network.cores.index(t)
-    factor = _Factor(network.network, [every[k] for k in network.cores], place, other)
+    identities = [not isinstance(matrix.cores[k], Tensor) for k in network.cores]
+    factor = _Factor.of(network.network, [every[k] for k in network.cores], identities, network.cores.index(t), other)
     if core.numel() <= _WHOLE_CORE:
         moment = factor.moment(weights, range(len(factor.axes)))
         step = torch.linalg.solve(damped(moment, _SINGULAR), factor.gradient(weigh(towards - factors[index] @ other)))
@@ -161,40 +165,58 @@ def _of_rows(root: RowRoot) -> _Weights:
 
 @dataclass(frozen=True, eq=False)
 class _Factor:
-    """A factor as a contraction of cores, of which number `at` is in question.
+    """A factor as a contraction of a core in question with others.
 
     Attributes:
+        layout: the factor's.
+        axes, sizes: of the core in question, those that are one by way of an identity by one name.
+        others: the other cores that are no such identity.
+        rank: the axis that meets the other factor.
         other: S (r, r), the Gram matrix of the other factor.
     """
 
-    network: Network
-    operands: Sequence[Tensor]
-    at: int
+    layout: Layout
+    axes: tuple[str, ...]
+    sizes: tuple[int, ...]
+    others: tuple[Operand, ...]
+    rank: str
     other: Tensor
 
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """Those of the core in question."""
-        return self.network.legs[self.at]
+    @classmethod
+    def of(
+        cls, network: Network, cores: Sequence[Tensor], identities: Sequence[bool], at: int, other: Tensor
+    ) -> _Factor:
+        """The factor of a network with core `at` in question.
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Their sizes."""
-        return self.network.shapes[self.at]
+        Written out, an identity between two axes would have what is contracted carry both: times the rank for nothing.
+        """
+        name: dict[str, str] = {}
+        kept = []
+        for k, (core, legs, shape) in enumerate(zip(cores, network.legs, network.shapes, strict=True)):
+            if k == at:
+                continue
+            joined = [name.get(leg, leg) for leg, size in zip(legs, shape, strict=True) if size > 1]
+            if identities[k] and len(joined) == 2:
+                # A mode, and an axis of the core in question, keep their names.
+                first, second = sorted(joined, key=lambda leg: (leg[0] != "m", leg not in network.legs[at]))
+                name = {leg: first if now == second else now for leg, now in name.items()} | {second: first}
+            else:
+                kept.append((core.reshape(shape), legs))
+        rank = f"n{network.layout.tree.order - 1}"
+
+        def named(legs: Sequence[str]) -> tuple[str, ...]:
+            return tuple(name.get(leg, leg) for leg in legs)
+
+        others = tuple((tensor, named(legs)) for tensor, legs in kept)
+        return cls(network.layout, named(network.legs[at]), network.shapes[at], others, named([rank])[0], other)
 
     @property
     def _modes(self) -> tuple[str, ...]:
-        return tuple(f"m{k}" for k in range(self.network.layout.tree.order))
-
-    @property
-    def _rank(self) -> str:
-        """The axis that meets the other factor."""
-        return f"n{self.network.layout.tree.order - 1}"
+        return tuple(f"m{k}" for k in range(self.layout.tree.order))
 
     def gradient(self, apart: Tensor) -> Tensor:
         """Half of the error's gradient at the core, turned round, flat: what `apart` (size, r) is by way of it."""
-        found = _contracted([self._folded(apart.T, self._rank), *self._others()], self.axes)
-        return found.reshape(-1)
+        return _contracted([self._folded(apart.T, self.rank), *self.others], self.axes).reshape(-1)
 
     def moment(self, weights: _Weights, kept: Sequence[int]) -> Tensor:
         """The quadratic over some axes of the core, a matrix; its trace over all others."""
@@ -203,34 +225,32 @@ class _Factor:
         traced = [axis for axis in self.axes if axis not in axes]
         out = (*axes, *(f"{axis}'" for axis in axes))
         total = torch.zeros(size, size, dtype=torch.float64)
-        tied = _tied((self.other, (self._rank, f"{self._rank}'")), traced)
-        if weights.seen is not None:
-            own = _joined([self._folded(weights.seen, "s"), *self._others()], ["s", *self.axes, self._rank])
-            copies = [own, *_primed([own], dict.fromkeys(["s", *traced]))]
-            total += _contracted([*copies, tied], out).reshape(size, size)
+        modes = self._modes
         # What is one axis of both copies is two of the core's, and the same.
-        same = dict.fromkeys([*self._modes, *traced])
         sizes = dict(zip(self.axes, self.sizes, strict=True))
-        both = [axis for axis in self._modes if axis in axes]
-        eyes = [(torch.eye(sizes[axis], dtype=torch.float64), (axis, f"{axis}'")) for axis in both]
+        eyes = [(torch.eye(sizes[axis], dtype=torch.float64), (axis, f"{axis}'")) for axis in modes if axis in axes]
+
+        tied = _tied((self.other, (self.rank, f"{self.rank}'")), traced)
+
+        def added(factor: Sequence[Operand], summed: Sequence[str], between: Sequence[Operand]) -> Tensor:
+            own = tuple(dict.fromkeys([*summed, *self.axes, self.rank]))
+            same = dict.fromkeys([*summed, *traced])
+            return _squared(factor, own, same, between, out).reshape(size, size)
+
+        if weights.seen is not None:
+            total += added([self._folded(weights.seen, "s"), *self.others], ("s",), [tied])
         if weights.diagonal is not None:
             roots, legs = self._folded(weights.diagonal.sqrt()[None], "s")
-            own = _joined([(roots[0], legs[1:]), *self._others()], [*self._modes, *self.axes, self._rank])
-            total += _contracted([own, *_primed([own], same), *eyes, tied], out).reshape(size, size)
+            total += added([(roots[0], legs[1:]), *self.others], modes, [*eyes, tied])
         if weights.ridge > 0:
             # Padding counts like the rest: what stands for it alone is held where it is.
-            lost = prod(sizes[axis] for axis in self._modes if axis in traced)
-            copies = [*self._others(), *_primed(self._others(), same)]
-            total += weights.ridge * lost * _contracted([*copies, *eyes, tied], out).reshape(size, size)
+            lost = prod(sizes[axis] for axis in modes if axis in traced)
+            total += weights.ridge * lost * added(self.others, modes, [*eyes, tied])
         return total
-
-    def _others(self) -> list[Operand]:
-        found = zip(self.operands, self.network.legs, self.network.shapes, strict=True)
-        return [(core.reshape(shape), legs) for k, (core, legs, shape) in enumerate(found) if k != self.at]
 
     def _folded(self, vectors: Tensor, name: str) -> Operand:
         """Vectors (n, size) in the factor's row modes, padding appended."""
-        layout = self.network.layout
+        layout = self.layout
         missing = prod(layout.row_modes) - layout.rows
         padded = torch.nn.functional.pad(vectors, (0, missing))
         return padded.reshape(len(vectors), *layout.row_modes), (name, *self._modes)
@@ -247,18 +267,65 @@ def _tied(between: Operand, traced: Sequence[str]) -> Operand:
     return (tensor.diagonal(), (first,)) if first in traced else (tensor, (first, second))
 
 
+def _squared(
+    operands: Sequence[Operand],
+    own: Sequence[str],
+    same: Mapping[str, object],
+    between: Sequence[Operand],
+    out: Sequence[str],
+) -> Tensor:
+    """What operands come to, times itself: two copies that share the axes `same`, and what stands `between` them.
+
+    In one go, where no more than `_ON_THE_WAY` numbers come of it on the way. Elsewhere each copy is joined first, by
+    parts of an axis that is summed over; `own` are the axes of a copy.
+    """
+    copies = [*operands, *_primed(operands, same), *between]
+    if _on_the_way(copies, out) <= _ON_THE_WAY:
+        return _contracted(copies, out)
+    sizes = {leg: size for tensor, legs in operands for leg, size in zip(legs, tensor.shape, strict=True)}
+    numbers = prod(sizes.get(leg, 1) for leg in own)
+    along = max((leg for leg in same if leg in sizes and leg not in out), key=lambda leg: sizes[leg])
+    most = max(1, sizes[along] * _ON_THE_WAY // numbers)
+    total: Tensor | float = 0.0
+    for start in range(0, sizes[along], most):
+        part = [_sliced(operand, along, start, most) for operand in operands]
+        copy = _joined(part, own)
+        total = total + _contracted(
+            [copy, *_primed([copy], same), *(_sliced(o, along, start, most) for o in between)], out
+        )
+    return torch.as_tensor(total)
+
+
+def _on_the_way(operands: Sequence[Operand], out: Sequence[str]) -> float:
+    """The most numbers that a contraction comes to at a time."""
+    known, legs = _known(operands, out), [legs for _, legs in operands]
+    shapes = [tuple(tensor.shape) for tensor, _ in operands]
+    _, info = opt_einsum.contract_path(equation(legs, known), *shapes, shapes=True, optimize="auto")
+    return float(info.largest_intermediate)
+
+
+def _sliced(operand: Operand, along: str, start: int, most: int) -> Operand:
+    """An operand with a part of an axis, where it has that."""
+    tensor, legs = operand
+    if along not in legs:
+        return operand
+    axis = legs.index(along)
+    return tensor.narrow(axis, start, min(most, tensor.shape[axis] - start)), legs
+
+
+def _known(operands: Sequence[Operand], out: Sequence[str]) -> tuple[str, ...]:
+    """The axes of `out` that operands have."""
+    have = {leg for _, legs in operands for leg in legs}
+    return tuple(leg for leg in dict.fromkeys(out) if leg in have)
+
+
 def _contracted(operands: Sequence[Operand], out: Sequence[str]) -> Tensor:
     """A contraction over `out`; axes that no operand has are of size one, and left out."""
     return _joined(operands, out)[0]
 
 
 def _joined(operands: Sequence[Operand], out: Sequence[str]) -> Operand:
-    """One operand in the place of several, with the axes of `out` that they have.
-
-    Two copies that are joined first are multiplied as matrices. Contracted in one go, what comes of them on the way may
-    have the axes of both at once: gigabytes for a core of 500 numbers in a layer of 8,192 rows.
-    """
-    have = {leg for _, legs in operands for leg in legs}
+    """One operand in the place of several, with the axes of `out` that they have."""
     tensors, legs = zip(*operands, strict=True)
-    known = tuple(leg for leg in dict.fromkeys(out) if leg in have)
+    known = _known(operands, out)
     return opt_einsum.contract(equation(legs, known), *tensors, backend="torch", optimize="auto"), known
