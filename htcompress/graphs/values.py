@@ -11,6 +11,7 @@ from onnx import TensorProto
 from htcompress.graphs.branches import every_graph, first_output, inner_graphs
 from htcompress.graphs.node import Place
 from htcompress.graphs.nodes import Constants, refusal
+from htcompress.graphs.sizes import Sizes
 
 Shape = tuple[int | str | None, ...]
 """Sizes of axes: numbers, names of those that are open, None where nothing is known."""
@@ -56,6 +57,7 @@ class Values:
                 self.shapes[value.name] = tuple(
                     d.dim_value if d.dim_value > 0 else d.dim_param or None for d in kind.shape.dim
                 )
+        self._sizes = Sizes(self.makers, self.constants, self.shapes)
         self._first: dict[str, str] = {}
         self._find_equal()
 
@@ -112,11 +114,13 @@ class Values:
 
     def attribute(self, node: onnx.NodeProto, name: str, place: int, default: object = None) -> object:
         """What is said as an attribute in older opsets and as an input in later ones; the default if not at all."""
-        for given in node.attribute:
-            if given.name == name:
-                return onnx.helper.get_attribute_value(given)
+        for said in node.attribute:
+            if said.name == name:
+                return onnx.helper.get_attribute_value(said)
         if place and len(node.input) > place and node.input[place]:
-            found = self.constants(node.input[place])
+            given = node.input[place]
+            found = self.constants(given)
+            found = self._sizes(given) if found is None else found
             return default if found is None else found.tolist()
         return default
 

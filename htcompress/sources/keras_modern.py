@@ -15,7 +15,7 @@ _ENGINE = ("keras.src.engine.", "keras.engine.")
 """Where Keras 2 has kept the classes of models."""
 
 _HELD = ("layer", "backward_layer", "cell", "cells")
-"""Where the configuration of a layer has those of other layers: today's Keras looks for their classes by module alone."""
+"""Where the configuration of a layer has those of other layers: Keras 3 looks for their classes by module."""
 
 _CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}
 

@@ -110,6 +110,42 @@ def test_what_torch_exports(tmp_path: Path) -> None:
     assert file.session().passed == {"h": "h_n", "c": "c_n", "s": "s_n", "t": "t_n"}
 
 
+class Chunked(nn.Module):
+    """A GRU's step written by hand; its exporter computes where `chunk` cuts, for the batch is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(6, 5)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        own = self.rnn
+        i, z, n = nn.functional.linear(x, own.weight_ih_l0, own.bias_ih_l0).chunk(3, -1)
+        j, y, m = nn.functional.linear(h, own.weight_hh_l0, own.bias_hh_l0).chunk(3, -1)
+        r, u = torch.sigmoid(i + j), torch.sigmoid(z + y)
+        return (1 - u) * torch.tanh(n + r * m) + u * h
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cuts_that_follow_from_sizes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Chunked().eval()
+    torch.onnx.export(
+        module,
+        (torch.randn(2, 6), torch.randn(2, 5)),
+        str(tmp_path / "chunked.onnx"),
+        dynamo=False,
+        input_names=["x", "h"],
+        output_names=["h_n"],
+        dynamic_axes={name: {0: "batch"} for name in ("x", "h", "h_n")},
+    )
+    model = onnx.load(str(tmp_path / "chunked.onnx"))
+    assert {"Shape", "Div", "Slice"} <= {node.op_type for node in model.graph.node}
+    file = OnnxFile.read(tmp_path / "chunked.onnx")
+    assert file.left == {}
+    assert torch.equal(file.nodes[0].weights["weight_hh_l0"], module.rnn.weight_hh_l0)
+    assert_same_answers(model, file.model)
+
+
 LEFT: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "a sequence": (sequence, "LSTM cell (92 % of the numbers), but is computed 3 times with the same matrices"),
     "read inside": (lambda: spoilt("read inside"), "has an inner value"),
