@@ -252,7 +252,7 @@ def tuned(
             observer.stage("fine-tuning further" if progress.step else "fine-tuning", total)
         observer.advance(progress.step, f"loss {progress.loss:.3g}, best {progress.best:.3g}")
 
-    distill(
+    history = distill(
         compact,
         None if teacher is None else copied(teacher, sharing=teacher.parameters()),
         batches,
@@ -263,6 +263,8 @@ def tuned(
         together=together,
         checkpoints=checkpoints,
     )
+    if history[-1].best >= history[0].loss:
+        observer.message(f"Fine-tuning has gained nothing in {history[-1].step} steps: the model stays as it was.")
     for module in stand_ins(compact).values():
         module.round()
 

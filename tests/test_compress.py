@@ -254,6 +254,13 @@ def test_what_was_not_measured_is_none() -> None:
     assert times.decompose is not None
 
 
+def test_fine_tuning_that_gains_nothing_is_told() -> None:
+    listener = Listener()
+    options = FineTuning(steps=3, learning_rate=0.0)
+    htcompress.compress(tagger(), budget=300, layout="svd", training=batches(), finetuning=options, observer=listener)
+    assert listener.messages == ["Fine-tuning has gained nothing in 3 steps: the model stays as it was."]
+
+
 def test_a_compressed_model_without_a_finite_metric_is_not_measured() -> None:
     values = iter([1.0, float("inf"), 2.0])
     listener = Listener()

@@ -59,7 +59,7 @@ UnitOrderOption = Annotated[
 ]
 Finetune = Annotated[bool, typer.Option("--finetune/--no-finetune", help="Distil from the dense model.")]
 Steps = Annotated[
-    str | None, typer.Option(metavar="N", help="Steps of fine-tuning.", show_default="400, and more where data is much")
+    str | None, typer.Option(metavar="N", help="Steps of fine-tuning.", show_default="400, and more while they help")
 ]
 Epochs = Annotated[str | None, typer.Option(metavar="N", help="Instead, passes over the training data.")]
 TimeLimit = Annotated[

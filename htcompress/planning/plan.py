@@ -210,9 +210,9 @@ def _within_budget(
 ) -> tuple[list[Chosen], list[Ladders]]:
     if least > budget:
         raise UnreachableError(
-            f"The {asked} cannot be reached: the most compact form of these "
-            f"{len(targets)} layer(s) and direction(s) stores {least}. Ask for a budget of at least {least}, or "
-            f"widen --scope or --layout if you narrowed them.",
+            f"The {asked} cannot be reached: the most compact form of these {len(targets)} layer(s) and direction(s) "
+            f"stores {least}. Ask for a budget of at least {targets[0].unit.asked(least)}, or widen --scope, --layout, "
+            f"--format or --bits if you narrowed them.",
             least=least,
         )
     if targets[0].unit.width is not None and sum(target.dense_size for target in targets) <= budget:

@@ -29,6 +29,10 @@ class Unit:
         """The size of so many words of 32 bits."""
         return words if self.width is None else 4 * words
 
+    def asked(self, size: int) -> str:
+        """A size as a budget of it is asked for."""
+        return f"{size}" if self.width is None else f"{size}B"
+
     @property
     def codes(self) -> bool:
         """Whether numbers count and are codes, those of dense matrices, too."""

@@ -241,7 +241,8 @@ def read_legacy(path: Path, size: int) -> TorchFile:
         if following() != _MAGIC:
             raise DamagedError(
                 "is a Python pickle that torch.save has not written; reading such could run code. Where you trust "
-                "it, load it in a script of your own"
+                'it, load it in a script of your own and keep its arrays with numpy.savez("model.npz", **arrays), '
+                "which is read as it is"
             )
         if following() != _VERSION:
             raise DamagedError("is of a version of torch.save that is not known")

@@ -204,8 +204,12 @@ def study(
     found = [points.point(job) for job in jobs]
     reports = {case.name: points.report(case) for case in asked if points.report(case) is not None}
     if not reports:
-        least = min(point.least for point in found if point.least is not None)
-        raise UnreachableError(f"None of the budgets can be reached; the smallest that can is {least}.", least=least)
+        least, unit = min(
+            (point.least, "" if point.case.bytes is None else "B") for point in found if point.least is not None
+        )
+        raise UnreachableError(
+            f"None of the budgets can be reached; the smallest that can is {least}{unit}.", least=least
+        )
     first = next(report for report in reports.values() if report is not None)
     observer.stage("measuring latencies")
     measured, said = source.latencies(points.folder, list(reports))
@@ -334,7 +338,8 @@ def _run(jobs: Sequence[Job], points: _Points, total: int, place: Place, observe
 
 def _told(made: Made) -> str:
     if made.report is None:
-        return f"{made.case.name} cannot be reached; the smallest budget is {made.least}."
+        unit = "" if made.case.bytes is None else "B"
+        return f"{made.case.name} cannot be reached; the smallest budget is {made.least}{unit}."
     q = made.report.quality
     quality = "" if q.final is None else f", {q.metric} {q.final:.4f}"
     return f"{made.case.name} stores {made.report.totals.parameters_after:,} numbers{quality}."

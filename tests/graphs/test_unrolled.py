@@ -323,3 +323,12 @@ def test_inspect(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ended = htc("inspect", "sequence.onnx")
     assert ended.code == 2
     assert "looks like an unrolled LSTM cell (92 % of the numbers), but is computed 3 times" in ended.err
+
+
+def test_a_file_that_runs_needs_none(htc: Command, tmp_path: Path) -> None:
+    onnx.save(node_model("LSTM"), str(tmp_path / "model.onnx"))
+    ended = htc("init", tmp_path / "model.onnx", "-o", tmp_path / "task.py")
+    assert ended.code == 2
+    assert "needs no task" in ended.err
+    assert "--calibration inputs.npz" in ended.err
+    assert not (tmp_path / "task.py").exists()

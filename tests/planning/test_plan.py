@@ -114,6 +114,13 @@ def test_the_smallest_budget_is_named_and_works(model: Two) -> None:
         plan_model(layers, Goal(budget=least - 1))
 
 
+def test_the_smallest_budget_of_bytes_is_named_as_one(model: Two) -> None:
+    layers = inventory_of_model(model)
+    with pytest.raises(UnreachableError, match=r"budget of at least \d+B, or") as caught:
+        plan_model(layers, Goal(bytes=3))
+    plan_model(layers, Goal(bytes=caught.value.least))
+
+
 @pytest.mark.parametrize("error", [0.5, 0.1, 0.01, 1e-4])
 def test_errors_hold_or_the_matrix_is_dense(model: Two, error: float) -> None:
     """Measured on the stored float32 numbers, by reconstruction."""
