@@ -20,7 +20,7 @@ from torch import Tensor
 from htcompress.forms.core_problem import Feedback
 from htcompress.forms.dense import DenseMatrix
 from htcompress.forms.form import Choice, Ladder, MatrixSearch, Search, front
-from htcompress.forms.rounding import Rounded, rounded_plainly, rounded_with_feedback, spread
+from htcompress.forms.rounding import Rounded, can_be_turned, rounded_plainly, rounded_with_feedback, spread
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.storage import Codec, codec_within
 from htcompress.storage.integer import Integer
@@ -36,8 +36,15 @@ _FLOATS = {2: torch.float16, 4: torch.float32, 8: torch.float64}
 _TRIED = 4
 """Bits of the trial."""
 
-_EACH = 3
-"""One choice of so many is tried."""
+_TRIALS = 6
+"""The choices of a matrix that are tried, at most; as many folded ones."""
+
+_NEAR = 2
+"""The choices on either side of one that is chosen that are rounded, too: what rounding comes to is a draw of luck."""
+
+_TURNS, _TURNED = 8, 1 << 18
+"""How often a matrix that is chosen is rounded, its bases turned otherwise each time, and of how many numbers in all.
+Where one direction is much larger than the others the error is anything from one to three times the least."""
 
 _FEEDBACK = 0.3
 """What feedback leaves of the loss, before anything was rounded with it."""
@@ -45,24 +52,28 @@ _FEEDBACK = 0.3
 
 @dataclass(frozen=True, eq=False)
 class CodedChoice(Choice):
-    """A choice in so many bits a number; `expected`: not rounded yet."""
+    """A choice in so many bits a number; `expected`: not rounded yet, `source`: what was rounded."""
 
     bits: int = WIDEST
     expected: bool = True
+    source: StoredMatrix | None = None
 
 
-def coded(choice: Choice, feedback: Feedback, bits: int) -> CodedChoice:
-    """A choice as it is stored in so many bits a number, its error what it comes to."""
+def coded(choice: Choice, feedback: Feedback, bits: int, seed: int = 0) -> CodedChoice:
+    """A choice as it is stored in so many bits a number, its error what it comes to with bases turned by the seed."""
     if bits not in INTEGER_BITS:
         raise ValueError(f"Numbers are whole in {INTEGER_BITS} bits, not in {bits}.")
     dense = choice.matrix is None or choice.matrix.is_dense
-    made = rounded_with_feedback(_spread(None if dense else choice.matrix, feedback), feedback, bits)
-    return CodedChoice(choice.parameters, made.error, made.matrix, made.bytes, _named(made), bits, expected=False)
+    own = None if dense else choice.matrix
+    made = rounded_with_feedback(_spread(own, feedback, seed), feedback, bits)
+    return CodedChoice(
+        choice.parameters, made.error, made.matrix, made.bytes, _named(made), bits, expected=False, source=own
+    )
 
 
-def _spread(matrix: StoredMatrix | None, feedback: Feedback) -> StoredMatrix:
+def _spread(matrix: StoredMatrix | None, feedback: Feedback, seed: int = 0) -> StoredMatrix:
     """What is rounded of a matrix; None: of the dense one."""
-    return DenseMatrix(feedback.dense.best) if matrix is None else spread(matrix)
+    return DenseMatrix(feedback.dense.best) if matrix is None else spread(matrix, seed)
 
 
 def _named(made: Rounded) -> Mapping[str, tuple[Integer, Tensor | None]]:
@@ -115,7 +126,7 @@ class CodedSearch(Search):
 
     @cached_property
     def smallest(self) -> int:
-        every = [c for c in self._base_ladder.choices if c.matrix is not None or self.rounds_dense]
+        every = [c for c in self._base_ladder.every if c.matrix is not None or self.rounds_dense]
         return min((self.bytes_of(c, bits) for c in every[:1] for bits in self.bits), default=self.dense.size)
 
     @cached_property
@@ -144,7 +155,7 @@ class CodedSearch(Search):
         """What the trial loses beyond the choice's own error; between those that were tried, what theirs come to."""
         if choice.matrix is None:
             return self._lost_by_dense
-        numbers, lost = self._trials
+        numbers, lost = self._trials[choice.matrix.folds]
         return float(np.exp(np.interp(log(choice.parameters), numbers, lost)))
 
     @cached_property
@@ -152,11 +163,14 @@ class CodedSearch(Search):
         return self._tried(self.base.dense)
 
     @cached_property
-    def _trials(self) -> tuple[list[float], list[float]]:
-        """The logarithms of some choices' numbers, ascending, and of what rounding them lost."""
-        every = [choice for choice in self._base_ladder.choices if choice.matrix is not None]
-        some = [choice for k, choice in enumerate(every) if k % _EACH == 0 or k == len(every) - 1]
-        return [log(choice.parameters) for choice in some], [log(self._tried(choice)) for choice in some]
+    def _trials(self) -> dict[bool, tuple[list[float], list[float]]]:
+        """The logarithms of some choices' numbers, ascending, and of what rounding them lost; the folded ones apart."""
+        found = {}
+        for folds in (False, True):
+            alike = [c for c in self._base_ladder.every if c.matrix is not None and c.matrix.folds is folds]
+            some = [*alike[:: -(-len(alike) // (_TRIALS - 1)) or 1], *alike[-1:]]
+            found[folds] = [log(c.parameters) for c in some], [log(self._tried(c)) for c in some]
+        return found
 
     def _tried(self, choice: Choice) -> float:
         tried = rounded_plainly(_spread(choice.matrix, self.feedback), self.target, _TRIED).error
@@ -195,6 +209,14 @@ class CodedSearch(Search):
             numbers -= max(1, -(-(taken - size) * 8 // choice.bits))
         return None
 
+    def polished(self, choice: Choice) -> Choice:
+        if not isinstance(choice, CodedChoice) or choice.source is None or not can_be_turned(choice.source):
+            return choice
+        whole = replace(choice, matrix=choice.source)
+        turns = min(_TURNS, 1 + _TURNED // choice.parameters)
+        others = (coded(whole, self.feedback, choice.bits, seed) for seed in range(1, turns))
+        return min([choice, *others], key=lambda c: c.error)
+
     def cheapest(self, rtol: float) -> Choice:
         """Errors are kept by a search in numbers."""
         return self.base.cheapest(rtol)
@@ -210,22 +232,30 @@ class CodedSearch(Search):
         return choice if choice.matrix is None else replace(choice, error=self.target.error_of(choice.matrix))
 
 
+_Kind = tuple[int, bool, bool]
+"""What tells the choices of a matrix apart: its numbers, whether it is dense, and whether it is folded."""
+
+
+def _kind(choice: Choice) -> _Kind:
+    return choice.parameters, choice.is_dense, choice.matrix is not None and choice.matrix.folds
+
+
 @dataclass(frozen=True, eq=False)
 class CodedLadder(Ladder):
     """The choices of a `CodedSearch`, some of them rounded as they will be stored.
 
     Attributes:
         base: the choices in numbers.
-        known: those that were rounded, by their numbers and bits.
+        known: those that were rounded, by what they are of and their bits.
     """
 
     search: CodedSearch
     base: Ladder
-    known: Mapping[tuple[int, int], CodedChoice] = field(default_factory=dict)
+    known: Mapping[tuple[_Kind, int], CodedChoice] = field(default_factory=dict)
 
     @cached_property
     def choices(self) -> Sequence[Choice]:
-        kept = [choice for choice in self.base.choices if choice.matrix is not None]
+        kept = [choice for choice in self.base.every if choice.matrix is not None]
         found = [self._as(choice, bits) for choice in kept for bits in self.search.bits]
         own = self.search.base.dense
         # What rounding a large matrix loses is dear to find out.
@@ -241,25 +271,25 @@ class CodedLadder(Ladder):
             base = base.improved(own) or base
             own = self._own(base, choice)
         made = self.search.stored(own, choice.bits)
-        return replace(self, base=base, known={**self.known, (choice.parameters, choice.bits): made})
+        return replace(self, base=base, known={**self.known, (_kind(choice), choice.bits): made})
 
     def neighbours(self, choice: Choice) -> Sequence[Choice]:
         at = next((k for k, c in enumerate(self.choices) if self._key(c) == self._key(choice)), None)
-        return [] if at is None else [*self.choices[max(0, at - 1) : at], *self.choices[at + 1 : at + 2]]
+        return [] if at is None else [*self.choices[max(0, at - _NEAR) : at], *self.choices[at + 1 : at + 1 + _NEAR]]
 
     def _own(self, base: Ladder, choice: CodedChoice) -> Choice:
         """The choice in numbers that one stands for."""
-        same = (c for c in base.choices if c.parameters == choice.parameters and (c.matrix is None) == choice.is_dense)
+        same = (c for c in base.every if _kind(c) == _kind(choice))
         # One that refinement of another has left behind stands for itself.
         return next(same, Choice(choice.parameters, choice.error, choice.matrix))
 
     @staticmethod
-    def _key(choice: Choice) -> tuple[int, int]:
-        return choice.parameters, choice.bits if isinstance(choice, CodedChoice) else WIDEST
+    def _key(choice: Choice) -> tuple[_Kind, int]:
+        return _kind(choice), choice.bits if isinstance(choice, CodedChoice) else WIDEST
 
     def _as(self, choice: Choice, bits: int) -> CodedChoice:
         """A choice in so many bits, rounded or expected."""
-        known = self.known.get((choice.parameters, bits))
+        known = self.known.get((_kind(choice), bits))
         if known is not None:
             return known
         error = choice.error
@@ -274,10 +304,10 @@ class CodedLadder(Ladder):
     @cached_property
     def _feedbacks(self) -> dict[int, float]:
         ratios: dict[int, list[float]] = {}
-        by_numbers = {c.parameters: c for c in self.base.choices}
-        for (numbers, bits), choice in self.known.items():
-            if bits in INTEGER_BITS and numbers in by_numbers:
-                own = by_numbers[numbers]
+        by_kind = {_kind(c): c for c in self.base.every}
+        for (kind, bits), choice in self.known.items():
+            if bits in INTEGER_BITS and kind in by_kind:
+                own = by_kind[kind]
                 ratio = (choice.error - own.error) / (self.search.lost(own) * _LOST[bits] / _LOST[_TRIED])
                 for key in (bits, 0):
                     ratios.setdefault(key, []).append(log(min(3.0, max(1e-2, ratio))))

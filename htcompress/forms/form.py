@@ -89,6 +89,11 @@ class Ladder(ABC):
     def choices(self) -> Sequence[Choice]:
         """A Pareto front by ascending sizes, the dense matrix at its end."""
 
+    @property
+    def every(self) -> Sequence[Choice]:
+        """These, and others that they beat as they are, but not by much: rounded they may stand otherwise."""
+        return self.choices
+
     @abstractmethod
     def improved(self, choice: Choice) -> Ladder | None:
         """The ladder with one of its choices refined; None where that would gain nothing."""
@@ -149,6 +154,10 @@ class Search(ABC):
     def rounded(self, bits: int) -> Choice | None:
         """The dense matrix in so many bits a number; None where that is no candidate."""
         return None
+
+    def polished(self, choice: Choice) -> Choice:
+        """A choice that will be stored, made as good as it can be at its size."""
+        return choice
 
     @abstractmethod
     def cheapest(self, rtol: float) -> Choice:

@@ -6,16 +6,16 @@ returns something worse than it at the same number of parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from math import inf, log
+from math import inf
 
 from torch import Tensor
 
-from htcompress.forms.form import Choice, Ladder, MatrixSearch, Problem, front
+from htcompress.forms.form import Choice, MatrixSearch, Problem
 from htcompress.forms.ht import HTMatrix
 from htcompress.forms.ht_decompose import Candidate, Half, RootSplit, Side, SplitCandidate, WholeCandidate, rank_cap
+from htcompress.forms.ht_ladder import HTLadder, folded
 from htcompress.forms.refine import ITERATIONS, refine_cores
 from htcompress.matrix.blocks import LARGE
 from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings, with_slabs
@@ -27,8 +27,8 @@ from htcompress.vocabulary import LayoutKind
 
 # All of these trade time for error. They were chosen by trial on the sample models.
 
-_LADDER_RATIO = 1.45
-"""From one budget of the ladder to the next."""
+_LADDER_RATIO, _SVD_RATIO = 1.45, 1.1
+"""From one budget of the ladder to the next, and from one truncated SVD to the next: what these lose is known."""
 
 _GLIMPSED, _VERIFIED = 2, 8
 """Candidates, those of the lowest bounds, that are decomposed and measured, on the ladder and in the end. With 3 in
@@ -37,6 +37,10 @@ place of 8 the sample loses 29 % of its outputs at 5,000 numbers, and not 26."""
 _REFINED, _GLANCE, _FINISHED = 4, 15, 2
 """How many of those are refined for a while, by how many iterations, and how many of the best then to the end. With two
 and one the sample in 2.5 kB answers .896, .668, .914 and .891 of the clips, by the seed; so .896, .903, .914, .900."""
+
+_RIVAL = 2.0
+"""How many times the error of the best choice that of a truncated SVD is at most to stay on the ladder beside it:
+rounding loses more of cores that are multiplied with each other, and refinement gains at folded ones alone."""
 
 _KEPT_FOLDINGS, _ROUNDS = 3, 2
 """Foldings of the columns that are kept, and how often the best of them are split further."""
@@ -285,10 +289,11 @@ class HTSearch(MatrixSearch):
 
     @cached_property
     def _ladder(self) -> HTLadder:
-        made = HTLadder(self, tuple(self._rungs))
+        made = HTLadder(self.glanced, tuple(self._rungs), self.dense)
         if not self.metric.is_plain:
             # A matrix of one row or column has no rung: nothing stores it in fewer numbers than it has.
-            for rung in (*self._rungs[len(self._rungs) // 2 :][:1], *self._rungs[-1:]):
+            refinable = [rung for rung in self._rungs if folded(rung)]
+            for rung in (*refinable[len(refinable) // 2 :][:1], *refinable[-1:]):
                 made = made.improved(rung) or made
         return made
 
@@ -305,9 +310,10 @@ class HTSearch(MatrixSearch):
             budget = max(budget + 1, budget * _LADDER_RATIO)
         goals.append(self.max_parameters)
         found = [choice for goal in goals if (choice := self.best(goal)) is not None]
+        found += self._truncated(found)
         # One choice may be the best of several goals.
         once: list[Choice] = []
-        for choice in found:
+        for choice in sorted(found, key=lambda c: c.parameters):
             if choice.matrix is not None and all(choice.matrix is not other.matrix for other in once):
                 once.append(choice)
         # What has lost is asked for no more.
@@ -315,6 +321,18 @@ class HTSearch(MatrixSearch):
         for form in self.candidates:
             form.let_go()
         return once
+
+    def _truncated(self, beside: Sequence[Choice]) -> list[Choice]:
+        """Truncated SVDs that may be rivals of what is chosen among all; of small matrices they are had for little."""
+        found: list[Choice] = []
+        ratio = _LADDER_RATIO if self._is_large else _SVD_RATIO
+        for index, path in enumerate(self._paths):
+            for point in path if self._is_svd(index) else []:
+                best = min((choice.error for choice in beside if choice.parameters <= point.parameters), default=inf)
+                apart = not found or point.parameters >= ratio * found[-1].parameters
+                if apart and point.tail <= _RIVAL * best:
+                    found.append(self._measured(index, point.ranks))
+        return found
 
     def cheapest(self, rtol: float) -> Choice:
         """The fewest numbers whose relative error (in the metric) is at most `rtol`, measured in float32.
@@ -349,45 +367,3 @@ class HTSearch(MatrixSearch):
                     by = limit / max(error, 1e-300)
                     share *= min(2.0, max(1.05, by)) if error <= limit else max(0.1, 0.95 * by)
         return best
-
-
-@dataclass(frozen=True, eq=False)
-class HTLadder(Ladder):
-    """The choices of an `HTSearch` for a rising series of budgets, some of them refined.
-
-    What refinement will gain differs from matrix to matrix: the errors of choices that were not refined are what they
-    would come to at the gain of the nearest one that was.
-
-    Attributes:
-        rungs: as they were decomposed, by ascending numbers.
-        refined: some of them refined, by their place among the rungs.
-    """
-
-    search: HTSearch
-    rungs: tuple[Choice, ...]
-    refined: Mapping[int, Choice] = field(default_factory=dict)
-
-    @cached_property
-    def choices(self) -> Sequence[Choice]:
-        """A Pareto front by ascending numbers, the dense matrix at its end."""
-        return front([*map(self._expected, range(len(self.rungs))), self.search.dense])
-
-    def improved(self, choice: Choice) -> HTLadder | None:
-        """The ladder with a choice refined; None where it has been, or that would gain nothing."""
-        at = next((k for k, rung in enumerate(self.rungs) if rung.matrix is choice.matrix), None)
-        if at is None or at in self.refined or self.search.metric.is_plain:
-            return None
-        return replace(self, refined={**self.refined, at: self.search.glanced(self.rungs[at])})
-
-    def neighbours(self, choice: Choice) -> Sequence[Choice]:
-        """The choices next to one of them."""
-        at = next((k for k, rung in enumerate(self.choices) if rung.matrix is choice.matrix), None)
-        return [] if at is None else [*self.choices[max(0, at - 1) : at], *self.choices[at + 1 : at + 2]]
-
-    def _expected(self, at: int) -> Choice:
-        if at in self.refined or not self.refined:
-            return self.refined.get(at, self.rungs[at])
-        raw = self.rungs[at]
-        nearest = min(self.refined, key=lambda k: abs(log(self.rungs[k].parameters / raw.parameters)))
-        before, after = self.rungs[nearest].error, self.refined[nearest].error
-        return replace(raw, error=raw.error * (after / before if before > 0 else 1.0))

@@ -44,12 +44,17 @@ class Rounded:
         return sum(codec.bytes(tuple(core.shape), torch.float32) for codec, core in pairs if codec is not None)
 
 
-def spread(matrix: StoredMatrix) -> StoredMatrix:
-    """The same matrix from cores whose numbers are alike."""
+def spread(matrix: StoredMatrix, seed: int = 0) -> StoredMatrix:
+    """The same matrix from cores whose numbers are alike; its bases are turned as the seed has it."""
     balanced = matrix.balance()
     if isinstance(balanced, HTMatrix):
-        return HTMatrix(balanced.layout, turned(balanced.tensor))
+        return HTMatrix(balanced.layout, turned(balanced.tensor, seed))
     return balanced
+
+
+def can_be_turned(matrix: StoredMatrix) -> bool:
+    """Whether `spread` gives another matrix for another seed."""
+    return isinstance(matrix, HTMatrix)
 
 
 def rounded_plainly(matrix: StoredMatrix, target: WeightedMatrix, bits: int) -> Rounded:

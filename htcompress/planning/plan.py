@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -234,6 +234,7 @@ def _within_budget(
             break
     give_back()
     chosen = _spend([(option.recipe, option.choices) for option in options], budget)
+    chosen = _each(chosen, lambda search, choice: search.polished(choice))
     rounded = _rounded_alike(targets, budget)
     if rounded is not None and _error(rounded) < _error(chosen):
         chosen = rounded
@@ -300,14 +301,14 @@ def _rounded_alike(targets: Sequence[DirectionProblem], budget: int) -> list[Cho
         if any(len(choices) < len(recipe.parts) for recipe, choices in whole):
             return None
         if sum(map(_size, whole)) <= budget:
-            return _exact(whole)
+            return _each(whole, lambda search, choice: search.exact(choice))
     return None
 
 
-def _exact(chosen: Sequence[Chosen]) -> list[Chosen]:
-    """The same with errors as they come to."""
+def _each(chosen: Sequence[Chosen], work: Callable[[Search, Choice], Choice]) -> list[Chosen]:
+    """The same, with something done to each choice."""
     return [
-        (recipe, tuple(part.search.exact(choice) for part, choice in zip(recipe.parts, choices, strict=True)))
+        (recipe, tuple(work(part.search, choice) for part, choice in zip(recipe.parts, choices, strict=True)))
         for recipe, choices in chosen
     ]
 
@@ -333,7 +334,7 @@ def allocate(frontiers: Sequence[Sequence[Option]], budget: int) -> list[Option]
 
 def _spend(chosen: list[Chosen], budget: int) -> list[Chosen]:
     """Give what the frontiers' coarse steps left over to the matrices, in the order of their errors."""
-    chosen = _exact(chosen)
+    chosen = _each(chosen, lambda search, choice: search.exact(choice))
     spread = [
         (index, k, part.weight * choices[k].error)
         for index, (recipe, choices) in enumerate(chosen)

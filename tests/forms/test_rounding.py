@@ -121,6 +121,37 @@ def test_choices_in_bytes(form: Format) -> None:
         assert better is None or better.size <= made.size + 40
 
 
+@pytest.mark.parametrize("form", [Format.HT, Format.TT, Format.SVD])
+def test_what_will_be_stored_is_rounded_in_several_bases(form: Format) -> None:
+    base = search_of(matrix().float(), metric(), form=form.value, max_parameters=500, gates=4)
+    search = CodedSearch(base, (4,), width=4, dense=True)
+    better = 0
+    for choice in search.ladder().choices:
+        made = search.exact(choice)
+        polished = search.polished(made)
+        assert (polished.size, polished.parameters) == (made.size, made.parameters)
+        assert polished.error <= made.error
+        assert search.polished(made).error == polished.error
+        if polished.error < made.error:
+            better += 1
+            assert polished.matrix is not None
+            assert search.target.error_of(polished.matrix) == pytest.approx(polished.error)
+    assert (better > 0) == (form is not Format.TT)
+
+
+def test_truncated_svds_stay_beside_what_is_folded() -> None:
+    search = search_of(matrix().float(), metric(), max_parameters=500, gates=4)
+    ladder = search.ladder()
+    every = [choice for choice in ladder.every if choice.matrix is not None]
+    assert [c.parameters for c in every] == sorted(c.parameters for c in every)
+    plain = [c for c in every if c.matrix is not None and not c.matrix.folds]
+    assert plain
+    assert len(plain) < len(every)
+    assert {id(c.matrix) for c in ladder.choices} <= {id(c.matrix) for c in ladder.every}
+    # What they lose is known: no gain of refinement is expected of them.
+    assert all(c.error == pytest.approx(search.target.error_of(c.matrix), rel=1e-4) for c in plain if c.matrix)
+
+
 def test_a_dense_matrix_that_does_not_fit_is_not_rounded() -> None:
     base = search_of(matrix().float(), metric(), max_parameters=500, gates=4)
     every = CodedSearch(base, INTEGER_BITS, width=4, dense=True)

@@ -102,6 +102,22 @@ def test_never_worse_than_rounding_all_at_equal_bytes(name: str, bits: int) -> N
     assert sum(m.choice.error for m in chosen) <= total * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+@pytest.mark.parametrize("part", some([3, 5, 8, 12], 8))
+def test_all_layouts_together_lose_no_more_than_svds_alone(name: str, part: int) -> None:
+    """But for the luck of rounding; folded candidates leave truncated SVDs on the ladder."""
+    kind = {"LSTM": nn.LSTM, "GRU": nn.GRU}[name]
+    torch.manual_seed(part)
+    model = kind(20, 32, batch_first=True)
+    layers, seen = inventory_of_model(model), collect(model, [(x,) for x in batches(model)])
+    size = sum(4 * p.numel() for p in model.parameters()) // part
+    lost = {}
+    for layout in (LayoutKind.AUTO, LayoutKind.SVD):
+        plan = plan_model(layers, Goal(bytes=size, layout=layout), seen)
+        lost[layout] = sum(m.choice.error for x in plan.layers for d in x.directions.values() for m in d.matrices)
+    assert lost[LayoutKind.AUTO] <= 1.1 * lost[LayoutKind.SVD]
+
+
 @pytest.mark.parametrize("bits", some([16, *INTEGER_BITS], 5))
 def test_one_number_of_bits_for_all(bits: int) -> None:
     model = MODELS["GRU"]()
