@@ -280,11 +280,12 @@ def _squared(
     parts of an axis that is summed over; `own` are the axes of a copy.
     """
     copies = [*operands, *_primed(operands, same), *between]
-    if _on_the_way(copies, out) <= _ON_THE_WAY:
-        return _contracted(copies, out)
     sizes = {leg: size for tensor, legs in operands for leg, size in zip(legs, tensor.shape, strict=True)}
+    summed = [leg for leg in same if leg in sizes and leg not in out]
+    if not summed or _on_the_way(copies, out) <= _ON_THE_WAY:
+        return _contracted(copies, out)
     numbers = prod(sizes.get(leg, 1) for leg in own)
-    along = max((leg for leg in same if leg in sizes and leg not in out), key=lambda leg: sizes[leg])
+    along = max(summed, key=lambda leg: sizes[leg])
     most = max(1, sizes[along] * _ON_THE_WAY // numbers)
     total: Tensor | float = 0.0
     for start in range(0, sizes[along], most):

@@ -23,13 +23,13 @@ class HTLadder(Ladder):
     they would come to at the gain of the nearest one that was. A truncated SVD is where it is best.
 
     Attributes:
-        glanced: refines a choice a little.
+        glanced: refines a choice a little; None where that would gain nothing.
         rungs: as they were decomposed, by ascending numbers.
         dense: the matrix as it is.
         refined: some of them refined, by their place among the rungs.
     """
 
-    glanced: Callable[[Choice], Choice]
+    glanced: Callable[[Choice], Choice] | None
     rungs: tuple[Choice, ...]
     dense: Choice
     refined: Mapping[int, Choice] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class HTLadder(Ladder):
     def improved(self, choice: Choice) -> HTLadder | None:
         """The ladder with a choice refined; None where it has been, or that would gain nothing."""
         at = next((k for k, rung in enumerate(self.rungs) if rung.matrix is choice.matrix), None)
-        if at is None or at in self.refined or not folded(choice):
+        if self.glanced is None or at is None or at in self.refined or not folded(choice):
             return None
         return replace(self, refined={**self.refined, at: self.glanced(self.rungs[at])})
 

@@ -289,12 +289,11 @@ class HTSearch(MatrixSearch):
 
     @cached_property
     def _ladder(self) -> HTLadder:
-        made = HTLadder(self.glanced, tuple(self._rungs), self.dense)
-        if not self.metric.is_plain:
-            # A matrix of one row or column has no rung: nothing stores it in fewer numbers than it has.
-            refinable = [rung for rung in self._rungs if folded(rung)]
-            for rung in (*refinable[len(refinable) // 2 :][:1], *refinable[-1:]):
-                made = made.improved(rung) or made
+        made = HTLadder(None if self.metric.is_plain else self.glanced, tuple(self._rungs), self.dense)
+        # A matrix of one row or column has no rung: nothing stores it in fewer numbers than it has.
+        refinable = [rung for rung in self._rungs if folded(rung)]
+        for rung in (*refinable[len(refinable) // 2 :][:1], *refinable[-1:]):
+            made = made.improved(rung) or made
         return made
 
     def glanced(self, choice: Choice) -> Choice:

@@ -13,7 +13,7 @@ from searching import search_of
 from torch import Tensor
 
 from htcompress.forms.coded import CodedChoice, CodedSearch
-from htcompress.forms.core_problem import Feedback, core_problem
+from htcompress.forms.core_problem import Feedback, _sliced, core_problem
 from htcompress.forms.dense import DenseMatrix
 from htcompress.forms.dense_search import DenseLadder
 from htcompress.forms.ht import HTMatrix
@@ -75,6 +75,31 @@ def test_the_problem_of_a_core_is_the_error(layout: Layout, gradients: str, cent
             curvature = torch.autograd.functional.hessian(error, best.detach()) / 2
             off = problem.rows.matrix - torch.diag(problem.rows.matrix.diagonal())
             assert torch.allclose(off, curvature - torch.diag(curvature.diagonal()), atol=1e-6 * curvature.abs().max())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.row_modes}x{layout.col_modes}")
+@pytest.mark.parametrize("gradients", ["matrix", "diagonal", "none"])
+def test_a_problem_is_the_same_by_parts(layout: Layout, gradients: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = WeightedMatrix.of(matrix(), metric(gradients=gradients))
+    found = rounded_ht(target, layout)
+    stored = [t for t, core in enumerate(found.cores) if isinstance(core, Tensor)]
+    wanted = [core_problem(found, Feedback(target), t) for t in stored]
+    parts = 0
+
+    def sliced(*given: Any) -> Any:
+        nonlocal parts
+        parts += 1
+        return _sliced(*given)
+
+    monkeypatch.setattr("htcompress.forms.core_problem._ON_THE_WAY", 100)
+    monkeypatch.setattr("htcompress.forms.core_problem._sliced", sliced)
+    for t, own in zip(stored, wanted, strict=True):
+        other = core_problem(found, Feedback(target), t)
+        assert torch.allclose(other.best, own.best, rtol=1e-6, atol=1e-6 * float(own.best.abs().max()))
+        for a, b in ((other.rows, own.rows), (other.cols, own.cols)):
+            assert (a is None) == (b is None)
+            assert a is None or b is None or torch.allclose(a.matrix, b.matrix, atol=1e-9 * float(b.matrix.abs().max()))
+    assert (parts > 0) == found.folds
 
 
 @pytest.mark.parametrize("bits", INTEGER_BITS)
