@@ -15,7 +15,7 @@ from torch import Tensor
 from htcompress.forms.form import Choice, MatrixSearch, Problem
 from htcompress.forms.ht import HTMatrix
 from htcompress.forms.ht_decompose import Candidate, Half, RootSplit, Side, SplitCandidate, WholeCandidate, rank_cap
-from htcompress.forms.ht_ladder import HTLadder, folded
+from htcompress.forms.ht_ladder import HTLadder
 from htcompress.forms.refine import ITERATIONS, refine_cores
 from htcompress.matrix.blocks import LARGE
 from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings, with_slabs
@@ -40,7 +40,7 @@ and one the sample in 2.5 kB answers .896, .668, .914 and .891 of the clips, by 
 
 _RIVAL = 2.0
 """How many times the error of the best choice that of a truncated SVD is at most to stay on the ladder beside it:
-rounding loses more of cores that are multiplied with each other, and refinement gains at folded ones alone."""
+rounding loses more of cores that are multiplied with each other."""
 
 _KEPT_FOLDINGS, _ROUNDS = 3, 2
 """Foldings of the columns that are kept, and how often the best of them are split further."""
@@ -289,10 +289,10 @@ class HTSearch(MatrixSearch):
 
     @cached_property
     def _ladder(self) -> HTLadder:
-        made = HTLadder(None if self.metric.is_plain else self.glanced, tuple(self._rungs), self.dense)
+        rungs, beside = self._rungs
+        made = HTLadder(None if self.metric.is_plain else self.glanced, tuple(rungs), tuple(beside), self.dense)
         # A matrix of one row or column has no rung: nothing stores it in fewer numbers than it has.
-        refinable = [rung for rung in self._rungs if folded(rung)]
-        for rung in (*refinable[len(refinable) // 2 :][:1], *refinable[-1:]):
+        for rung in (*rungs[len(rungs) // 2 :][:1], *rungs[-1:]):
             made = made.improved(rung) or made
         return made
 
@@ -301,7 +301,8 @@ class HTSearch(MatrixSearch):
         return self._refined(choice, iterations=_GLANCE)
 
     @cached_property
-    def _rungs(self) -> list[Choice]:
+    def _rungs(self) -> tuple[list[Choice], list[Choice]]:
+        """The best choices for a rising series of budgets, and truncated SVDs that may be rivals of them."""
         budget = float(self._least)
         goals = []
         while budget < self.max_parameters:
@@ -309,17 +310,17 @@ class HTSearch(MatrixSearch):
             budget = max(budget + 1, budget * _LADDER_RATIO)
         goals.append(self.max_parameters)
         found = [choice for goal in goals if (choice := self.best(goal)) is not None]
-        found += self._truncated(found)
         # One choice may be the best of several goals.
         once: list[Choice] = []
-        for choice in sorted(found, key=lambda c: c.parameters):
+        for choice in found:
             if choice.matrix is not None and all(choice.matrix is not other.matrix for other in once):
                 once.append(choice)
+        rivals = [c for c in self._truncated(once) if all(c.matrix is not other.matrix for other in once)]
         # What has lost is asked for no more.
         self._known.clear()
         for form in self.candidates:
             form.let_go()
-        return once
+        return once, rivals
 
     def _truncated(self, beside: Sequence[Choice]) -> list[Choice]:
         """Truncated SVDs that may be rivals of what is chosen among all; of small matrices they are had for little."""
