@@ -10,8 +10,8 @@ from htcompress.errors import RequestError
 from htcompress.files import replacing
 from htcompress.model.inventory import inventory, names_of, tensor_names
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.sources.read import identified, read_checkpoint
-from htcompress.sources.recognise import Container
+from htcompress.sources.read import read_checkpoint
+from htcompress.sources.recognise import Container, recognise
 
 _SHOWN = 40
 """Tensors beside the recurrent layers that are listed."""
@@ -76,11 +76,12 @@ def write_task(
         raise RequestError(f"{place} exists, and is left as it is. Give another with -o.")
     if not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
         raise RequestError(f"The folder {place.parent} cannot be written to; give another file with -o.")
-    what, *_ = identified(checkpoint) if Path(checkpoint).is_file() else (None,)
-    if what is Container.ONNX:
+    file = Path(checkpoint)
+    if file.is_file() and file.stat().st_size and recognise(file, file.stat().st_size) is Container.ONNX:
         raise RequestError(
-            f"{checkpoint} is {what}, which runs from its own file and needs no task: record its inputs by their names "
-            f"with numpy.savez, and run htcompress convert {checkpoint} --budget 20kB --calibration inputs.npz."
+            f"{checkpoint} is {Container.ONNX}, which runs from its own file and needs no task: record its inputs by "
+            f"their names with numpy.savez, and run "
+            f"htcompress convert {checkpoint} --budget 20kB --calibration inputs.npz."
         )
     read = read_checkpoint(checkpoint, weights=weights, names=names)
     layers = inventory(read.tensors, source=str(checkpoint))

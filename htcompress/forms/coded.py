@@ -155,7 +155,7 @@ class CodedSearch(Search):
         """What the trial loses beyond the choice's own error; between those that were tried, what theirs come to."""
         if choice.matrix is None:
             return self._lost_by_dense
-        numbers, lost = self._trials[choice.matrix.folds]
+        numbers, lost = self._trials[choice.folds]
         return float(np.exp(np.interp(log(choice.parameters), numbers, lost)))
 
     @cached_property
@@ -167,7 +167,7 @@ class CodedSearch(Search):
         """The logarithms of some choices' numbers, ascending, and of what rounding them lost; the folded ones apart."""
         found = {}
         for folds in (False, True):
-            alike = [c for c in self._base_ladder.every if c.matrix is not None and c.matrix.folds is folds]
+            alike = [c for c in self._base_ladder.every if c.matrix is not None and c.folds is folds]
             some = [*alike[:: -(-len(alike) // (_TRIALS - 1)) or 1], *alike[-1:]]
             found[folds] = [log(c.parameters) for c in some], [log(self._tried(c)) for c in some]
         return found
@@ -237,7 +237,7 @@ _Kind = tuple[int, bool, bool]
 
 
 def _kind(choice: Choice) -> _Kind:
-    return choice.parameters, choice.is_dense, choice.matrix is not None and choice.matrix.folds
+    return choice.parameters, choice.is_dense, choice.folds
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,6 +44,11 @@ class Choice:
         """Whether the matrix is kept as it is."""
         return self.matrix is None
 
+    @property
+    def folds(self) -> bool:
+        """Whether it is folded: neither the dense matrix, nor a truncated SVD."""
+        return self.matrix is not None and self.matrix.folds
+
 
 @dataclass(frozen=True)
 class Columns:

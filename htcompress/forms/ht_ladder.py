@@ -10,11 +10,6 @@ from math import log
 from htcompress.forms.form import Choice, Ladder, front
 
 
-def folded(choice: Choice) -> bool:
-    """Whether a choice has cores that refinement may gain something at: not the dense matrix, nor a truncated SVD."""
-    return choice.matrix is not None and choice.matrix.folds
-
-
 @dataclass(frozen=True, eq=False)
 class HTLadder(Ladder):
     """The choices of an `HTSearch` for a rising series of budgets, some of them refined.
@@ -44,8 +39,8 @@ class HTLadder(Ladder):
     @cached_property
     def every(self) -> Sequence[Choice]:
         """Folded choices and truncated SVDs by ascending numbers; the latter are where they are best."""
-        gains = {at: choice for at, choice in self.refined.items() if folded(choice)}
-        rungs = [self._expected(at, gains) if folded(rung) else rung for at, rung in enumerate(self.rungs)]
+        gains = {at: choice for at, choice in self.refined.items() if choice.folds}
+        rungs = [self._expected(at, gains) if rung.folds else rung for at, rung in enumerate(self.rungs)]
         return [*sorted([*rungs, *self.beside], key=lambda choice: choice.parameters), self.dense]
 
     def improved(self, choice: Choice) -> HTLadder | None:
