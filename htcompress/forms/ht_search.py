@@ -30,6 +30,9 @@ from htcompress.vocabulary import LayoutKind
 _LADDER_RATIO, _SVD_RATIO = 1.45, 1.1
 """From one budget of the ladder to the next, and from one truncated SVD to the next: what these lose is known."""
 
+_CLOSE = LARGE
+"""Numbers of the factor on the columns' side up to which truncated SVDs stand so close: each holds a part of it."""
+
 _GLIMPSED, _VERIFIED = 2, 8
 """Candidates, those of the lowest bounds, that are decomposed and measured, on the ladder and in the end. With 3 in
 place of 8 the sample loses 29 % of its outputs at 5,000 numbers, and not 26."""
@@ -90,8 +93,13 @@ class HTSearch(MatrixSearch):
         return min(cap, max(paid, _MOST_FACTOR // cols, 1))
 
     @property
+    def _most_factor(self) -> int:
+        """Numbers of the factor on the columns' side, at most."""
+        return self.matrix.shape[1] * self._cap
+
+    @property
     def _is_large(self) -> bool:
-        return self.matrix.shape[1] * self._cap > LARGE
+        return self._most_factor > LARGE
 
     @cached_property
     def _split(self) -> RootSplit:
@@ -323,9 +331,9 @@ class HTSearch(MatrixSearch):
         return once, rivals
 
     def _truncated(self, beside: Sequence[Choice]) -> list[Choice]:
-        """Truncated SVDs that may be rivals of what is chosen among all; of small matrices they are had for little."""
+        """Truncated SVDs that may be rivals of what is chosen among all."""
         found: list[Choice] = []
-        ratio = _LADDER_RATIO if self._is_large else _SVD_RATIO
+        ratio = _SVD_RATIO if self._most_factor <= _CLOSE else _LADDER_RATIO
         for index, path in enumerate(self._paths):
             for point in path if self._is_svd(index) else []:
                 best = min((choice.error for choice in beside if choice.parameters <= point.parameters), default=inf)
