@@ -13,6 +13,7 @@ from htcompress.finetuning.scales import Scales, in_order, scales_of, spreads
 from htcompress.finetuning.stream import Item, Share
 from htcompress.finetuning.taught import Answer
 from htcompress.finetuning.together import Together
+from htcompress.task import output_of
 
 
 class HeldOut:
@@ -36,6 +37,13 @@ class HeldOut:
         with torch.no_grad():
             mean = self._mean(self._loss)
         return mean if math.isfinite(mean) else math.inf
+
+    def try_student(self) -> None:
+        """Run the student on the first of the batches, if this process has any."""
+        self._objective.student.eval()
+        for arguments, _ in self._items[:1]:
+            with torch.no_grad():
+                output_of(self._objective.student, arguments, source="training()")
 
     def distance(self) -> float:
         """The mean distance of the student's outputs from the teacher's."""

@@ -26,9 +26,7 @@ def without_packing(model: nn.Module | None) -> Iterator[None]:
     modules = [] if model is None else list(recurrent_modules(model).values())
     large = [m for m in modules if any(p.numel() >= _LARGE and p.device.type == "cpu" for p in m.parameters())]
     patched = [(module, vars(module).get("forward")) for module in large]
-    with warnings.catch_warnings():
-        # Torch's own setting of the flag warns of graphics cards that nobody asked for.
-        warnings.filterwarnings("ignore", message="TF32 acceleration")
+    with _flag_unwarned():
         for module in large:
             module.forward = _plain(module.forward)
         try:
@@ -38,6 +36,21 @@ def without_packing(model: nn.Module | None) -> Iterator[None]:
                 del module.forward
                 if before is not None:
                     module.forward = before
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """While this lasts, all layers run torch's own kernels on a CPU."""
+    with _flag_unwarned(), torch.backends.mkldnn.flags(enabled=False):
+        yield
+
+
+@contextmanager
+def _flag_unwarned() -> Iterator[None]:
+    """Torch's own setting of the flag warns of graphics cards that nobody asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration")
+        yield
 
 
 def _plain(forward: Any) -> Any:
