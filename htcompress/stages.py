@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -42,6 +42,7 @@ from htcompress.model.plain import without_packing
 from htcompress.model.proof import Answer, Proof, answer
 from htcompress.model.replace import copied, stand_ins, with_stand_ins
 from htcompress.model.statistics import DirectionStatistics, collect
+from htcompress.model.threads import threads_for_matrices
 from htcompress.model.units import arrange_units, unit_orders
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.recurrent import HTRecurrent, module_class
@@ -176,7 +177,7 @@ def arranged(
     asked = goal.folds and goal.units is not UnitOrder.KEEP and goal.error is None
     if statistics is None or batch is None or not asked:
         return Arrangement(model, layers, statistics)
-    with on_the_cpu():
+    with on_the_cpu(), _threads_for(layers):
         if goal.units is UnitOrder.AUTO:
             orders = unit_orders(layers, statistics)
             if has_room_for(orders, layers, goal):
@@ -189,12 +190,18 @@ def arranged(
     return Arrangement(found.model, layers, found.statistics, moved=found.orders)
 
 
+def _threads_for(layers: list[DenseLayer]) -> AbstractContextManager[None]:
+    """As many threads as the work on the layers' matrices is worth."""
+    matrices = [matrix for layer in layers for own in layer.directions.values() for matrix in (own.ih, own.hh)]
+    return threads_for_matrices(max((matrix.numel() for matrix in matrices), default=0))
+
+
 def planned(
     layers: list[DenseLayer], goal: Goal, statistics: Statistics | None, orders: Orders | None, observer: Observer
 ) -> Plan:
     """Which form every matrix gets; see `plan_model`."""
     observer.stage("decomposing")
-    with torch.no_grad(), on_the_cpu():
+    with torch.no_grad(), on_the_cpu(), _threads_for(layers):
         plan = plan_model(layers, goal, statistics, orders)
     # Searches and their ladders hold each other; of small matrices they hold less than looking for them is worth.
     give_back(collect=sum(layer.settings.dense_parameters for layer in layers) > DOUBLED)

@@ -26,7 +26,7 @@ from htcompress.finetuning.taught import Answer
 from htcompress.finetuning.together import Alone, Together
 from htcompress.isolation import RandomState, seeded
 from htcompress.model.plain import without_packing
-from htcompress.model.threads import threads_that_pay
+from htcompress.model.threads import threads_for_model
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.states import cut_off, states_kept
 from htcompress.request import FineTuning
@@ -145,7 +145,7 @@ class _Run:
         self.optimizer: torch.optim.Optimizer | None = None
 
     def go(self) -> list[Progress]:
-        with threads_that_pay(self.held.try_student):
+        with threads_for_model(self.held.try_student):
             return self._gone()
 
     def _gone(self) -> list[Progress]:

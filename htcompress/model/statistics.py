@@ -19,6 +19,7 @@ from htcompress.errors import TaskError
 from htcompress.matrix.metric import EXACT_LIMIT
 from htcompress.model.inventory import check_parameters
 from htcompress.model.replace import dense_stand_ins, recurrent_modules, stand_ins, with_stand_ins
+from htcompress.model.threads import ThreadsForRuns
 from htcompress.nn.gates import GateWeights
 from htcompress.nn.states import cut_off
 from htcompress.nn.watched import Passage
@@ -166,26 +167,23 @@ def collect(
     gathered: dict[str, dict[str, _Gathered]] = {}
     count = 0
     units: list[Tensor | None] = []
+    threads = ThreadsForRuns()
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         for arguments in batches:
             passages.clear()
-            output = call(probed, fresh(arguments))
             count += 1
-            # Where nothing passed through a layer, its output may owe it nothing.
-            if passages:
-                parts = _reached(output)
-                units = units_of(parts) if len(units) != len(parts) else units
-                _projected(parts, units, generator).backward()
-            for name, passage in passages:
-                directions = gathered.setdefault(name, {})
-                if passage.direction not in directions:
-                    directions[passage.direction] = _Gathered(_Reservoir(generator))
-                if passage.z.grad is not None:
-                    inputs, *deltas = _flat(gates[name][passage.direction], passage)
-                    if not bool(torch.isfinite(inputs).all()):
+            with threads():
+                output = call(probed, fresh(arguments))
+                # Where nothing passed through a layer, its output may owe it nothing.
+                if passages:
+                    parts = _reached(output)
+                    units = units_of(parts) if len(units) != len(parts) else units
+                    _projected(parts, units, generator).backward()
+            with threads.told():
+                for name, passage in passages:
+                    if not _added(gathered.setdefault(name, {}), passage, gates[name], generator):
                         check_parameters(model, "The model")
                         raise TaskError(_not_finite(count, arguments, name or "the model"))
-                    directions[passage.direction].add(inputs, *deltas)
             cut_off(probed)
             if on_batch is not None:
                 on_batch(count)
@@ -199,6 +197,21 @@ def collect(
         }
         for name, directions in gathered.items()
     }
+
+
+def _added(
+    directions: dict[str, _Gathered], passage: Passage, gates: Mapping[str, GateWeights], generator: torch.Generator
+) -> bool:
+    """Add what passed through a direction to its sums; whether it was finite."""
+    if passage.direction not in directions:
+        directions[passage.direction] = _Gathered(_Reservoir(generator))
+    if passage.z.grad is None:
+        return True
+    inputs, *deltas = _flat(gates[passage.direction], passage)
+    if not bool(torch.isfinite(inputs).all()):
+        return False
+    directions[passage.direction].add(inputs, *deltas)
+    return True
 
 
 def _not_finite(count: int, arguments: Sequence[Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""How many threads a model's runs are worth."""
+"""How many threads work is worth: by its size and not by the clock, so that it comes to the same numbers everywhere."""
 
 from __future__ import annotations
 
@@ -18,35 +18,74 @@ _PAYS = 800_000
 train LSTMs whose products have 90 to 520 thousand in .85 to 1.07 of one core's time, with 1.2 million in .73; where
 waiting threads sleep, or something else runs, the small ones take two to ten times as long."""
 
+_LARGE = 1 << 21
+"""Numbers of a matrix from which on its decompositions are worth sharing. Two cores with nothing else to do choose the
+forms of matrices of up to a million in .93 to 1.15 of one core's time."""
+
+_aten = torch.ops.aten
+_PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.convolution)
+
 
 @contextmanager
-def threads_that_pay(run: Callable[[], object]) -> Iterator[None]:
+def threads_for_model(run: Callable[[], object]) -> Iterator[None]:
     """While this lasts torch has one thread where the products of a model's run are too small to share.
-
-    What decides is what the run multiplies, not the clock: the same work always comes to the same numbers.
 
     Args:
         run: runs the model; it is called here, once, unless there is one thread anyway.
     """
-    before = torch.get_num_threads()
-    if before > 1 and _mean_product(run) < _PAYS:
-        torch.set_num_threads(1)
-    try:
+    worth = ThreadsForRuns()
+    if torch.get_num_threads() > 1:
+        drawn = RandomState.now()
+        try:
+            with worth():
+                run()
+        finally:
+            drawn.restore()
+    with worth.told():
         yield
+
+
+@contextmanager
+def threads_for_matrices(largest: int) -> Iterator[None]:
+    """While this lasts torch has one thread where the largest matrix has few numbers."""
+    with _threads(1 if largest < _LARGE else torch.get_num_threads()):
+        yield
+
+
+class ThreadsForRuns:
+    """How many threads a model's runs are worth. The first tells, which has one thread."""
+
+    def __init__(self) -> None:
+        self._threads: int | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Around each run."""
+        if self._threads is not None:
+            with _threads(self._threads):
+                yield
+            return
+        # One operation of oneDNN is a whole layer.
+        with _threads(1) as before, without_onednn(), _Products() as products:
+            yield
+        self._threads = before if products.mean >= _PAYS else 1
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Around what is like the runs; all threads where there was none."""
+        with _threads(torch.get_num_threads() if self._threads is None else self._threads):
+            yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[int]:
+    """So many threads; gives how many there were."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield before
     finally:
         torch.set_num_threads(before)
-
-
-def _mean_product(run: Callable[[], object]) -> float:
-    """Multiplications of a matrix product or convolution of a run; 0 where there is none."""
-    drawn = RandomState.now()
-    try:
-        # One operation of oneDNN is a whole layer.
-        with without_onednn(), _Products() as products:
-            run()
-    finally:
-        drawn.restore()
-    return products.multiplications / max(1, products.count)
 
 
 class _Products(TorchDispatchMode):
@@ -56,11 +95,15 @@ class _Products(TorchDispatchMode):
         super().__init__()
         self.count = self.multiplications = 0
 
+    @property
+    def mean(self) -> float:
+        """Multiplications of a product; 0 where there is none."""
+        return self.multiplications / max(1, self.count)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        counted = flop_registry.get(func._overloadpacket)
-        if counted is not None:
+        if func.overloadpacket in _PRODUCTS:
             self.count += 1
-            # It counts additions as well.
-            self.multiplications += counted(*args, **(kwargs or {}), out_val=made) // 2
+            # The registry counts additions as well.
+            self.multiplications += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=made) // 2
         return made

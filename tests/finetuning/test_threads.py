@@ -1,4 +1,4 @@
-"""Small models are trained by one thread, and by how many is no matter of the clock."""
+"""Small models have one thread, so that what is made of them is the same on any number of cores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import htcompress
 from htcompress.finetuning.distill import distill
-from htcompress.model.threads import threads_that_pay
+from htcompress.model.threads import threads_for_matrices, threads_for_model
 from htcompress.request import FineTuning
 
 
@@ -21,7 +21,7 @@ def _three_threads() -> object:
 
 
 def _lasting(model: nn.Module, x: Tensor) -> int:
-    with torch.no_grad(), threads_that_pay(lambda: model(x)):
+    with torch.no_grad(), threads_for_model(lambda: model(x)):
         return torch.get_num_threads()
 
 
@@ -49,7 +49,7 @@ def test_nothing_is_drawn_and_errors_leave_the_threads() -> None:
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    with pytest.raises(ZeroDivisionError), threads_that_pay(lambda: torch.rand(7)):
+    with pytest.raises(ZeroDivisionError), threads_for_model(lambda: torch.rand(7)):
         raise ZeroDivisionError
     assert torch.get_num_threads() == 3
     assert torch.equal(torch.rand(3), wanted)
@@ -67,6 +67,36 @@ class Seen(nn.Module):
         if torch.is_grad_enabled():
             self.threads.add(torch.get_num_threads())
         return self.rnn(x)[0]
+
+
+def _made(threads: int) -> dict[str, Tensor]:
+    """What comes of a small model by so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.manual_seed(0)
+        dense = Seen().eval()
+        data = [(torch.randn(4, 9, 6),) for _ in range(6)]
+        student = htcompress.compress(dense, budget="1kB", calibration=data).model
+        distill(student, dense, lambda: ((batch, None) for batch in data), options=FineTuning(steps=5))
+        assert torch.get_num_threads() == threads
+        return student.state_dict()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_small_model_becomes_the_same_on_any_number_of_cores() -> None:
+    alone, shared = _made(1), _made(3)
+    assert alone.keys() == shared.keys()
+    assert all(torch.equal(shared[name], tensor) for name, tensor in alone.items())
+
+
+@pytest.mark.usefixtures("_three_threads")
+def test_matrices_of_few_numbers_have_one_thread() -> None:
+    for numbers, threads in ((1 << 20, 1), (1 << 22, 3)):
+        with threads_for_matrices(numbers):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 3
 
 
 @pytest.mark.usefixtures("_three_threads")
