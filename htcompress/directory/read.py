@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ def assembled(
     state = renamed(state, own)
     try:
         with user_code():
-            missing, unknown = compact.load_state_dict(state, strict=False)
+            missing, unknown = _loaded(compact, state)
         problems = [f"has {name}, unknown to the model" for name in unknown] if strict else []
         held = compact.state_dict()
         here = [held[name] for name in held if name in state]
@@ -227,13 +228,25 @@ def assembled(
             f"has {name} of shape {tuple(state[name].shape)}, the model {tuple(tensor.shape)}"
             for name, tensor in held.items()
             if isinstance(tensor, Tensor) and isinstance(state.get(name), Tensor) and state[name].shape != tensor.shape
-        ] or [" ".join(str(error).split())[:300]]
+        ] or [f"cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]})"]
     if problems:
         raise CheckpointError(
             f"{directory / 'model.safetensors'} does not fit the model: it {'; it '.join(problems[:4])}. Give an "
             f"instance of the class that the checkpoint was trained with."
         )
     return compact
+
+
+def _loaded(model: nn.Module, state: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Load a state as one of its modules' oldest versions, or else of their own; what is missing, and what unknown."""
+    try:
+        found = model.load_state_dict(state, strict=False)
+    except Exception:
+        # Modules that were never without a version know no older one.
+        whole = OrderedDict(state)
+        whole._metadata = getattr(model.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
+        found = model.load_state_dict(whole, strict=False)
+    return found.missing_keys, found.unexpected_keys
 
 
 def _modules(config: Mapping[str, Any], model: nn.Module, directory: Path) -> dict[str, HTRecurrent]:

@@ -59,10 +59,29 @@ def copied(model: nn.Module, *, sharing: Iterable[Tensor] = (), instead: Mapping
         own = tensor.detach()
         memo[id(tensor)] = nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
     with torch.inference_mode(False):
+        memo |= _scripted(model, memo)
         try:
             return copy.deepcopy(model, dict(memo))
         except Exception:
             return _carefully(model, memo)
+
+
+def _scripted(model: nn.Module, memo: Mapping[int, Any]) -> dict[int, Any]:
+    """Copies of the modules of TorchScript in a model, by the `id` of these.
+
+    With gradients recorded their parameters would be results of the originals'.
+    """
+    found: dict[int, Any] = {}
+    inner: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule) and id(module) not in inner | memo.keys():
+            inner |= {id(other) for other in module.modules()}
+            with torch.no_grad():
+                made = copy.deepcopy(module)
+            for own, parameter in zip(made.parameters(), module.parameters(), strict=True):
+                own.requires_grad_(parameter.requires_grad)
+            found[id(module)] = made
+    return found
 
 
 def _carefully(model: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -1,7 +1,9 @@
-"""Faults of kind 17: weights that load into the user's model and not into ours."""
+"""Faults of kinds 17 and 21: weights that load into the user's model and not into ours."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from fault_models import BEYOND, near
 from small import clips, write_task
-from torch import nn
+from torch import Tensor, nn
 
 import htcompress
 from htcompress.request import Goal
@@ -91,3 +93,38 @@ def test_17_prefixes_on_either_side(tmp_path: Path, stored: str, own: str) -> No
     exec(task.read_text(), scope)
     assert near(htcompress.load(tmp_path / "out", scope["model"]())(clips())[0], lstm(clips())[0])
     assert wrapped in stored
+
+
+class Fronted(nn.Module):
+    """A tagger behind a front of another kind of module."""
+
+    def __init__(self, front: nn.Module) -> None:
+        super().__init__()
+        self.front = front
+        self.rnn = nn.LSTM(24, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(self.front(x))[0]
+
+
+def _scripted() -> nn.Module:
+    return torch.jit.script(nn.Sequential(nn.Linear(24, 24), nn.Tanh()))
+
+
+def _quantised() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(24, 24)), {nn.Linear})
+
+
+@pytest.mark.parametrize("front", [_scripted, _quantised])
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_21_modules_that_copy_and_load_in_ways_of_their_own(front: Callable[[], nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Fronted(front()).eval()
+    result = htcompress.compress(model, budget=500, calibration=[clips()])
+    assert all(p.requires_grad for p in (*model.front.parameters(), *result.model.front.parameters()))
+    assert near(result.model.front(clips()), model.front(clips()))
+    if front is _scripted:  # safetensors hold no quantised numbers
+        htcompress.save(result, tmp_path / "out")
+        assert near(htcompress.load(tmp_path / "out", Fronted(front()).eval())(clips()), result.model(clips()))
