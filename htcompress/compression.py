@@ -27,9 +27,10 @@ from htcompress.isolation import restored, seeded
 from htcompress.model.inventory import inventory, names_of, tensor_names
 from htcompress.model.loading import tell_of_others
 from htcompress.model.names import renamed
-from htcompress.model.proof import prove, without_bypassed
+from htcompress.model.proof import prove, without_unseen
 from htcompress.model.replace import copied, stand_ins
 from htcompress.model.selection import assumed_settings, module_names, selected
+from htcompress.model.sharing import further_names, shared_weights, told
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.numbers import budget_of
 from htcompress.observer import Observer
@@ -224,18 +225,23 @@ def compressed_model(opened_model: Opened, request: Request, data: Data, observe
         if calibration is not None and batch is not None and goal.error is None:
             statistics = observed(model, proof, calibration, batch, seed, observer)
         if statistics is not None:
-            proof = without_bypassed(model, proof, statistics)
+            proof = without_unseen(model, proof, statistics)
         _tell(proof.left, observer)
         if not proof.names:
             reasons = " ".join(words.left(proof.left))
             raise CheckpointError(f"None of the recurrent layers can be compressed. {reasons}")
+        owners = {**proof.tied, **further_names(model, [*proof.names, *proof.tied])}
+        owners = {name: proof.tied.get(owner, owner) for name, owner in owners.items()}
+        shared = shared_weights(dict(model.named_parameters(remove_duplicate=False)), proof.names, owners)
+        for sentence in told(shared):
+            observer.message(sentence)
         batches = None if training is None else training_batches(model, data, training, batch)
     dense = arranged(model, proof, statistics, batch, goal, calibration)
     with clock("decompose"):
         plan = planned(dense.layers, goal, dense.statistics, dense.orders, observer)
     compact, modules = compact_model(dense.model, plan, proof.tied)
     moved = dense.moved or {}
-    config = config_of({name: modules[name] for name in proof.names}, tied=proof.tied, orders=moved)
+    config = config_of({name: modules[name] for name in proof.names}, tied=owners, orders=moved, shared=shared)
     config = json.loads(json.dumps(config))
     stage = "decomposed"
     if batches is not None and tuning is not None:
@@ -289,10 +295,13 @@ def _of_tensors(checkpoint: Checkpoint, source: dict[str, Any], request: Request
             tensors |= {f"{name}.{key}" if name else key: core for key, core in cores.items()}
     tied = {other: layer.name for layer in layers for other in names[layer.name][1:]}
     assumed = {layer.name: assumed_settings(layer.settings) for layer in layers}
+    shared = shared_weights(checkpoint.tensors, [layer.name for layer in layers], tied)
+    for sentence in told(shared):
+        observer.message(sentence)
     counted = Counted.of(layers, checkpoint.tensors, tensors)
     made = _report(plan, modules, counted, source, request, Data(), left)
     made = replace(made, timings_s=Timings(decompose=clock.seconds.get("decompose")))
-    return Compressed(None, modules, tensors, made, config_of(modules, tied=tied, assumed=assumed))
+    return Compressed(None, modules, tensors, made, config_of(modules, tied=tied, assumed=assumed, shared=shared))
 
 
 def _report(

@@ -89,9 +89,13 @@ class LayerConfig(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """The file: compressed layers by module name, tied tensors, and state that is no tensor."""
+    """The file: compressed layers by module name, tied tensors, and state that is no tensor.
+
+    `shared` are the names of weights that were one tensor in the dense model, and may be several now.
+    """
 
     format: str
     layers: dict[str, LayerConfig]
     aliases: dict[str, str] = {}
     extra: dict[str, Any] = {}
+    shared: tuple[tuple[str, ...], ...] = ()

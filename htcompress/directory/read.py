@@ -34,6 +34,7 @@ def config_of(
     tied: Mapping[str, str] | None = None,
     orders: Mapping[str, Mapping[str, Tensor]] | None = None,
     assumed: Mapping[str, Sequence[str]] | None = None,
+    shared: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """The contents of `config.json`: each layer's settings and the structure of its weights.
 
@@ -41,6 +42,7 @@ def config_of(
         tied: further names of modules that share all weights with one of them, and its name.
         orders: the orders in which hidden units of a layer stand in the whole model, by layer and direction.
         assumed: the settings of a layer that its checkpoint does not tell.
+        shared: the names of weights that are one tensor in the dense model.
     """
     layers: dict[str, Any] = {
         name: {"settings": module.settings.to_config(), "weights": module.to_config()}
@@ -52,7 +54,8 @@ def config_of(
         layers[name]["units"] = {direction: order.tolist() for direction, order in directions.items()}
     for name, settings in (assumed or {}).items():
         layers[name]["assumed"] = list(settings)
-    return {"format": FORMAT, "layers": layers}
+    found: dict[str, Any] = {"format": FORMAT, "layers": layers}
+    return {**found, "shared": [list(names) for names in shared]} if shared else found
 
 
 def read_config(directory: Path) -> dict[str, Any]:

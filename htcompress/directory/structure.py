@@ -100,6 +100,7 @@ def _known(config: dict[str, Any], tensors: Mapping[str, Tensor] | None) -> dict
         if tensors is not None and (target not in tensors or name in tensors):
             raise _WrongError(f"has the alias {name[:80]!r} of {target[:80]!r}, which is not beside it in the file")
     _shallow(_typed(config.get("extra", {}), dict[str, Any], "extra"))
+    _typed(config.get("shared", []), tuple[tuple[str, ...], ...], "shared")
     if tensors is None:
         return None
     return {**tensors, **{name: tensors[target] for name, target in aliases.items()}}

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from htcompress.directory.read import read_modules, read_state
+from htcompress.directory.read import read_config, read_modules, read_state
+from htcompress.errors import CheckpointError
 from htcompress.nn.recurrent import HTRecurrent
 
 
@@ -39,7 +40,7 @@ def dense_tensors(directory: str | Path) -> dict[str, Tensor]:
     >>> model.load_state_dict(dense_tensors("model-ht"))  # doctest: +SKIP
     <All keys matched successfully>
 
-    Raises `CheckpointError` where the directory cannot be read.
+    Raises `CheckpointError` where the directory cannot be read, or the class has one tensor for what are several here.
     """
     directory = Path(directory)
     tensors = read_state(directory)
@@ -50,4 +51,11 @@ def dense_tensors(directory: str | Path) -> dict[str, Tensor]:
             for key in module.state_dict():
                 del tensors[prefix + key]
             tensors |= {prefix + key: value.clone() for key, value in weights.items()}
+    for first, *others in read_config(directory).get("shared", []):
+        for other in others:
+            if first in tensors and other in tensors and not torch.equal(tensors[first], tensors[other]):
+                raise CheckpointError(
+                    f"{first} and {other} are one tensor in the model that {directory} was made of, and two in what it "
+                    f"became: no state_dict of its class holds both. htcompress.load({str(directory)!r}, model) does."
+                )
     return tensors

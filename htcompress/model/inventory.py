@@ -76,7 +76,7 @@ def inventory(
             if name in odd:
                 raise _LeftError(odd[name])
             settings = _settings(name, groups[name], tensors)
-            identity = tuple(_place(tensors.get(_join(name, key))) for key in _shapes(settings))
+            identity = tuple(place_of(tensors.get(_join(name, key))) for key in _shapes(settings))
             if identity not in found:
                 found[identity] = _layer(name, settings, tensors, source)
         except _LeftError as error:
@@ -138,11 +138,11 @@ def tensor_names(layer: DenseLayer, name: str | None = None) -> list[str]:
 
 def same_memory(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether two tensors are one: the same numbers at the same place."""
-    place = _place(a)
-    return place is not None and place == _place(b)
+    place = place_of(a)
+    return place is not None and place == place_of(b)
 
 
-def _place(tensor: Tensor | None) -> tuple[object, ...] | None:
+def place_of(tensor: Tensor | None) -> tuple[object, ...] | None:
     """Where a tensor's numbers lie and how; None where it has none, or they lie nowhere in particular."""
     if tensor is None or tensor.layout is not torch.strided or tensor.is_meta:
         return None

@@ -137,24 +137,21 @@ def prove(
     return _sorted(modules, [name for name in candidates if name not in idle], left)
 
 
-def without_bypassed(
-    model: nn.Module,
-    proof: Proof,
-    seen: Collection[str],
-) -> Proof:
-    """The proof without modules whose own forward() computes with the weights itself: nothing can be seen of them."""
-    bypassed = {}
+def without_unseen(model: nn.Module, proof: Proof, seen: Collection[str]) -> Proof:
+    """The proof without modules of which the calibration data has shown nothing, not even that they are run."""
+    unseen = {}
     for name in proof.names:
         module = model.get_submodule(name)
-        own = type(module).forward is not plain_class(type(module)).forward
-        if own and name not in seen:
-            bypassed[name] = (
-                f"its class {type(module).__name__} has a forward() of its own that does not go through torch's"
-            )
+        if name not in seen:
+            unseen[name] = "no batch of the calibration data passes through it"
+            if type(module).forward is not plain_class(type(module)).forward:
+                unseen[name] = (
+                    f"its class {type(module).__name__} has a forward() of its own that does not go through torch's"
+                )
     return Proof(
-        tuple(name for name in proof.names if name not in bypassed),
-        {name: owner for name, owner in proof.tied.items() if owner not in bypassed},
-        {**proof.left, **bypassed},
+        tuple(name for name in proof.names if name not in unseen),
+        {name: owner for name, owner in proof.tied.items() if owner not in unseen},
+        {**proof.left, **unseen},
     )
 
 
