@@ -95,34 +95,39 @@ class _Reservoir:
 
 @dataclass
 class _Gathered:
-    """The running sums of one direction."""
+    """The running sums of one direction; `hh` is None as long as it is what `ih` is."""
 
     reservoir: _Reservoir
-    ih: Tensor | float = 0.0
-    hh: Tensor | float = 0.0
+    ih: Tensor | None = None
+    hh: Tensor | None = None
 
     def add(self, inputs: Tensor, delta_ih: Tensor, delta_hh: Tensor) -> None:
         self.reservoir.add(inputs)
-        self.ih = self.ih + _moment(delta_ih)
-        self.hh = self.ih if delta_hh is delta_ih else self.hh + _moment(delta_hh)
+        self.ih = _with_moment(self.ih, delta_ih)
+        if delta_hh is not delta_ih:
+            self.hh = _with_moment(self.hh, delta_hh)
 
     def moments(self, count: int) -> tuple[Tensor, Tensor]:
         """The mean over so many batches of both; one tensor where they are the same."""
-        if not isinstance(self.ih, Tensor) or not isinstance(self.hh, Tensor):
+        if self.ih is None:
             raise RuntimeError("Nothing was gathered yet.")
         ih = self.ih / count
-        return ih, ih if self.hh is self.ih else self.hh / count
+        return ih, ih if self.hh is None else self.hh / count
 
 
-def _moment(delta: Tensor) -> Tensor:
+def _with_moment(total: Tensor | None, delta: Tensor) -> Tensor:
+    """The sum of second moments, in place: memory is not asked for anew with every batch."""
     delta = delta.detach()
     if delta.shape[1] > EXACT_LIMIT:
-        return delta.double().square().sum(0).cpu()
+        square = delta.double().square().sum(0).cpu()
+        return square if total is None else total.add_(square)
     # In the model's precision, in a unit of its own: rounding is far below what a sample of data tells.
     wide = delta.to(torch.promote_types(delta.dtype, torch.float32))
     unit = 2.0 ** frexp(float(wide.abs().amax()) if wide.numel() else 0.0)[1]
     scaled = wide / unit
-    return (scaled.T @ scaled).double().cpu() * unit**2
+    moment = (scaled.T @ scaled).cpu()
+    total = torch.zeros(moment.shape, dtype=torch.float64) if total is None else total
+    return total.add_(moment, alpha=unit**2)
 
 
 def collect(
