@@ -44,12 +44,14 @@ from htcompress.stages import (
     Clock,
     arranged,
     compact_model,
+    kept_if_better,
     latency_of,
     measured,
     observed,
     planned,
     read_back,
     snapshot,
+    tell_if_in_vain,
     training_batches,
     tried,
     tuned,
@@ -250,10 +252,14 @@ def compressed_model(opened_model: Opened, request: Request, data: Data, observe
         with clock("finetune"):
             # The teacher is the model as it was given, whose units stand elsewhere where they were moved.
             places = places_of(config)
-            tuned(compact, model, batches, data, tuning, observer, places)
+            before = snapshot(compact)
+            histories = [tuned(compact, model, batches, data, tuning, observer, places)]
             if data.following is not None:
                 further = training_batches(model, data, Peeked(data.following(compact)), batch)
-                tuned(compact, model, further, data, tuning, observer, places)
+                histories.append(tuned(compact, model, further, data, tuning, observer, places))
+            tell_if_in_vain(histories, observer)
+            if data.judge is not None:
+                kept_if_better(compact, before, data.judge, observer)
         stage = "finetuned"
     state = snapshot(compact)
     arguments = None if batch is None else batch.arguments

@@ -22,7 +22,7 @@ from htcompress.opening import dense_model, device_named, opened, places_of, tea
 from htcompress.report import Quality, read_report
 from htcompress.request import FineTuning
 from htcompress.sources.read import read_checkpoint
-from htcompress.stages import Clock, measured, read_back, snapshot, training_batches, tried, tuned
+from htcompress.stages import Clock, measured, read_back, snapshot, tell_if_in_vain, training_batches, tried, tuned
 from htcompress.task import Task, load_task
 
 __all__ = ["evaluate", "finetune"]
@@ -93,7 +93,8 @@ def finetune(
         arguments = None if batch is None else batch.arguments
         clock = Clock()
         with clock("finetune"):
-            tuned(model, dense, batches, data, options, observer, places_of(config), together, checkpoints)
+            history = tuned(model, dense, batches, data, options, observer, places_of(config), together, checkpoints)
+            tell_if_in_vain([history], observer)
         # Tensors that the model does not know stay in the directory.
         state = read_state(place) | snapshot(model)
         result = read_back(config, state, loaded.model().to(where), model, arguments)

@@ -38,7 +38,7 @@ class Data:
 
     `calibration`, `training` and `unlabelled` start a pass over items as the user has them; `higher_is_better` is
     None where the user does not say. Where layers are taught apart, `following` gives what enters them in the
-    compressed model, for a second round of fine-tuning.
+    compressed model, for a second round of fine-tuning, and `judge` how far what a whole model puts out is off.
     """
 
     calibration: Items | None = None
@@ -48,6 +48,7 @@ class Data:
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     higher_is_better: bool | None = None
     following: Callable[[nn.Module], Items] | None = None
+    judge: Callable[[nn.Module], float] | None = None
 
     @classmethod
     def of_task(cls, task: Task) -> Data:

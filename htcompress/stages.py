@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -248,8 +248,8 @@ def tuned(
     places: Mapping[str, Tensor] | None = None,
     together: Together | None = None,
     checkpoints: Checkpoints | None = None,
-) -> None:
-    """Fine-tune in place, and end on the numbers that will be stored; see `distill`."""
+) -> list[Progress]:
+    """Fine-tune in place, and end on the numbers that will be stored; see `distill`. What came of it."""
     total = None
 
     def show(progress: Progress) -> None:
@@ -270,10 +270,33 @@ def tuned(
         together=together,
         checkpoints=checkpoints,
     )
-    if history[-1].best >= history[0].loss:
-        observer.message(f"Fine-tuning has gained nothing in {history[-1].step} steps: the model stays as it was.")
     for module in stand_ins(compact).values():
         module.round()
+    return history
+
+
+def tell_if_in_vain(histories: Sequence[list[Progress]], observer: Observer) -> None:
+    """Say so where no round of fine-tuning has gained anything."""
+    if all(history[-1].best >= history[0].loss for history in histories):
+        steps = sum(history[-1].step for history in histories)
+        observer.message(f"Fine-tuning has gained nothing in {steps} steps: the model stays as it was.")
+
+
+def kept_if_better(
+    compact: nn.Module, before: Mapping[str, Any], judge: Callable[[nn.Module], float], observer: Observer
+) -> None:
+    """Let a fine-tuned model be what it was `before` where its answers have become worse, as `judge` has it."""
+    learnt = snapshot(compact)
+    after = judge(compact)
+    compact.load_state_dict(before)
+    was = judge(compact)
+    if after < was:
+        compact.load_state_dict(learnt)
+    else:
+        observer.message(
+            f"Fine-tuning brought the layers nearer to the original's, but not what the model puts out ({was:.4f} off "
+            f"before, {after:.4f} after, on calibration data): it stays as it was."
+        )
 
 
 def read_back(

@@ -19,10 +19,11 @@ Modules = list[tuple[list[str], HTRecurrent]]
 def unknown_settings(config: Mapping[str, Any], report: Report) -> dict[str, list[str]]:
     """By layer the settings that were assumed, for names and shapes of tensors do not tell them.
 
-    Directories of earlier versions do not note them: what was converted from a file without a task knows neither the
+    Directories of earlier versions do not note them: what was converted from weights alone knows neither the
     nonlinearity nor `batch_first`.
     """
-    bare = report.request.get("task") is None and report.source.get("sha256") is not None
+    told = any(report.request.get(name) is not None for name in ("task", "model", "data"))
+    bare = not told and report.source.get("sha256") is not None
     earlier = ["nonlinearity", "batch_first"] if bare else []
     return {name: layer.get("assumed", earlier) for name, layer in config["layers"].items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from htcompress.data import Data, Items
 from htcompress.errors import CheckpointError, RequestError
 from htcompress.graphs.calibration import METRICS, Calibration
 from htcompress.graphs.feeds import Feeds
-from htcompress.graphs.graph import Graph, Session
+from htcompress.graphs.graph import Answers, Graph, Session
 from htcompress.graphs.measuring import ERROR, answers_of, call_times, difference, feeds_for, measures, metrics_of
 from htcompress.graphs.passing import entering, entering_of, outputs_of, ran
 from htcompress.graphs.twins import Entering, Twins, follows
@@ -167,16 +168,30 @@ def _with_data(graph: Graph, given: Calibration, task: Task | None, observer: Ob
         answers = wanted if changed is None else answers_of(changed, apart)
         return {**metrics_of(given, answers, apart, plain), ERROR: difference(answers, wanted, plain, apart)}
 
+    few = seen.part(seen.samples - _apart(seen), seen.samples)
+
+    @cache
+    def original() -> list[Answers]:
+        return answers_of(plain, few)
+
+    def judge(module: nn.Module) -> float:
+        """By some of the data that is learnt from; none of what is measured on is among it."""
+        return difference(answers_of(proven.with_layers(module).session(), few), original(), plain, few)
+
     higher = own.higher_is_better if own is not None else feeds.targets is not None and METRICS[given.headline][1]
     # One layer has none before it.
-    data = Data(items, items, evaluate=evaluate, higher_is_better=higher)
+    data = Data(items, items, evaluate=evaluate, higher_is_better=higher, judge=judge)
     return proven, data if len(proven.nodes) == 1 else replace(data, following=following), apart
+
+
+def _apart(feeds: Feeds) -> int:
+    """A quarter of the samples, in whole batches, of which there may be a fixed size."""
+    return max(feeds.size, feeds.samples // _EVALUATED // feeds.size * feeds.size)
 
 
 def _parted(feeds: Feeds, observer: Observer) -> tuple[Feeds, Feeds]:
     """What is calibrated on, and what is measured on."""
-    # Whole batches, of which there may be a fixed size.
-    kept = max(feeds.size, feeds.samples // _EVALUATED // feeds.size * feeds.size)
+    kept = _apart(feeds)
     if feeds.samples - kept < feeds.size:
         observer.message(
             f"{feeds.source} has {feeds.samples} samples: what is measured is measured on those of calibration."

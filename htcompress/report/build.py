@@ -13,6 +13,7 @@ from htcompress.matrix.stored import StoredMatrix
 from htcompress.model.inventory import tensor_names
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.gates import GateWeights
+from htcompress.nn.order import words_of
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.nn.stepwise import pays_at
@@ -48,8 +49,13 @@ class Counted:
             sum(t.numel() for t in replaced),
             sum(t.numel() * t.element_size() for t in replaced),
             sum(t.numel() for t in _distinct(before.values())),
-            sum(t.numel() for t in _distinct(t for name, t in after.items() if not _is_scale(name, after))),
+            sum(map(_numbers, _distinct(t for name, t in after.items() if not _is_scale(name, after)))),
         )
+
+
+def _numbers(tensor: Tensor) -> int:
+    """Of a tensor of a model; exponents of inputs are bytes, of which words are counted."""
+    return words_of(tensor.numel()) if tensor.dtype is torch.int8 else tensor.numel()
 
 
 def _is_scale(name: str, state: Mapping[str, Any]) -> bool:

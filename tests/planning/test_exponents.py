@@ -100,6 +100,8 @@ def test_a_model_is_compressed_as_well_in_any_units(kind: type[nn.Module], how: 
         gates = result.modules["rnn"].directions()["l0"]
         assert (gates.input_exponents is not None) == (name == "unlike")
         totals = result.report.totals
+        outside = totals.model_parameters_before - totals.parameters_before
+        assert totals.model_parameters_after == totals.parameters_after + outside
         assert (totals.bytes_after <= 1500) if how["budget"] == "1500B" else (totals.parameters_after <= 900)
         assert result.model is not None
         with torch.no_grad():
