@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import wraps
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
@@ -131,13 +131,17 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
 # ---- comparing ----------------------------------------------------------------------------------------------
 
 
-def precision_of(model: nn.Module) -> float:
+def precision_of(model: nn.Module, autocast: Collection[torch.dtype] = ()) -> float:
     """The relative difference up to which two computations of a model's outputs count as the same.
 
     Of the coarsest floating-point numbers among its parameters: 7e-5 in float32, 4e-10 in float64, 0.05 in bfloat16,
     0.016 in float16. A sum in another order differs by their epsilon, which steps through time may enlarge.
+
+    Args:
+        autocast: what else it computes in, by itself.
     """
     kinds = {p.dtype for p in model.parameters() if p.dtype.is_floating_point} or {torch.float32}
+    kinds |= set(autocast)
     return float(max(torch.finfo(kind).eps for kind in kinds) ** 0.6)
 
 

@@ -35,12 +35,14 @@ class Answer:
         states: the tensors that its modules keep as attributes or buffers afterwards, by module and name.
         ran: the names of the recurrent modules that were called.
         outside: where the weights of recurrent modules lie that were called and are not the model's.
+        autocast: in what recurrent modules computed under the model's own `torch.autocast`.
     """
 
     output: Any
     states: dict[str, list[torch.Tensor]]
     ran: set[str]
     outside: set[int]
+    autocast: set[torch.dtype]
 
     def difference(self, other: Answer) -> float:
         """The largest relative difference of outputs and of states that both keep."""
@@ -67,9 +69,15 @@ def answer(model: nn.Module, arguments: Sequence[Any]) -> Answer:
     """Run a copy of a model on a batch, in evaluation mode, without gradients, from a fixed random state."""
     trial = copied(model, sharing=model.parameters()).eval()
     called: dict[int, nn.Module] = {}
-    handle = register_module_forward_pre_hook(
-        lambda module, _: called.update({id(module): module}) if is_recurrent(module) else None
-    )
+    autocast: set[torch.dtype] = set()
+
+    def note(module: nn.Module, _: Any) -> None:
+        if is_recurrent(module):
+            called[id(module)] = module
+            kind = next((p.device.type for p in module.parameters()), "cpu")
+            autocast.update([torch.get_autocast_dtype(kind)] if torch.is_autocast_enabled(kind) else [])
+
+    handle = register_module_forward_pre_hook(note)
     try:
         with torch.no_grad(), seeded(0), without_packing(trial):
             output = call(trial, fresh(arguments))
@@ -78,7 +86,7 @@ def answer(model: nn.Module, arguments: Sequence[Any]) -> Answer:
     own = {id(module): name for name, module in trial.named_modules()}
     strange = [module for number, module in called.items() if number not in own]
     places = {p.data_ptr() for module in strange for p in module.parameters(recurse=False)}
-    return Answer(output, kept_states(trial), {own[number] for number in called if number in own}, places)
+    return Answer(output, kept_states(trial), {own[number] for number in called if number in own}, places, autocast)
 
 
 def prove(
@@ -100,7 +108,7 @@ def prove(
         left |= {name: f"{reason}, and without data nothing shows what it does" for name, reason in unproven.items()}
         return _sorted(modules, [name for name in candidates if name not in unproven], left)
     wanted = wanted or answer(model, arguments)
-    tolerance = precision_of(model)
+    tolerance = precision_of(model, wanted.autocast)
 
     def fault(some: Sequence[str]) -> str | None:
         """What differs with drop-ins for some modules; None where nothing does."""

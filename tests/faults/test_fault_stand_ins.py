@@ -180,3 +180,24 @@ def test_2_what_no_stand_in_can_do_is_named(make: Callable[[], nn.Module], words
 def test_2_without_data_nothing_is_taken_on_trust(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(CheckpointError, match="without data nothing shows what it does"):
         htcompress.compress(make(), budget=700)
+
+
+class Autocast(nn.Module):
+    """A model that computes in half precision by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(24, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.head(self.rnn(x)[0]).float()
+
+
+def test_a_model_that_casts_by_itself_is_compressed() -> None:
+    torch.manual_seed(0)
+    model = Autocast().eval()
+    result = htcompress.compress(model, budget=700, calibration=[clips()])
+    assert list(result.modules) == ["rnn"]
+    assert near(htcompress.compress(model, ratio=1.0, calibration=[clips()]).model(clips()), model(clips()), 0.02)
