@@ -25,6 +25,7 @@ from htcompress.nn.dense import DenseLayer
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.report import words
 from htcompress.sources.keras_file import KerasFile
+from htcompress.sources.naming import has_recurrent
 from htcompress.sources.read import read_checkpoint
 from htcompress.sources.recognise import Container
 
@@ -108,6 +109,11 @@ def inspect_checkpoint(
         told = {node.name: node.settings for node in file.nodes}
         if left and not nodes:
             raise _none(path, left)
+        if not nodes and not has_recurrent(read.tensors):
+            raise CheckpointError(
+                f"{path} has no recurrent layers: there is no LSTM, GRU or RNN node in it, and no cell that was "
+                f"unrolled. htcompress compresses those."
+            )
     elif container is not None and weights is None and not names:
         # A whole model of Keras, whose layers may be what weights alone do not tell.
         model = KerasFile.read(Path(path))

@@ -14,7 +14,7 @@ from torch import Tensor
 from htcompress.errors import CheckpointError
 from htcompress.sources import nesting
 from htcompress.sources.checkpoint import MAKE_ONE, Checkpoint, checked_name, first_line, unreadable, wrappers
-from htcompress.sources.objects import Opaque, Pending, PlainDict
+from htcompress.sources.objects import Inert, Opaque, Pending, PlainDict
 from htcompress.sources.pickled import ForeignObjectError
 from htcompress.sources.torch_file import DamagedError, TorchFile
 
@@ -85,6 +85,8 @@ def _chosen(file: TorchFile, path: Path, weights: str | None) -> nesting.Found:
     found = nesting.find(loaded, _is_pending)
     if found is None:
         what = type(loaded).__name__
+        if isinstance(loaded, Inert):
+            what = f"an object of {loaded.name[:200]} without tensors of its own (those of quantised modules are none)"
         if isinstance(loaded, dict):
             keys = ", ".join(key if isinstance(key, str) and key.isprintable() else f"{key!a}" for key in [*loaded][:6])
             keys = keys[:200]

@@ -319,3 +319,16 @@ def test_calibration_is_for_models_that_run_by_themselves(htc: Command, graph: P
     ended = htc("convert", "model.pt", "--ratio", "3", "--calibration", "x.npz")
     assert ended.code == 2
     assert "is none. Name its class with --model" in ended.err
+
+
+def test_a_graph_without_recurrent_layers_is_told_so(htc: Command, tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 3])
+    weight = onnx.numpy_helper.from_array(np.ones((3, 3), np.float32), "weight")
+    product = onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 3])
+    made = onnx.helper.make_graph([product], "dense", [value], [output], [weight])
+    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "dense.onnx")
+    told = htc("inspect", tmp_path / "dense.onnx")
+    assert told.code == 2
+    assert "no LSTM, GRU or RNN node in it" in told.err

@@ -387,3 +387,16 @@ def test_other_files_are_named(tmp_path: Path, case: str) -> None:
     with pytest.raises(CheckpointError, match=words) as caught:
         read_checkpoint(tmp_path / "model.pt")
     assert len(str(caught.value).splitlines()) == 1
+
+
+class Without:
+    """An object that holds no tensors."""
+
+    def __init__(self) -> None:
+        self.packed = [1, 2]
+
+
+def test_an_object_without_tensors_is_told_by_its_class(tmp_path: Path) -> None:
+    torch.save(Without(), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"an object of \S*Without without tensors of its own"):
+        read_checkpoint(tmp_path / "model.pt")
