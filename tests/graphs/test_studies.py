@@ -119,7 +119,7 @@ def test_a_class_in_place_of_a_task(htc: Command, tmp_path: Path) -> None:
         "metric": None,
     }
     single = htcompress.convert("model.pt", goal=Goal(300), model="own.py:Tagger", calibration="x.npz")
-    assert made.points[0].final == single.report.quality.final
+    assert made.points[0].decomposed == single.report.quality.decomposed
     assert "1 of 1 points are there already" in htc("sweep", "model.pt", "--budgets", "300", *command).err
     # A changed file makes other points, and so does another class in it.
     (tmp_path / "own.py").write_text(TASK.split("def batches")[0] + "\n\nclass Other(Tagger):\n    pass\n")
