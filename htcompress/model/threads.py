@@ -15,7 +15,7 @@ from htcompress.model.plain import without_onednn
 
 _PAYS = 800_000
 """Multiplications of a product, in the mean, from which on a second thread pays. Two cores with nothing else to do
-train LSTMs whose products have 90 to 520 thousand in .85 to 1.07 of one core's time, with 1.2 million in .73; where
+train LSTMs whose products have 130 to 520 thousand in .85 to 1.07 of one core's time, with 2.1 million in .73; where
 waiting threads sleep, or something else runs, the small ones take two to ten times as long."""
 
 _LARGE = 1 << 21
