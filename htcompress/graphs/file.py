@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
     from htcompress.graphs.cells import Cell
-    from htcompress.graphs.node import RecurrentNode
+    from htcompress.graphs.node import Place, RecurrentNode
     from htcompress.graphs.running import Runner
     from htcompress.nn.recurrent import HTRecurrent
 
@@ -140,8 +140,24 @@ class OnnxFile:
 
     def numbers(self) -> int:
         """How many numbers its weights are."""
-        own = sum(tensor.numel() for node in self.nodes for tensor in node.weights.values())
-        return own + sum(prod(tensor.dims) for _, tensor in self.others())
+        return self.layer_sizes()[0] + sum(prod(tensor.dims) for _, tensor in self.others())
+
+    def layer_sizes(self, names: Collection[str] | None = None) -> tuple[int, int]:
+        """Numbers and bytes of nodes' weights (all if None) as the file holds them: once where several read them."""
+        from htcompress.graphs.branches import every_graph
+
+        numbers = size = 0
+        known: set[tuple[Place, str]] = set()
+        for node in self.nodes if names is None else [node for node in self.nodes if node.name in names]:
+            own = sum(tensor.numel() for tensor in node.weights.values())
+            if not node.stored:
+                numbers, size = numbers + own, size + 4 * own
+            elif not node.stored <= known:
+                numbers += own
+            known |= node.stored
+        for place, graph in every_graph(self.model.graph):
+            size += sum(_bytes(tensor) for name, tensor in _weights(graph) if (place, name) in known)
+        return numbers, size
 
     def content(self) -> tuple[str, bytes]:
         """The file's name and bytes. Raises `RuntimeError` where the model is not valid, and it was before."""
@@ -168,10 +184,7 @@ class OnnxFile:
         whole = {getattr(onnx.TensorProto, name) for name in _WHOLE}
         own = {stored for node in self.nodes for one in node.everywhere for stored in one.stored}
         for place, graph in every_graph(self.model.graph):
-            tensors = [(tensor.name, tensor) for tensor in graph.initializer]
-            constants = [node for node in graph.node if node.op_type == "Constant"]
-            tensors += [(n.output[0], a.t) for n in constants for a in n.attribute if a.name == "value"]
-            for name, tensor in tensors:
+            for name, tensor in _weights(graph):
                 if (place, name) not in own and tensor.data_type not in whole:
                     yield name, tensor
 
@@ -187,6 +200,19 @@ class OnnxFile:
                 free = f"{free}'"
             tensors[free] = torch.from_numpy(numpy_helper.to_array(tensor).copy())
         return Checkpoint(self.path, digest, tensors, size)
+
+
+def _weights(graph: onnx.GraphProto) -> list[tuple[str, onnx.TensorProto]]:
+    """What a graph stores, by name: its initializers and Constants."""
+    constants = [node for node in graph.node if node.op_type == "Constant"]
+    found = [(node.output[0], a.t) for node in constants for a in node.attribute if a.name == "value"]
+    return [*((tensor.name, tensor) for tensor in graph.initializer), *found]
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    return prod(tensor.dims) * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def _check_packages(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -92,6 +92,10 @@ class Graph(Protocol):
 
     def numbers(self) -> int:
         """How many numbers its weights are, those of the nodes among them."""
+        ...
+
+    def layer_sizes(self, names: Collection[str] | None = None) -> tuple[int, int]:
+        """Numbers and bytes of nodes' weights (all if None) as they are in the file."""
         ...
 
     def content(self) -> tuple[str, bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -81,6 +81,12 @@ class KerasGraph:
     def numbers(self) -> int:
         """How many numbers its weights are."""
         return sum(tensor.numel() for tensor in self.file.tensors().values())
+
+    def layer_sizes(self, names: Collection[str] | None = None) -> tuple[int, int]:
+        """Numbers of the layers' weights, and their bytes; see `Graph`."""
+        nodes = [node for node in self.nodes if names is None or node.name in names]
+        tensors = [tensor for node in nodes for tensor in node.weights.values()]
+        return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
 
     def content(self) -> tuple[str, bytes]:
         """The file's name and bytes."""

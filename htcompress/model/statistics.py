@@ -126,7 +126,7 @@ def _with_moment(total: Tensor | None, delta: Tensor) -> Tensor:
     unit = 2.0 ** frexp(float(wide.abs().amax()) if wide.numel() else 0.0)[1]
     scaled = wide / unit
     moment = (scaled.T @ scaled).cpu()
-    total = torch.zeros(moment.shape, dtype=torch.float64) if total is None else total
+    total = torch.zeros_like(moment, dtype=torch.float64) if total is None else total
     return total.add_(moment, alpha=unit**2)
 
 

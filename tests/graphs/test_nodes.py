@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnx import helper, numpy_helper
 from onnx_models import feed, node_model, tagger
 
 import htcompress
+from htcompress.graphs.file import OnnxFile
 from htcompress.graphs.nodes import find
 from htcompress.graphs.passing import entering_of, outputs_of
 from htcompress.graphs.replaced import replaced
@@ -274,3 +276,21 @@ def test_names_are_apart_and_have_no_dots() -> None:
     nodes, _ = find(tagger())
     assert [node.name for node in nodes] == ["a_lstm", "y2"]
     assert [node.outputs for node in nodes] == [("y1", "", ""), ("y2", "")]
+
+
+def test_weights_are_counted_as_the_file_holds_them(tmp_path: Path) -> None:
+    model = node_model("LSTM", half=True)
+    dense = sum(value.numel() for value in find(model)[0][0].weights.values())
+    onnx.save(model, tmp_path / "half.onnx")
+    assert OnnxFile.read(tmp_path / "half.onnx").layer_sizes() == (dense, 2 * dense)
+
+    model = node_model("LSTM")
+    node = model.graph.node[0]
+    again = helper.make_node("LSTM", list(node.input), ["", "again"], name="again", hidden_size=12)
+    model.graph.node.append(again)
+    model.graph.output.append(helper.make_tensor_value_info("again", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "twice.onnx")
+    file = OnnxFile.read(tmp_path / "twice.onnx")
+    assert len(file.nodes) == 2
+    assert file.layer_sizes() == file.layer_sizes(["again"]) == (dense, 4 * dense)
+    assert file.numbers() == dense
