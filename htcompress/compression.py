@@ -252,13 +252,13 @@ def compressed_model(opened_model: Opened, request: Request, data: Data, observe
         with clock("finetune"):
             # The teacher is the model as it was given, whose units stand elsewhere where they were moved.
             places = places_of(config)
-            before = snapshot(compact)
+            before = None if data.judge is None else snapshot(compact)
             histories = [tuned(compact, model, batches, data, tuning, observer, places)]
             if data.following is not None:
                 further = training_batches(model, data, Peeked(data.following(compact)), batch)
                 histories.append(tuned(compact, model, further, data, tuning, observer, places))
             tell_if_in_vain(histories, observer)
-            if data.judge is not None:
+            if data.judge is not None and before is not None:
                 kept_if_better(compact, before, data.judge, observer)
         stage = "finetuned"
     state = snapshot(compact)

@@ -254,7 +254,8 @@ def _finished(made: Compressed, graph: Graph, feeds: Feeds | None, observer: Obs
         raise RuntimeError("A graph is compressed as a model.")
     result = graph.with_layers(made.model)
     name, content = result.content()
-    others = graph.numbers() - graph.layer_sizes()[0]
+    whole = graph.numbers()
+    others = whole - graph.layer_sizes()[0]
     totals = made.report.totals
     # The twins of quantised nodes and of nodes in half precision are wider than these.
     numbers, size = graph.layer_sizes(made.modules)
@@ -263,7 +264,7 @@ def _finished(made: Compressed, graph: Graph, feeds: Feeds | None, observer: Obs
         parameters_before=numbers,
         bytes_before=size,
         ratio=round(numbers / totals.parameters_after, 1) if totals.parameters_after else 0.0,
-        model_parameters_before=graph.numbers(),
+        model_parameters_before=whole,
         model_parameters_after=totals.model_parameters_after + others,
     )
     report = replace(made.report, totals=totals, left={**graph.left, **made.report.left})

@@ -14,9 +14,9 @@ from htcompress.isolation import RandomState
 from htcompress.model.plain import without_onednn
 
 _PAYS = 800_000
-"""Multiplications of a product, in the mean, from which on a second thread pays. Two cores with nothing else to do
-train LSTMs whose products have 130 to 520 thousand in .85 to 1.07 of one core's time, with 2.1 million in .73; where
-waiting threads sleep, or something else runs, the small ones take two to ten times as long."""
+"""Multiplications of a product, in the mean, from which on there is a second thread. With nothing else running, and
+threads that spin while they wait, it takes LSTMs whose products have 130 to 520 thousand .67 to .92 of the time
+(benchmarks/speed/threads.py); where waiting threads sleep, or something else runs, three to ten times as long."""
 
 _LARGE = 1 << 21
 """Numbers of a matrix from which on its decompositions are worth sharing. Two cores with nothing else to do choose the

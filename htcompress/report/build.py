@@ -49,13 +49,14 @@ class Counted:
             sum(t.numel() for t in replaced),
             sum(t.numel() * t.element_size() for t in replaced),
             sum(t.numel() for t in _distinct(before.values())),
-            sum(map(_numbers, _distinct(t for name, t in after.items() if not _is_scale(name, after)))),
+            sum(t.numel() for t in _distinct(t for name, t in after.items() if not _is_scale(name, after)))
+            - sum(t.numel() - words_of(t.numel()) for t in _distinct(_exponents(after))),
         )
 
 
-def _numbers(tensor: Tensor) -> int:
-    """Of a tensor of a model; exponents of inputs are bytes, of which words are counted."""
-    return words_of(tensor.numel()) if tensor.dtype is torch.int8 else tensor.numel()
+def _exponents(state: Mapping[str, Any]) -> list[Tensor]:
+    """The exponents of inputs in a state: bytes, of which words are counted."""
+    return [t for name, t in state.items() if name.endswith(".input_exponents") and isinstance(t, Tensor)]
 
 
 def _is_scale(name: str, state: Mapping[str, Any]) -> bool:
