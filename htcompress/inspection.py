@@ -105,7 +105,7 @@ def inspect_checkpoint(
         file = OnnxFile.read(Path(path))
         read = file.checkpoint()
         left |= file.left
-        nodes = {node.name for node in file.nodes}
+        nodes = {node.layer for node in file.nodes}
         told = {node.name: node.settings for node in file.nodes}
         if left and not nodes:
             raise _none(path, left)

@@ -35,13 +35,19 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
         self.decoded: dict[str, str] = {}
         self._stored: set[str] = set()
+        self._computed: dict[tuple[object, ...], str] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._count = 0
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """A node with one output; the output's name. An input that is left out is an empty string."""
-        (output,) = self.add_many(op, inputs, 1, **attributes)
-        return output
+        """The output of a node that has one: of a new one, unless the same is computed of the same already.
+
+        An input that is left out is an empty string.
+        """
+        key = op, inputs, repr(sorted(attributes.items()))
+        if key not in self._computed:
+            (self._computed[key],) = self.add_many(op, inputs, 1, **attributes)
+        return self._computed[key]
 
     def add_many(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
         """A node with several outputs."""

@@ -41,6 +41,7 @@ class Cell:
         x: the values that enter it beside each other, (..., width) each, with as many rows as the states.
         states: h, and c of an LSTM, (..., hidden).
         results: h, and c, that it puts out.
+        equal: other values of the graph that hold the same as one of x or states, and which.
         axes: of x and states, all but the last; None where one is open.
         shapes: of the results, for Reshape.
         weights: W (1, gates * hidden, inputs), R (1, gates * hidden, hidden), and B (1, 2 * gates * hidden) where it
@@ -49,6 +50,8 @@ class Cell:
         inner: the indices of the nodes that it stands for.
         sources: the numbers of the file that its matrices are made of: where they stand, and their names.
         numbers: how many these are.
+        stock: the name of the cell under which its matrices stand, where steps of a sequence have the same; its own if
+            empty.
     """
 
     operator: str
@@ -58,6 +61,7 @@ class Cell:
     x: tuple[tuple[str, int], ...]
     states: tuple[str, ...]
     results: tuple[str, ...]
+    equal: Mapping[str, str]
     axes: Mapping[str, tuple[int | None, ...]]
     shapes: tuple[tuple[int, ...], ...]
     weights: Mapping[str, np.ndarray]
@@ -65,6 +69,7 @@ class Cell:
     inner: frozenset[int]
     sources: frozenset[tuple[Place, str]]
     numbers: int
+    stock: str = ""
 
     @property
     def hidden(self) -> int:
@@ -107,9 +112,9 @@ def cells_of(model: onnx.ModelProto) -> tuple[list[Cell], list[LeftCell]]:
 
 
 def _once(every: Sequence[Values], cells: Sequence[Cell]) -> tuple[list[Cell], list[LeftCell]]:
-    """The cells whose matrices nobody else reads, and of each of the others one.
+    """The cells whose matrices nobody but such cells reads, and of each of the others one.
 
-    Cells in branches of which never two are run may have the same.
+    Cells in branches of which never two are run may have the same, and so may the steps of a sequence.
     """
     once: list[Cell] = []
     left: list[LeftCell] = []
@@ -119,16 +124,23 @@ def _once(every: Sequence[Values], cells: Sequence[Cell]) -> tuple[list[Cell], l
     for cell in cells:
         others = [other for other in cells if other is not cell and cell.sources & other.sources]
         beside = [other for other in others if not are_apart(cell.place, other.place)]
-        if not beside and not any(readers[source] - own for source in cell.sources):
+        read = any(readers[source] - own for source in cell.sources)
+        if not read and all(same_matrices(cell, other) for other in beside):
             once.append(cell)
-        elif not beside:
-            left.append(LeftCell(cell.operator, cell.name, "has matrices that others read, too", cell.numbers))
         elif not cell.sources & seen:
-            count = 1 + len(beside)
-            why = f"is computed {count} times with the same matrices, as of a sequence that is written out step by step"
+            why = "has matrices that others read, too" if read else "has matrices that other cells turn otherwise"
             left.append(LeftCell(cell.operator, cell.name, why, cell.numbers))
         seen |= cell.sources
     return once, left
+
+
+def same_matrices(one: Cell, other: Cell) -> bool:
+    """Whether they are steps of one sequence, or might be."""
+    return (
+        one.place == other.place
+        and one.weights.keys() == other.weights.keys()
+        and all(np.array_equal(array, other.weights[name]) for name, array in one.weights.items())
+    )
 
 
 def _readers(
@@ -206,8 +218,9 @@ def _understood(
         before,
         name,
         tuple(x.items()),
-        tuple(dict.fromkeys((h, *core.states))),
+        (h, *core.states) if core.operator == "LSTM" else (h,),  # h and c may begin as one value
         core.results,
+        {other: name for name in {*x, h, *core.states} for other in values.equal_to(name)},
         {name: _axes(values, name) for name in (*x, h, *core.states)},
         shapes,
         _weights(core, gates, x, h, hidden),

@@ -23,6 +23,7 @@ from htcompress.graphs.twins import Entering, Twins, follows
 from htcompress.graphs.yielded import Running
 from htcompress.isolation import restored
 from htcompress.model.latency import LATENCY_OF
+from htcompress.model.names import listed
 from htcompress.model.replace import stand_ins
 from htcompress.observer import Observer
 from htcompress.report import Latency, words
@@ -113,8 +114,11 @@ def _tell(graph: Graph, observer: Observer) -> None:
         observer.message(sentence)
     for node in graph.nodes:
         if node.also:
-            others = ", ".join(one.name for one in node.also)
+            others = listed([one.name for one in node.also])
             observer.message(f"{node.name} has the weights of {others} in other branches: one layer stands for all.")
+        sharing = [one.name for one in graph.nodes if one.shares == node.name]
+        if sharing:
+            observer.message(f"{node.name} also has the weights of {listed(sharing)}: one layer stands for all.")
     if not graph.nodes:
         reasons = " ".join(words.left(graph.left)) or "It has no LSTM, GRU or RNN nodes."
         raise CheckpointError(f"None of the recurrent layers of {graph.path} can be compressed. {reasons}")

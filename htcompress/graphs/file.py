@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from htcompress.errors import CheckpointError, RequestError
+from htcompress.graphs.node import with_shared_layers
 from htcompress.model.replace import stand_ins
 from htcompress.sources.checkpoint import Checkpoint
 from htcompress.sources.read import identified
@@ -94,7 +95,7 @@ class OnnxFile:
 
     def without(self, left: Mapping[str, str]) -> OnnxFile:
         """The same with some of its nodes left as they are, for a reason."""
-        nodes = [node for node in self.nodes if node.name not in left]
+        nodes = with_shared_layers([node for node in self.nodes if node.name not in left])
         return replace(self, nodes=nodes, left={**self.left, **left})
 
     def session(self, *, watched: bool = False, threads: int | None = None) -> Runner:
@@ -125,7 +126,7 @@ class OnnxFile:
         from htcompress.graphs.replaced import replaced
         from htcompress.graphs.unrolled import rerolled
 
-        nodes = [node for node in self.nodes if node.name in layers]
+        nodes = [node for node in self.nodes if node.layer in layers]
         graphs = {one.place: graph_at(self.model.graph, one.place) for node in nodes for one in node.everywhere}
         chosen = {graphs[one.place].node[one.index].name for node in nodes for one in node.everywhere}
         model = rerolled(self.written, [cell for cell in self.cells if cell.name in chosen])
@@ -148,7 +149,7 @@ class OnnxFile:
 
         numbers = size = 0
         known: set[tuple[Place, str]] = set()
-        for node in self.nodes if names is None else [node for node in self.nodes if node.name in names]:
+        for node in self.nodes if names is None else [node for node in self.nodes if node.layer in names]:
             own = sum(tensor.numel() for tensor in node.weights.values())
             if not node.stored:
                 numbers, size = numbers + own, size + 4 * own
@@ -193,7 +194,12 @@ class OnnxFile:
         from onnx import numpy_helper
 
         _, digest, size = identified(self.path)
-        tensors = {f"{node.name}.{name}": value for node in self.nodes for name, value in node.weights.items()}
+        tensors = {
+            f"{node.name}.{name}": value
+            for node in self.nodes
+            if not node.shares
+            for name, value in node.weights.items()
+        }
         for name, tensor in self.others():
             free = name
             while free in tensors:  # branches beside each other may use a name twice

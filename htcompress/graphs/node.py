@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from htcompress.nn.adapted import dense_module
@@ -32,6 +34,8 @@ class RecurrentNode:
         place: of the graph that it is in; empty: the outermost.
         also: the same with the same weights in other branches, of which never two are run in a call: one layer
             stands for all, and learns from whichever is run.
+        shares: the name of the node before it that has the same weights and is run beside it; empty where it is the
+            first. One layer, under that name, computes both.
     """
 
     name: str
@@ -49,6 +53,12 @@ class RecurrentNode:
     stored: frozenset[tuple[Place, str]] = frozenset()
     place: Place = ()
     also: tuple[RecurrentNode, ...] = ()
+    shares: str = ""
+
+    @property
+    def layer(self) -> str:
+        """The name of the layer that computes it."""
+        return self.shares or self.name
 
     @property
     def everywhere(self) -> tuple[RecurrentNode, ...]:
@@ -71,3 +81,19 @@ class RecurrentNode:
         made = dense_module(self.settings)
         made.load_state_dict(self.weights)
         return made.eval()
+
+
+def with_shared_layers(nodes: Sequence[RecurrentNode]) -> list[RecurrentNode]:
+    """The nodes, each with the name of the first that has the same weights; what enters them, and how, is their own."""
+    found: list[RecurrentNode] = []
+    for node in nodes:
+        first = next((one for one in found if not one.shares and same_weights(one, node)), None)
+        found.append(replace(node, shares="" if first is None else first.name))
+    return found
+
+
+def same_weights(one: RecurrentNode, other: RecurrentNode) -> bool:
+    """Whether one layer can compute both."""
+    if (one.settings, one.half, one.quantised) != (other.settings, other.half, other.quantised):
+        return False
+    return all(torch.equal(weight, other.weights[name]) for name, weight in one.weights.items())

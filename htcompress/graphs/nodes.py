@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from htcompress.graphs.branches import every_graph, first_output, inner_graphs
-from htcompress.graphs.node import Place, RecurrentNode
+from htcompress.graphs.node import Place, RecurrentNode, same_weights, with_shared_layers
 from htcompress.nn.activations import activation_of
 from htcompress.nn.recurrence import RECURRENCES, Recurrence, recurrence_of, with_nonlinearity
 from htcompress.nn.settings import RecurrentSettings
@@ -83,7 +83,7 @@ def find(model: onnx.ModelProto) -> tuple[list[RecurrentNode], dict[str, str]]:
                 left[name] = str(error)
 
     look(model.graph, Constants.of(model), "")
-    return list(_brought_together(found)), left
+    return with_shared_layers(list(_brought_together(found))), left
 
 
 def _brought_together(nodes: Sequence[RecurrentNode]) -> Iterator[RecurrentNode]:
@@ -101,11 +101,8 @@ def _brought_together(nodes: Sequence[RecurrentNode]) -> Iterator[RecurrentNode]
 
 def _alike(one: RecurrentNode, other: RecurrentNode) -> bool:
     """Whether two nodes have the same weights and do the same with them."""
-    told = [(n.settings, n.reverse, n.half, n.quantised, bool(n.lengths)) for n in (one, other)]
-    read = [([bool(i) for i in n.initial], [bool(o) for o in n.outputs]) for n in (one, other)]
-    if told[0] != told[1] or read[0] != read[1]:
-        return False
-    return all(torch.equal(weight, other.weights[name]) for name, weight in one.weights.items())
+    told = [(n.reverse, bool(n.lengths), *map(bool, n.initial), *map(bool, n.outputs)) for n in (one, other)]
+    return told[0] == told[1] and same_weights(one, other)
 
 
 def are_apart(one: Place, other: Place) -> bool:
@@ -165,6 +162,10 @@ class Constants:
             self._known[name] = None  # a graph that runs in a circle
             self._known[name] = self._computed(name, depth)
         return self._known[name]
+
+    def hide(self, name: str) -> None:
+        """Take a value for one that is not known; before what is computed of it is asked for."""
+        self._known[name] = None
 
     def sources(self, name: str) -> frozenset[tuple[Place, str]]:
         """The numbers that a constant is made of: where they are stored, and their names."""

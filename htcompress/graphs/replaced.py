@@ -20,25 +20,26 @@ LEAST_OPSET = 7
 def replaced(
     model: onnx.ModelProto, nodes: Sequence[RecurrentNode], modules: Mapping[str, HTRecurrent]
 ) -> onnx.ModelProto:
-    """A copy of the model in which the nodes that have a module are computed from its cores.
+    """A copy of the model in which the nodes whose layer has a module are computed from its cores.
 
-    Weights that nobody reads any more are dropped; other nodes, their order and their values stay.
+    Nodes of one layer read the same numbers. Weights that nobody reads any more are dropped; other nodes, their order
+    and their values stay.
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
     taken = names_of(model.graph)
     by_place: dict[Place, dict[int, list[onnx.NodeProto]]] = {}
-    for node in nodes:
-        if node.name not in modules:
-            continue
-        # What the layer stores stands around all branches that read it, once; small constants stand in each.
-        around = graph_at(made.graph, _shared(node))
-        prefix = _free(f"{node.name}/", taken)
-        for one in node.everywhere:
-            new, numbers = _instead(one, modules[node.name], opset_of(model), prefix, taken)
-            by_place.setdefault(one.place, {})[one.index] = new
+    for name, module in modules.items():
+        callings = [one for node in nodes if node.layer == name for one in node.everywhere]
+        # What the layer stores stands around all that read it, once; small constants stand in each branch.
+        around = graph_at(made.graph, _shared(callings))
+        prefix = _free(f"{name}/", taken)
+        for place in dict.fromkeys(one.place for one in callings):
+            here = sorted((one for one in callings if one.place == place), key=lambda one: one.index)
+            new, numbers = _instead(here, module, opset_of(model), prefix, taken)
+            by_place.setdefault(place, {}).update(new)
             there = {number.name for number in around.initializer}
-            graph_at(made.graph, one.place).initializer.extend(n for n in numbers if not n.name.startswith(prefix))
+            graph_at(made.graph, place).initializer.extend(n for n in numbers if not n.name.startswith(prefix))
             around.initializer.extend(n for n in numbers if n.name.startswith(prefix) and n.name not in there)
         taken.add(prefix)
     # Inner graphs first: those around them are copied when their nodes are set anew.
@@ -53,9 +54,9 @@ def replaced(
     return made
 
 
-def _shared(node: RecurrentNode) -> Place:
-    """The innermost place that is around all where a layer stands."""
-    places = [one.place for one in node.everywhere]
+def _shared(nodes: Sequence[RecurrentNode]) -> Place:
+    """The innermost place that is around all of these."""
+    places = [one.place for one in nodes]
     depth = next(
         (k for k, steps in enumerate(zip(*places, strict=False)) if len(set(steps)) > 1), min(map(len, places))
     )
@@ -72,12 +73,24 @@ def names_of(graph: onnx.GraphProto) -> set[str]:
 
 
 def _instead(
-    node: RecurrentNode, module: HTRecurrent, opset: int, prefix: str, taken: set[str]
-) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """The nodes and numbers of a compressed layer, with the inputs and outputs of the node."""
-    values = _free(f"ht{node.index}/", taken)
+    nodes: Sequence[RecurrentNode], module: HTRecurrent, opset: int, prefix: str, taken: set[str]
+) -> tuple[dict[int, list[onnx.NodeProto]], list[onnx.TensorProto]]:
+    """What computes a layer wherever it is called in one graph, by the index of the node that called it; its numbers.
+
+    What depends on these alone is computed where the layer is called first.
+    """
+    values = _free(f"ht{nodes[0].index}/", taken)
     taken.add(values)
     graph = Graph(prefix, opset, values=values)
+    parts = {node.index: _called(graph, node, module) for node in nodes}
+    graph.drop_unread([output for node in nodes for output in node.outputs if output])
+    kept = {id(new) for new in graph.nodes}
+    return {index: [new for new in part if id(new) in kept] for index, part in parts.items()}, graph.initializers
+
+
+def _called(graph: Graph, node: RecurrentNode, module: HTRecurrent) -> list[onnx.NodeProto]:
+    """The nodes that one calling adds, with the inputs and outputs of the node."""
+    start = len(graph.nodes)
 
     def entering(value: str) -> str:
         if not value:
@@ -102,11 +115,11 @@ def _instead(
             own = graph.add("Transpose", own, perm=[2, 0, 1, 3] if place == 0 else [1, 0, 2])
         own = graph.cast(own, "FLOAT16") if node.half else own
         renamed[own] = output
-    for new in graph.nodes:
+    # Nobody else has read these: the operator's outputs, and what is made of them, are its own.
+    for new in graph.nodes[start:]:
         for place, name in enumerate(new.output):
             new.output[place] = renamed.get(name, name)
-    graph.drop_unread([output for output in node.outputs if output])
-    return graph.nodes, graph.initializers
+    return graph.nodes[start:]
 
 
 def _free(prefix: str, taken: set[str]) -> str:

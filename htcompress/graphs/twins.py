@@ -34,7 +34,7 @@ class Entering:
 
 
 class Twins(nn.Module):
-    """Each node's module under the node's name.
+    """Each node's module under the name of its layer: nodes that share weights have one.
 
     Called with what enters each node, it gives what the graph reads of them: the output (time, directions, batch,
     size), and the last states (directions, batch, size).
@@ -44,7 +44,8 @@ class Twins(nn.Module):
         super().__init__()
         self.nodes = {node.name: node for node in nodes}
         for node in nodes:
-            self.add_module(node.name, node.module())
+            if not node.shares:
+                self.add_module(node.layer, node.module())
         self.eval()
 
     def forward(self, entering: Mapping[str, Entering]) -> dict[str, list[Tensor]]:
@@ -53,7 +54,8 @@ class Twins(nn.Module):
 
     def outputs(self, name: str, given: Entering) -> list[Tensor]:
         """Of one node: those that are read."""
-        node, module = self.nodes[name], self.get_submodule(name)
+        node = self.nodes[name]
+        module = self.get_submodule(node.layer)
         if given.wanted is not None and not isinstance(module, HTRecurrent):
             return list(given.wanted)
         x = turned(given.x, given.lengths) if node.reverse else given.x
@@ -86,7 +88,8 @@ def joined(parts: Sequence[Entering]) -> Entering:
 
 def follows(twins: Twins, name: str, parts: Sequence[Entering]) -> bool:
     """Whether a node begins every call with the state that the call before has left."""
-    node, module = twins.nodes[name], twins.get_submodule(name)
+    node = twins.nodes[name]
+    module = twins.get_submodule(node.layer)
     if node.reverse or node.settings.bidirectional or any(p.lengths is not None or not p.initial for p in parts):
         return False
     for part, later in pairwise(parts):

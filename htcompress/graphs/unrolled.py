@@ -16,8 +16,9 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from htcompress.graphs.branches import every_graph, graph_at
-from htcompress.graphs.cells import Cell, cells_of
+from htcompress.graphs.cells import Cell, cells_of, same_matrices
 from htcompress.graphs.left_cells import LeftCell
+from htcompress.graphs.node import Place
 from htcompress.graphs.nodes import candidates, opset_of
 from htcompress.graphs.replaced import drop_unread, names_of
 
@@ -37,16 +38,20 @@ def rolled(model: onnx.ModelProto) -> tuple[list[Cell], dict[str, str]]:
     taken = names_of(model.graph) if found or left else set()
     called = {node.name for _, graph in every_graph(model.graph) for node in graph.node}
     cells: list[Cell] = []
+    unlike: set[tuple[Place, str]] = set()
     for cell in found:
         free = (n for n in candidates(cell.name) if n not in called)
         name = next(n for n in free if not any(one.startswith(f"{n}/rolled/") for one in taken))
         called.add(name)
         named = replace(cell, name=name)
-        why = _unlike(model, named)
-        if why is None:
-            cells.append(named)
-        else:
+        why = None if cell.sources & unlike else _unlike(model, named)
+        if why is not None:
             left.append(LeftCell(cell.operator, cell.name, why, cell.numbers))
+            unlike |= cell.sources
+        first = next((one for one in cells if one.sources & cell.sources and same_matrices(one, cell)), named)
+        cells.append(replace(named, stock=first.name))
+    # Where one step stays as it was, its matrices do, and the others gain nothing.
+    cells = [cell for cell in cells if not cell.sources & unlike]
     total = _numbers(model) if left else 0
     reasons: dict[str, str] = {}
     for one in left:
@@ -89,10 +94,11 @@ def _roll(graph: onnx.GraphProto, cells: Sequence[Cell]) -> None:
     instead: dict[int, list[onnx.NodeProto]] = {}
     for cell in cells:
         nodes, numbers = _node(cell)
+        there = {number.name for number in graph.initializer}
         # Behind all that enters it: whoever reads a result comes later.
         given = [places[name] for name in (*(leaf for leaf, _ in cell.x), *cell.states) if name in places]
         instead.setdefault(max(given, default=-1), []).extend(nodes)
-        graph.initializer.extend(numbers)
+        graph.initializer.extend(number for number in numbers if number.name not in there)
     gone = frozenset[int]().union(*(cell.inner for cell in cells))
     every = list(instead.get(-1, []))
     for k, node in enumerate(graph.node):
@@ -104,12 +110,12 @@ def _roll(graph: onnx.GraphProto, cells: Sequence[Cell]) -> None:
 
 def _node(cell: Cell) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """The node of a cell, with what brings its values into their shapes, and the numbers of both."""
-    prefix = f"{cell.name}/rolled"
-    numbers: dict[str, np.ndarray] = dict(cell.weights)
+    prefix, stock = f"{cell.name}/rolled", f"{cell.stock or cell.name}/rolled"
+    numbers = {f"{stock}/{name}": array for name, array in cell.weights.items()}
     nodes: list[onnx.NodeProto] = []
 
     def reshaped(value: str, shape: Sequence[int], out: str, tag: str) -> str:
-        numbers[f"{tag} shape"] = np.array(shape, np.int64)
+        numbers[f"{prefix}/{tag} shape"] = np.array(shape, np.int64)
         nodes.append(helper.make_node("Reshape", [value, f"{prefix}/{tag} shape"], [out], f"{prefix}/{tag}"))
         return out
 
@@ -122,8 +128,8 @@ def _node(cell: Cell) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
         reshaped(state, (1, -1, cell.hidden), f"{prefix}/{tag}_0", f"{tag}_0")
         for state, tag in zip(cell.states, "hc", strict=False)
     ]
-    biases = f"{prefix}/B" if "B" in cell.weights else ""
-    given = [x, f"{prefix}/W", f"{prefix}/R", biases, "", *states]
+    biases = f"{stock}/B" if "B" in cell.weights else ""
+    given = [x, f"{stock}/W", f"{stock}/R", biases, "", *states]
     ends = [f"{prefix}/{tag}_n" for tag in "hc"[: len(states)]]
     made = helper.make_node(cell.operator, given, ["", *ends], cell.name, hidden_size=cell.hidden)
     if cell.operator == "GRU" and not cell.resets_before:
@@ -133,7 +139,7 @@ def _node(cell: Cell) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     nodes.append(made)
     for end, result, shape, tag in zip(ends, cell.results, cell.shapes, "hc", strict=False):
         reshaped(end, shape, result, f"{tag}_n")
-    return nodes, [numpy_helper.from_array(array, f"{prefix}/{name}") for name, array in numbers.items()]
+    return nodes, [numpy_helper.from_array(array, name) for name, array in numbers.items()]
 
 
 def _unlike(model: onnx.ModelProto, cell: Cell) -> str | None:
@@ -180,13 +186,14 @@ def _alone(model: onnx.ModelProto, cell: Cell) -> onnx.ModelProto:
     wanted, waiting, stored = set[int](), list(cell.results), set[str]()
     while waiting:
         name = waiting.pop()
-        if name in given:
+        if name in given or name in cell.equal:
             continue
         if name not in makers:
             stored.add(name)
         elif makers[name] not in wanted:
             wanted.add(makers[name])
             waiting += nodes[makers[name]].input
+    graph.node.extend(helper.make_node("Identity", [value], [name]) for name, value in cell.equal.items())
     graph.node.extend(node for k, node in enumerate(nodes) if k in wanted)
     graph.initializer.extend(tensor for own in around for tensor in own.initializer if tensor.name in stored)
     graph.input.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in given)

@@ -50,6 +50,8 @@ class Values:
         self.shapes: dict[str, Shape] = {}
         self.kinds: dict[str, int] = {}
         around = [inferred[self.place[:depth]] for depth in range(len(self.place) + 1)]
+        for tensor in graph.initializer:
+            self.kinds[tensor.name], self.shapes[tensor.name] = tensor.data_type, tuple(tensor.dims)
         for value in (v for own in around for v in (*own.value_info, *own.input, *own.output)):
             kind = value.type.tensor_type
             self.kinds[value.name] = kind.elem_type
@@ -57,6 +59,7 @@ class Values:
                 self.shapes[value.name] = tuple(
                     d.dim_value if d.dim_value > 0 else d.dim_param or None for d in kind.shape.dim
                 )
+        self._hide_beginnings()
         self._sizes = Sizes(self.makers, self.constants, self.shapes)
         self._first: dict[str, str] = {}
         self._find_equal()
@@ -91,6 +94,14 @@ class Values:
                     yield from ((value.name, -1) for value in own.output)
         yield from ((value.name, -1) for value in self.graph.output)
 
+    def _hide_beginnings(self) -> None:
+        """Take a constant that a matrix multiplies, as the zeros that a sequence begins with, for a value."""
+        for node in self.graph.node:
+            if node.op_type in ("MatMul", "Gemm") and self.constants(node.input[1]) is not None:
+                left = self.constants(node.input[0])
+                if left is not None and left.ndim > 1 and (left.shape[-1] == left.size or np.ptp(left) == 0):
+                    self.constants.hide(node.input[0])
+
     def _find_equal(self) -> None:
         """Of nodes that compute the same of the same, the first stands for all."""
         known: dict[tuple[object, ...], onnx.NodeProto] = {}
@@ -103,6 +114,10 @@ class Values:
             given = tuple(self._first.get(name, name) for name in node.input)
             first = known.setdefault((node.op_type, node.domain, given, said, len(node.output)), node)
             self._first.update(zip(node.output, first.output, strict=True))
+
+    def equal_to(self, name: str) -> list[str]:
+        """The values that other nodes compute, of the same as this one."""
+        return [other for other, first in self._first.items() if first == name != other]
 
     def base(self, name: str) -> str:
         """The value of which this one has the rows, in the same order; of those that are equal the first."""

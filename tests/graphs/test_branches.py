@@ -159,13 +159,20 @@ def test_a_layer_stands_where_its_nodes_stood(shared: bool, nested: bool, opset:
         assert not {"a.W", "a.R", "a.B"} & set(kept)
 
 
-def test_weights_alike_in_one_branch_are_two_layers() -> None:
-    """Only what never runs in one call is one layer."""
+def test_weights_alike_in_one_branch_are_two_nodes_of_one_layer() -> None:
+    """Only what never runs in one call is one node."""
     both = [*lstm("a", "v"), *lstm("b", "v2"), helper.make_node("Add", ["v", "v2"], ["sum"])]
     model = branched(shared=True)
     model.graph.node[0].CopyFrom(either("yes", branch(lstm("c", "v3"), "v3"), branch(both, "sum"), "w"))
     nodes, _ = find(model)
     assert [[one.name for one in node.everywhere] for node in nodes] == [["a", "c"], ["b"]]
+    assert [node.layer for node in nodes] == ["a", "a"]
+    twins = Twins(nodes)
+    made = htcompress.compress(twins, ratio=3, bits=8)
+    result = replaced(model, nodes, made.modules)
+    onnx.checker.check_model(result)
+    for yes in (True, False):
+        run(result, feed(yes))
 
 
 def test_loops_are_left() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from onnx import TensorProto, helper
 from onnx_models import node_model, streaming, tagger
 from small import Outcome
 from torch import Tensor, nn
-from unrolled_models import LSTM, LSTM_OUT, SPELLINGS, Builder, sequence, spoilt, two_layers
+from unrolled_models import HIDDEN, INPUTS, LSTM, LSTM_OUT, SPELLINGS, Builder, sequence, spoilt, two_layers
 
+import htcompress
 from htcompress.graphs.file import OnnxFile
+from htcompress.graphs.twins import Twins
 from htcompress.graphs.unrolled import rerolled, rolled
 from htcompress.report import read_report
 
@@ -146,8 +149,73 @@ def test_cuts_that_follow_from_sizes(tmp_path: Path) -> None:
     assert_same_answers(model, file.model)
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+def test_steps_of_a_sequence_are_one_layer(zeros: bool, tmp_path: Path) -> None:
+    model = sequence(4, zeros=zeros)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    file = OnnxFile.read(tmp_path / "model.onnx")
+    assert file.left == {}
+    assert [node.layer for node in file.nodes] == ["h0"] * 4
+    assert_same_answers(model, file.model)
+    dense = 4 * HIDDEN * (INPUTS + HIDDEN + 2)
+    assert file.layer_sizes() == (dense, 4 * dense)
+    twins = Twins(file.nodes)
+    made = htcompress.compress(twins, ratio=2, bits=8)
+    assert made.model is not None
+    after = file.with_layers(made.model)
+    # The layer is stored once, and written out once.
+    weights = [i for i in after.written.graph.initializer if i.name.startswith("h0/")]
+    assert sum(prod(i.dims) for i in weights) < dense
+    assert [node.op_type for node in after.written.graph.node].count("LSTM") == 4
+    given = drawn(model)
+    states = [torch.from_numpy(given[name]) for name in "hc"] if not zeros else [torch.zeros(2, HIDDEN)] * 2
+    with torch.no_grad():
+        _, last = made.modules["h0"](torch.from_numpy(given["x"]).transpose(0, 1), tuple(s[None] for s in states))
+    for found, wanted in zip(answers(after.written, given), last, strict=True):
+        assert np.abs(found - wanted[0].numpy()).max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell])
+@pytest.mark.parametrize("open_batch", [False, True])
+def test_a_loop_that_torch_has_exported(cell: type[nn.Module], open_batch: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Stepping(cell(INPUTS, HIDDEN)).eval()
+    axes = {"x": {0: "batch"}, "y": {0: "batch"}} if open_batch else {}
+    path = str(tmp_path / "loop.onnx")
+    names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": axes}
+    torch.onnx.export(model, (torch.randn(2, 4, INPUTS),), path, dynamo=False, **names)
+    file = OnnxFile.read(Path(path))
+    assert file.left == {}
+    assert [node.layer for node in file.nodes] == ["cell"] * 4
+    assert torch.equal(file.nodes[0].weights["weight_hh_l0"], model.cell.weight_hh)
+    assert_same_answers(onnx.load(path), file.model)
+
+
+class Stepping(nn.Module):
+    """A cell in a loop over the steps, from zeros on."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell, self.two = cell, isinstance(cell, nn.LSTMCell)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, c = (x.new_zeros(x.shape[0], HIDDEN) for _ in range(2))
+        found = []
+        for k in range(x.shape[1]):
+            if self.two:
+                h, c = self.cell(x[:, k], (h, c))
+            else:
+                h = self.cell(x[:, k], h)
+            found.append(h)
+        return torch.stack(found, 1)
+
+
 LEFT: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "a sequence": (sequence, "LSTM cell (92 % of the numbers), but is computed 3 times with the same matrices"),
+    "a matrix that is read elsewhere": (
+        lambda: sequence(read=True),
+        "LSTM cell (92 % of the numbers), but has matrices that others read, too",
+    ),
     "read inside": (lambda: spoilt("read inside"), "has an inner value"),
     "normalised": (lambda: spoilt("normalised"), "comes from LayerNormalization and which no matrix multiplies"),
     "peepholes": (lambda: spoilt("peepholes"), "which no matrix multiplies"),
@@ -320,9 +388,12 @@ def test_inspect(htc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     found = json.loads(htc("inspect", "model.onnx", "--json").out)
     assert [(layer["kind"], layer["name"]) for layer in found["layers"]] == [("lstm", "h_new"), ("gru", "s_new")]
     onnx.save(sequence(), "sequence.onnx")
-    ended = htc("inspect", "sequence.onnx")
+    found = json.loads(htc("inspect", "sequence.onnx", "--json").out)
+    assert [(layer["name"], layer["parameters"]) for layer in found["layers"]] == [("h0", 280)]
+    onnx.save(sequence(read=True), "read.onnx")
+    ended = htc("inspect", "read.onnx")
     assert ended.code == 2
-    assert "looks like an unrolled LSTM cell (92 % of the numbers), but is computed 3 times" in ended.err
+    assert "looks like an unrolled LSTM cell (92 % of the numbers), but has matrices that others read" in ended.err
 
 
 def test_a_file_that_runs_needs_none(htc: Command, tmp_path: Path) -> None:

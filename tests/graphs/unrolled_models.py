@@ -195,11 +195,17 @@ def rnn(operator: str = "Tanh") -> onnx.ModelProto:
     return b.model(GRU, {"y": ["batch", 3], **GRU_OUT})
 
 
-def sequence(steps: int = 3) -> onnx.ModelProto:
-    """Several steps of one LSTM, written out."""
+def sequence(steps: int = 3, *, zeros: bool = False, read: bool = False) -> onnx.ModelProto:
+    """Several steps of one LSTM, written out.
+
+    Args:
+        zeros: whether it begins with constants, one for h and one for c, and not with inputs.
+        read: whether one of its matrices is read elsewhere.
+    """
     b = Builder()
     w, r, bias = b.matrix(INPUTS, 4 * HIDDEN), b.matrix(HIDDEN, 4 * HIDDEN), b.matrix(4 * HIDDEN)
-    h, c = "h", "c"
+    begun = np.zeros((2, HIDDEN))
+    h, c = (b.number(begun), b.number(begun)) if zeros else ("h", "c")
     for k in range(steps):
         x = b.add("Gather", "x", b.number(k, dtype=np.int64), axis=1)
         total = b.add("Add", b.add("Add", b.add("MatMul", x, w), b.add("MatMul", h, r)), bias)
@@ -208,7 +214,10 @@ def sequence(steps: int = 3) -> onnx.ModelProto:
         i, f, g, o = b.split(total, 4)
         b.lstm(i, f, g, o, c, own)
         h, c = own
-    return b.model({**LSTM, "x": ["batch", steps, INPUTS]}, LSTM_OUT)
+    if read:
+        b.add("MatMul", "h_new", r, to="again")
+    given = {"x": [2 if zeros else "batch", steps, INPUTS]}
+    return b.model(given if zeros else {**LSTM, **given}, {**LSTM_OUT, **({"again": ["batch", 20]} if read else {})})
 
 
 def spoilt(how: str) -> onnx.ModelProto:
