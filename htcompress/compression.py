@@ -28,6 +28,7 @@ from htcompress.model.inventory import inventory, names_of, tensor_names
 from htcompress.model.loading import tell_of_others
 from htcompress.model.names import renamed
 from htcompress.model.proof import prove, without_unseen
+from htcompress.model.reparametrised import plain_tensors, with_plain_weights
 from htcompress.model.replace import copied, stand_ins
 from htcompress.model.selection import assumed_settings, module_names, selected
 from htcompress.model.sharing import further_names, shared_weights, told
@@ -158,9 +159,12 @@ def compress(
     data = Data.of_arguments(calibration, training, unlabelled, loss, evaluate, higher_is_better)
     source = {"file": type(model).__name__, "sha256": None, "path": None}
     with restored():
+        observer = observer or Observer()
         private = copied(model, sharing=model.parameters()).eval()
-        opened_model = Opened(private, lambda: copied(model), model.state_dict(), source)
-        return compressed_model(opened_model, request, data, observer or Observer())
+        for sentence in with_plain_weights(private):
+            observer.message(sentence)
+        opened_model = Opened(private, lambda: copied(model), private.state_dict(), source)
+        return compressed_model(opened_model, request, data, observer)
 
 
 def converted(
@@ -283,6 +287,7 @@ def compressed_model(opened_model: Opened, request: Request, data: Data, observe
 def _of_tensors(checkpoint: Checkpoint, source: dict[str, Any], request: Request, observer: Observer) -> Compressed:
     """Plan and build from the weights alone."""
     left: dict[str, str] = {**checkpoint.left}
+    checkpoint = replace(checkpoint, tensors=plain_tensors(checkpoint.tensors))
     every = inventory(checkpoint.tensors, source=str(checkpoint.path), on_left=left.__setitem__)
     names = {layer.name: names_of(layer, checkpoint.tensors) for layer in every}
     layers = [layer for layer in every if layer.name in selected(names, request.layers)]

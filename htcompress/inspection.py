@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from htcompress.graphs.file import OnnxFile
 from htcompress.graphs.formats import container_of, refuse_names
 from htcompress.matrix.blocks import chunked_gram, working
 from htcompress.model.inventory import inventory, names_of
+from htcompress.model.reparametrised import plain_tensors
 from htcompress.model.selection import selected
 from htcompress.nn.dense import DenseLayer
 from htcompress.nn.settings import RecurrentSettings
@@ -125,6 +126,7 @@ def inspect_checkpoint(
     else:
         read = read_checkpoint(path, weights=weights, names=names)
         left |= read.left
+    read = replace(read, tensors=plain_tensors(read.tensors))
     every = inventory(read.tensors, source=str(path), on_left=left.__setitem__)
     if nodes is not None:
         named = nodes | set(left)

@@ -13,6 +13,7 @@ from htcompress.directory.read import load, read_state
 from htcompress.errors import RequestError, TaskError
 from htcompress.model.loading import load_checkpoint
 from htcompress.model.names import listed, own_names, renamed
+from htcompress.model.reparametrised import with_plain_weights
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.observer import Observer
 from htcompress.report import Report
@@ -22,8 +23,11 @@ from htcompress.task import Task
 
 
 def dense_model(task: Task, checkpoint: Checkpoint, observer: Observer) -> nn.Module:
-    """The task's model with the checkpoint's tensors in it; see `load_checkpoint`."""
-    return load_checkpoint(task.model(), checkpoint, observer, source=task.source)
+    """The task's model with the checkpoint's tensors in it; see `load_checkpoint`, `with_plain_weights`."""
+    model = load_checkpoint(task.model(), checkpoint, observer, source=task.source)
+    for sentence in with_plain_weights(model):
+        observer.message(sentence)
+    return model
 
 
 def opened(place: Path, task: Task, observer: Observer) -> nn.Module:

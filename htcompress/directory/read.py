@@ -16,7 +16,8 @@ from htcompress.directory.structure import check_config
 from htcompress.errors import CheckpointError
 from htcompress.isolation import on_the_cpu, user_code
 from htcompress.model.names import own_names, renamed, same_tensor
-from htcompress.model.replace import recurrent_modules, stand_ins, with_stand_ins
+from htcompress.model.reparametrised import has_computed, with_plain_weights
+from htcompress.model.replace import copied, recurrent_modules, stand_ins, with_stand_ins
 from htcompress.nn.recurrence import recurrence_of
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings, is_recurrent
@@ -209,6 +210,9 @@ def assembled(
     """
     try:
         with on_the_cpu():
+            if has_computed(model.state_dict()):
+                model = copied(model)
+                with_plain_weights(model)
             built = _modules(config, model, directory)
         compact = with_stand_ins(model, built)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

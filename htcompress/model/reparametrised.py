@@ -1,9 +1,17 @@
-"""Recurrent weights that a state_dict holds as what they are computed of: pruned, normed or dropped ones."""
+"""Recurrent weights that are computed of others: pruned, normed or dropped ones. Their values are taken, or named."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+
+from htcompress.model.replace import recurrent_modules
+from htcompress.nn.recurrence import TORCH_CLASSES
 
 _WEIGHT = r"(?:weight|bias)_(?:ih|hh|hr)(?:_l[0-9]+(?:_reverse)?)?"
 _OLD = re.compile(rf"^(?:(?P<layer>.+)\.)?(?P<weight>{_WEIGHT})_(?P<part>orig|mask|g|v|u|raw)$")
@@ -24,6 +32,33 @@ _UNDONE: tuple[tuple[frozenset[str], str, str], ...] = (
         'torch.nn.utils.parametrize.remove_parametrizations({module}, "{weight}")',
     ),
 )
+
+
+def _without_spectral_norm(module: nn.Module, weight: str) -> None:
+    remove_spectral_norm(module, weight)
+    # What torch registers to load it is wrapped, and not found again by torch.
+    hooks = module._load_state_dict_pre_hooks
+    for key, hook in list(hooks.items()):
+        own: Any = getattr(hook, "hook", hook)
+        if type(own).__name__.startswith("SpectralNorm") and own.fn.name == weight:
+            del hooks[key]
+
+
+def _without_parametrizations(module: nn.Module, weight: str) -> None:
+    # Copies of a module have its class, which loses what computes the weight.
+    cls = type(module)
+    own = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(cls.__name__, cls.__bases__, own)
+    parametrize.remove_parametrizations(module, weight)
+
+
+_REMOVED: dict[str, Callable[[nn.Module, str], object]] = {
+    "pruned": prune.remove,
+    "under spectral_norm": _without_spectral_norm,
+    "under weight_norm": remove_weight_norm,
+    "parametrised": _without_parametrizations,
+}
+"""What makes a module's weight a parameter of its own."""
 
 
 def reparametrised(names: Iterable[str]) -> dict[str, str]:
@@ -59,3 +94,115 @@ save the state_dict again.
                     f"then save the state_dict again."
                 )
     return found
+
+
+def has_computed(names: Iterable[str]) -> bool:
+    """Whether any name is that of a part of which a recurrent weight is computed."""
+    return any(_OLD.match(name) or _NEW.match(name) for name in names)
+
+
+def with_plain_weights(model: nn.Module) -> list[str]:
+    """Make recurrent weights that are computed of others parameters with the values that they have now, in place.
+
+    What wraps a layer in order to drop some of its weights in training is taken off: the layer stands in its place.
+
+    Returns:
+        what was done, one sentence for each layer.
+    """
+    done: list[str] = []
+    if not has_computed(model.state_dict()):
+        return done
+    for name, module in recurrent_modules(model).items():
+        weights: dict[str, str] = {}
+        for key in [*module.state_dict()]:
+            match = _OLD.match(key) or _NEW.match(key)
+            if match is not None and not match["layer"] and match["part"] != "raw":
+                weights.setdefault(match["weight"], key)
+        for weight in weights:
+            own = {key for key in module.state_dict() if weight in key}
+            state = _state_of(weight, own)
+            if state is not None:
+                _REMOVED[state](module, weight)
+                done.append(f"{name}.{weight} is {state}: it is taken as it is computed now, and stored as that.")
+    return done + _without_drop(model)
+
+
+def _state_of(weight: str, names: Iterable[str]) -> str | None:
+    """By what a weight is computed, by the names of what a module holds for it."""
+    parts = {m["part"].rstrip("0123456789") for m in map(_OLD.match, names) if m is not None and m["weight"] == weight}
+    parts |= {m["part"].rstrip("0123456789") for m in map(_NEW.match, names) if m is not None and m["weight"] == weight}
+    return next((state for needed, state, _ in _UNDONE if needed <= parts and state in _REMOVED), None)
+
+
+def _without_drop(model: nn.Module) -> list[str]:
+    done = []
+    for name, wrapper in list(model.named_modules()):
+        inner = list(wrapper.children())
+        if len(inner) != 1 or type(inner[0]) not in TORCH_CLASSES:
+            continue
+        raw = {
+            key.removesuffix("_raw"): parameter
+            for holder in (wrapper, inner[0])
+            for key, parameter in holder.named_parameters(recurse=False)
+            if key.endswith("_raw") and _OLD.match(key)
+        }
+        own = [key for key, _ in wrapper.named_parameters(recurse=False)]
+        if not raw or any(key.removesuffix("_raw") not in raw for key in own):
+            continue
+        for weight, parameter in raw.items():
+            inner[0]._parameters.pop(f"{weight}_raw", None)
+            vars(inner[0]).pop(weight, None)
+            setattr(inner[0], weight, nn.Parameter(parameter.detach(), parameter.requires_grad))
+        for holder in model.modules():
+            for key, held in holder._modules.items():
+                if held is wrapper:
+                    holder._modules[key] = inner[0]
+        done.append(
+            f"{name} drops weights of its {type(inner[0]).__name__} in training: the layer stands in its place."
+        )
+    return done
+
+
+def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state_dict in which recurrent weights that are pruned, under weight_norm or under weight drop stand themselves.
+
+    What they were computed of is left out. Wrappers that drop weights are taken off, as `with_plain_weights` does.
+    Other weights, and those whose parts are not all there, are as they were.
+    """
+    found = dict(tensors)
+    for name in tensors:
+        match = _OLD.match(name)
+        if match is None:
+            continue
+        stem = name.removesuffix(f"_{match['part']}")
+        raw, mask, v = (found.get(f"{stem}_{part}") for part in ("raw", "mask", "v"))
+        if match["part"] == "raw" and raw is not None:
+            found = _unwrapped(found, match["layer"] or "", match["weight"])
+        elif stem in found:
+            continue
+        elif match["part"] == "orig" and mask is not None:
+            found[stem] = found.pop(f"{stem}_orig") * found.pop(f"{stem}_mask")
+        elif match["part"] == "g" and v is not None:
+            g = found.pop(f"{stem}_g")
+            over = [k for k in range(v.ndim) if g.ndim < v.ndim or g.shape[k] == 1]
+            norm = torch.linalg.vector_norm(found.pop(f"{stem}_v").float(), dim=over, keepdim=True)
+            found[stem] = (v.float() * (g.float() / norm)).to(v.dtype)
+    return found
+
+
+def _unwrapped(tensors: dict[str, Tensor], layer: str, weight: str) -> dict[str, Tensor]:
+    """With a raw weight under its own name; the wrapper's or the layer's inside of it."""
+    prefix = f"{layer}." if layer else ""
+    inside = f"{prefix}module."
+    last = layer.rpartition(".")[2]
+    outer = prefix.removesuffix("module.") if last == "module" else prefix
+    made: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name == f"{prefix}{weight}_raw":
+            made[f"{outer}{weight}"] = tensor
+        elif name not in (f"{inside}{weight}", f"{prefix}{weight}"):
+            start = (
+                inside if name.startswith(inside) else prefix if last == "module" and name.startswith(prefix) else ""
+            )
+            made[outer + name.removeprefix(start) if start else name] = tensor
+    return made

@@ -152,24 +152,14 @@ class Closed(Around):
         return self.head(self.run(x))
 
 
-def old_weight_norm() -> nn.Module:
-    with pytest.warns(FutureWarning):
-        return Around(nn.utils.weight_norm(nn.LSTM(24, 8, batch_first=True), "weight_hh_l0"))
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: Typed(nn.LSTM(24, 8, batch_first=True)), "outputs differ by"),
         (patched, "replaced on the instance"),
         (lambda: Closed(nn.LSTM(24, 8, batch_first=True)), "outside of the model's modules"),
-        (old_weight_norm, "weight_norm"),
-        (
-            lambda: Around(nn.utils.parametrizations.weight_norm(nn.LSTM(24, 8, batch_first=True), "weight_hh_l0")),
-            "parametri",
-        ),
     ],
-    ids=["type", "patch", "closure", "old weight norm", "weight norm"],
+    ids=["type", "patch", "closure"],
 )
 def test_2_what_no_stand_in_can_do_is_named(make: Callable[[], nn.Module], words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
