@@ -23,7 +23,7 @@ from htcompress.nn.activations import ACTIVATIONS
 from htcompress.sources.keras_config import WRAPPERS, code_in
 from htcompress.sources.keras_file import KerasFile
 from htcompress.sources.keras_layers import KerasLayer
-from htcompress.sources.keras_modern import modernised
+from htcompress.sources.keras_modern import SLASH, modernised
 
 _TYPES = {"float32": "float", "float64": "double"}
 """Where the word that feeds have for a type is another than Keras's."""
@@ -145,8 +145,9 @@ def _loaded(keras: Any, file: KerasFile) -> Any:
         except Exception as error:  # whatever a layer of the model stumbles over
             said = _first_line(error).replace(str(place), file.path.name)
             raise CheckpointError(
-                f"Keras {keras.__version__} cannot load {file.path}: {said}. Its weights can be worked from all the "
-                f"same: give a task with --task, whose model() is the model in torch, or leave out --calibration."
+                f"Keras {keras.__version__} cannot load {file.path}: {said}. Classes of its own can be defined in a "
+                f"task (--task), by keras.saving.get_custom_objects()[name] = cls. Its weights can be worked from all "
+                f"the same: leave out --calibration."
             ) from error
 
 
@@ -157,7 +158,7 @@ def _first_line(error: Exception) -> str:
 def _layers(model: Any, above: str) -> Iterator[tuple[str, Any]]:
     """The layers of a model by the names that files give them: those of models in models after theirs."""
     for layer in model.layers:
-        yield from _named(layer, f"{above}{layer.name}".replace("/", "."))
+        yield from _named(layer, f"{above}{layer.name}".replace("/", ".").replace(SLASH, "."))
 
 
 def _named(layer: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -189,7 +190,7 @@ def _apart(names: Sequence[str]) -> list[str]:
 
 def _value(name: str, tensor: Any) -> Value:
     said = str(tensor.dtype)
-    return Value(name, tuple(tensor.shape), f"tensor({_TYPES.get(said, said)})")
+    return Value(name.replace(SLASH, "/"), tuple(tensor.shape), f"tensor({_TYPES.get(said, said)})")
 
 
 # ---- what passes through a layer ------------------------------------------------------------------------------

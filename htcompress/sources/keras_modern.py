@@ -17,6 +17,9 @@ _ENGINE = ("keras.src.engine.", "keras.engine.")
 _HELD = ("layer", "backward_layer", "cell", "cells")
 """Where the configuration of a layer has those of other layers: Keras 3 looks for their classes by module."""
 
+SLASH = "\N{DIVISION SLASH}"
+"""Stands for the slash in names, of which Keras 3 takes none."""
+
 _CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}
 
 
@@ -25,7 +28,7 @@ def modernised(file: KerasFile) -> bytes:
 
     Those of other files are as they were.
     """
-    config = _modern(file.config)
+    config = _without_slashes(_modern(file.config))
     if config == file.config:
         return file.content
     if file.suffix != ".h5":
@@ -112,6 +115,30 @@ def _count_from_zero(config: dict[str, Any]) -> None:
         if own and all(reference[1] > 0 for reference in own):
             for reference in own:
                 reference[1] -= 1
+
+
+def _without_slashes(node: Any) -> Any:
+    """The same with names of layers as Keras 3 takes them; it finds weights by their order."""
+    names = {name: name.replace("/", SLASH) for name in _names(node) if "/" in name}
+
+    def renamed(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {key: renamed(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [renamed(value) for value in part]
+        return names.get(part, part) if isinstance(part, str) else part
+
+    return renamed(node) if names else node
+
+
+def _names(node: Any) -> Iterator[str]:
+    """The names of all layers in a configuration."""
+    if isinstance(node, Mapping):
+        own = node.get("config")
+        if "class_name" in node and isinstance(own, Mapping) and isinstance(own.get("name"), str):
+            yield own["name"]
+    for part in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+        yield from _names(part)
 
 
 def _is_model(layer: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ import torch
 from keras_files import INPUTS, Array, arrays_of, hard_sigmoid, layer, legacy, model, modern, named, run
 from small import Outcome
 
+from htcompress.errors import CheckpointError
 from htcompress.exporting.dense import dense_tensors
 from htcompress.graphs.keras_graph import KerasGraph
 from htcompress.graphs.keras_running import _with_older_activations
@@ -216,6 +217,30 @@ def test_settings_that_are_no_more(tmp_path: Path) -> None:
     x = frames()
     values = assert_proven(KerasGraph.read(path), 2, rec_input=x)
     assert np.abs(values["old"] - run("GRU", gru, run("LSTM", lstm, x))).max() < 1e-5
+
+
+class Doubled(keras.layers.Layer):
+    """A layer of somebody's own."""
+
+    def call(self, x: Any) -> Any:
+        return 2 * x
+
+
+def test_names_with_slashes_and_classes_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lstm = arrays_of("LSTM", np.random.default_rng(0))
+    shape = [None, None, INPUTS]
+    config = model(
+        layer("InputLayer", "given/x", batch_input_shape=shape),
+        layer("LSTM", "first/rec", units=5, return_sequences=True),
+        layer("Doubled", "own"),
+    )
+    path = legacy(tmp_path / "m.h5", {"first/rec": named("first/rec", lstm)}, config)
+    x = frames()
+    with pytest.raises(CheckpointError, match=r"'Doubled'.* by keras.saving.get_custom_objects\(\)\[name\] = cls"):
+        KerasGraph.read(path).session()
+    monkeypatch.setitem(keras.saving.get_custom_objects(), "Doubled", Doubled)
+    values = assert_proven(KerasGraph.read(path), 1, **{"given/x": x})
+    assert np.abs(values["own"] - 2 * run("LSTM", lstm, x)).max() < 1e-5
 
 
 @pytest.mark.parametrize("backward", [False, True])
