@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.nn.execution import Execution
-from htcompress.nn.kernel_weights import KernelWeights
+from htcompress.nn.kernel_weights import TILED, KernelWeights
 from htcompress.nn.order import decoded, encoded, order_words, words_of
 from htcompress.nn.present import Remembered
 from htcompress.nn.settings import RecurrentSettings
@@ -197,19 +197,23 @@ class GateWeights(nn.Module):
             # Of the columns only those of states and biases are computed with.
             rows, cols = passed[:2]
             read += [rows, cols[self.input_size :]]
-        for bias in (self.bias, self.bias_hn):
-            if bias is not None:
-                (passed if bias is self.bias else read).append(bias)
+        read += [bias for bias in (self.bias, self.bias_hn) if bias is not None]
         return read, passed
+
+    def _settled(self, execution: Execution) -> bool:
+        """Whether the recurrent matrix is looked at number by number; else a view of it is handed on."""
+        weight = self.hh if self.joint is None else self.joint
+        return any(own is weight and (whole or not weight.is_dense) for own, whole in self._stores(execution))
 
     def _stores(self, execution: Execution) -> list[tuple[Weight, bool]]:
         """The matrices, and whether something is computed of all their numbers."""
         if execution not in self._layout_of:
             found = []
+            rows, state = self.settings.rows, self.settings.state_size
             for name, weight in self.weights().items():
                 scaled = name in ("joint", "ih") and self.input_exponents is not None
                 if weight.is_dense:
-                    whole = self.order is not None or scaled
+                    whole = self.order is not None or scaled or (name == "hh" and rows * state <= TILED)
                 elif name in ("joint", "ih") and execution is Execution.PROJECT:
                     whole = not weight.stores_factors or scaled or (name == "ih" and self.order is not None)
                 else:
@@ -269,6 +273,7 @@ class GateWeights(nn.Module):
         if self.ih is None or self.hh is None:
             raise RuntimeError("A layer's weights are one joint matrix, or those of the input and of the state.")
         bias_ih, bias_hh = self._biases(self.bias)
+        settled = self._settled(execution)
         recurrent: Tensor | tuple[Tensor, Tensor]
         if self.hh.projects:
             rows, cols = self.hh.factors()
@@ -277,12 +282,13 @@ class GateWeights(nn.Module):
             recurrent = self._own_states(self._own_rows(self.hh.dense()).T).T
         if execution is Execution.PROJECT:
             rows, cols = self.ih.factors()
-            return KernelWeights(self._own_inputs(cols.T), self._own_rows(rows), recurrent, bias_ih, bias_hh, hr)
+            reduce, ih = self._own_inputs(cols.T), self._own_rows(rows)
+            return KernelWeights(reduce, ih, recurrent, bias_ih, bias_hh, hr, settled=settled)
         if execution is Execution.CONTRACT:
             rows_at, scales = None if places is None else places[0], self.input_scales()
-            return KernelWeights(self.ih.matrix(), None, recurrent, bias_ih, bias_hh, hr, rows_at, scales)
+            return KernelWeights(self.ih.matrix(), None, recurrent, bias_ih, bias_hh, hr, rows_at, scales, settled)
         ih = self._own_inputs(self._own_rows(self.ih.dense()))
-        return KernelWeights(None, ih, recurrent, bias_ih, bias_hh, hr)
+        return KernelWeights(None, ih, recurrent, bias_ih, bias_hh, hr, settled=settled)
 
     def _resolve_joint(self, joint: Weight, execution: Execution, hr: Tensor | None) -> KernelWeights:
         n, s = self.input_size, self.settings.state_size
@@ -304,7 +310,7 @@ class GateWeights(nn.Module):
             bias_ih, bias_hh = self._biases(columns[:, 0])
         else:
             bias_ih, bias_hh = columns[:, 0], columns[:, 1]
-        return KernelWeights(reduce, ih, recurrent, bias_ih, bias_hh, hr)
+        return KernelWeights(reduce, ih, recurrent, bias_ih, bias_hh, hr, settled=self._settled(execution))
 
     def _own_rows(self, matrix: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
         """Rows from the stored order into the units' own."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from htcompress.nn.compiled import applies, run_compiled
 from htcompress.nn.kernel_weights import KernelWeights
 from htcompress.nn.recurrence import Recurrence, State, recurrence_of
 from htcompress.nn.stepwise import pays, run_stepwise
@@ -33,6 +34,8 @@ def run_layer(
     Two directions that reduce the input differently run in one kernel call: their reduced inputs stand
     side by side, and each direction's matrix is zero on the other's part.
     """
+    if applies(recurrence, x, batch_sizes, weights):
+        return run_compiled(recurrence, x, state, weights)
     if not recurrence.native or pays(x, batch_sizes, weights):
         return run_stepwise(recurrence, x, batch_sizes, state, weights)
     features, matrices = _reduced(x, weights)
@@ -56,6 +59,9 @@ def run_layer(
 
 def run_cell(recurrence: Recurrence, x: Tensor, state: State, weights: KernelWeights) -> State:
     """One time step: `x` (batch, features), state (h,) or (h, c), each (batch, hidden)."""
+    if applies(recurrence, x[None], None, [weights]):
+        _, after = run_compiled(recurrence, x[None], tuple(t[None] for t in state), [weights])
+        return tuple(t[0] for t in after)
     (features, (ih,)) = _reduced(x, [weights])
     return recurrence.run_cell(features, state, ih, weights.hh, weights.bias_ih, weights.bias_hh)
 

@@ -1,4 +1,4 @@
-"""What torch's kernels take of the weights of one layer and direction."""
+"""What torch's kernels, and the steps in C, take of the weights of one layer and direction."""
 
 from __future__ import annotations
 
@@ -12,9 +12,54 @@ from torch.nn import functional as F
 
 from htcompress.matrix.blocks import thin_product
 from htcompress.matrix.stored import StoredMatrix
+from htcompress.nn.program import is_thin, usable
+from htcompress.nn.program import thin_product as thin_product_in_c
+
+TILED = 1 << 18
+"""Numbers of a whole recurrent matrix up to which it is put into tiles; a larger one is bound by memory either way."""
 
 _MANY = 16
 """Vectors from which on a CPU reduces them faster the other way round."""
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """The recurrent matrix of a layer and direction in tiles, as the steps in C read it; None where there is no factor.
+
+    Attributes:
+        rank: of the factors; 0: the matrix is whole.
+        columns: the columns' factor, (state, rank padded).
+        matrix: the rows' factor or the whole, (rank or state, rows padded).
+        bias: what is added to W_ih x, (rows,).
+        hidden_bias: (rows padded,), of the hidden part alone.
+    """
+
+    rank: int
+    columns: Tensor | None
+    matrix: Tensor
+    bias: Tensor | None
+    hidden_bias: Tensor | None
+
+    @classmethod
+    def of(cls, weights: KernelWeights, tile: int, *, keeps_candidate_bias: bool) -> Tiled:
+        """Of the weights that torch's kernels take, in tiles of so many columns."""
+        rows, cols = weights.factors or (weights.hh, None)
+        bias, hidden = weights.bias_ih, weights.bias_hh
+        if not keeps_candidate_bias and bias is not None and hidden is not None:
+            bias, hidden = bias + hidden, None
+        return cls(
+            0 if cols is None else cols.shape[1],
+            None if cols is None else _tiles(cols, tile),
+            _tiles(rows.T, tile),
+            bias,
+            None if hidden is None else F.pad(hidden, (0, -len(hidden) % tile)),
+        )
+
+
+def _tiles(matrix: Tensor, tile: int) -> Tensor:
+    """(inner, outer) as all rows of the first `tile` columns, then those of the next."""
+    padded = F.pad(matrix, (0, -matrix.shape[1] % tile))
+    return padded.reshape(len(padded), -1, tile).transpose(0, 1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -36,6 +81,8 @@ class KernelWeights:
     """Where the rows of a matrix to contract with stand, in the units' own order; None: as they are."""
     scales: Tensor | None = None
     """What a matrix to contract with reads each input times; None: as it is."""
+    settled: bool = True
+    """Whether they are made anew where the numbers of the recurrent matrix change, so that a copy of it may be kept."""
 
     def features(self, x: Float[Tensor, "*vectors inputs"]) -> Float[Tensor, "*vectors features"]:
         """What `ih` reads of the input."""
@@ -47,6 +94,8 @@ class KernelWeights:
             read = x if self.scales is None else (x * self.scales).to(x.dtype)
             rows = self.reduce.network.times(self.reduce.operands(), read)
             return rows if self.rows_at is None else rows.index_select(-1, self.rows_at)
+        if usable(x, self.reduce) and is_thin(flat := x.reshape(-1, x.shape[-1]), self.reduce.T):
+            return thin_product_in_c(flat, self.reduce.T).reshape(*x.shape[:-1], -1)
         vectors = x.numel() // max(1, x.shape[-1])
         if x.device.type != "cpu" or not isinstance(vectors, int) or vectors < _MANY:
             return F.linear(x, self.reduce)
@@ -67,6 +116,20 @@ class KernelWeights:
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """R and C; None where the recurrent matrix is given whole."""
         return self.recurrent if isinstance(self.recurrent, tuple) else None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the recurrent matrix."""
+        if isinstance(self.recurrent, tuple):
+            return self.recurrent[0].shape[0], self.recurrent[1].shape[0]
+        return self.recurrent.shape[0], self.recurrent.shape[1]
+
+    def tiled(self, tile: int, *, keeps_candidate_bias: bool) -> Tiled:
+        """The same for the steps in C, made once; see `Tiled`."""
+        if "_tiled" not in vars(self):
+            vars(self)["_tiled"] = Tiled.of(self, tile, keeps_candidate_bias=keeps_candidate_bias)
+        found: Tiled = vars(self)["_tiled"]
+        return found
 
     @cached_property
     def hh(self) -> Tensor:

@@ -104,6 +104,7 @@ class Recurrence:
         resets_before: whether a GRU's reset gate is multiplied with the state before the candidate's matrix, as ONNX's
             does unless it is told otherwise, and Keras's with `reset_after=False`.
         native: whether torch has a kernel for it; else it is run step by step.
+        compiled: what computes it in `program.c`; empty where nothing does.
     """
 
     kind: Kind
@@ -122,6 +123,7 @@ class Recurrence:
     activations: tuple[str, str] = ("sigmoid", "tanh")
     resets_before: bool = False
     native: bool = True
+    compiled: str = ""
 
     @property
     def said(self) -> str:
@@ -156,6 +158,7 @@ class Recurrence:
             activations=(gate, own),
             resets_before=resets_before,
             native=False,
+            compiled="",
         )
 
     def run(
@@ -292,6 +295,7 @@ RECURRENCES: tuple[Recurrence, ...] = (
         step=_lstm_step,
         onnx=OnnxOperator("LSTM", (0, 3, 1, 2)),  # i o f c of i f g o
         projects=True,
+        compiled="lstm",
     ),
     Recurrence(
         Kind.GRU,
@@ -305,6 +309,7 @@ RECURRENCES: tuple[Recurrence, ...] = (
         onnx=OnnxOperator("GRU", (1, 0, 2), {"linear_before_reset": 1}),  # z r h of r z n
         keeps_candidate_bias=True,
         has_reset=True,
+        compiled="gru",
     ),
     Recurrence(
         Kind.RNN_TANH,
@@ -317,6 +322,7 @@ RECURRENCES: tuple[Recurrence, ...] = (
         step=_rnn_step,
         onnx=OnnxOperator("RNN", (0,)),
         nonlinearity="tanh",
+        compiled="rnn_tanh",
     ),
     Recurrence(
         Kind.RNN_RELU,
@@ -330,6 +336,7 @@ RECURRENCES: tuple[Recurrence, ...] = (
         onnx=OnnxOperator("RNN", (0,), activations=("relu",)),
         nonlinearity="relu",
         activations=("sigmoid", "relu"),
+        compiled="rnn_relu",
     ),
 )
 """Every kind; of those that a state_dict does not tell apart, torch's default stands first."""
