@@ -3,7 +3,8 @@
     python benchmarks/speed/forward.py > benchmarks/results/forward.txt
 
 Wide inputs: 57600 -> 256 over 6 time steps, one and sixteen clips, and a training step. Small models: stacks
-compressed to 25 and to 10 %, over 160 steps. What a number in a core is plays no part in how long it takes: they are random.
+compressed to 25 and to 10 %, over 160 steps. What a number in a core is plays no part in how long it takes: they are
+random.
 """
 
 from __future__ import annotations
