@@ -77,6 +77,12 @@ class RandomState:
         gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         return cls([torch.get_rng_state(), *gpus], tuple(np.random.get_state()), random.getstate())
 
+    def is_now(self) -> bool:
+        """Whether nothing was drawn since."""
+        now = RandomState.now()
+        alike = len(self.torch) == len(now.torch) and all(map(torch.equal, self.torch, now.torch))
+        return alike and repr(self.numpy) == repr(now.numpy) and self.python == now.python
+
     def restore(self) -> None:
         """Let the generators go on from here."""
         torch.set_rng_state(self.torch[0])

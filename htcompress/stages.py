@@ -41,7 +41,7 @@ from htcompress.model.names import listed
 from htcompress.model.plain import without_packing
 from htcompress.model.proof import Answer, Proof, answer
 from htcompress.model.replace import copied, stand_ins, with_stand_ins
-from htcompress.model.statistics import DirectionStatistics, collect
+from htcompress.model.statistics import DirectionStatistics, collect, remarks
 from htcompress.model.threads import threads_for_matrices
 from htcompress.model.units import arrange_units, unit_orders
 from htcompress.nn.dense import DenseLayer
@@ -130,6 +130,8 @@ def observed(
 
     try:
         found = collect(model, batches(), names=proof.names, tied=proof.tied, seed=seed, on_batch=observer.advance)
+        for sentence in remarks(found):
+            observer.message(sentence)
         give_back()
         return found
     except TaskError:

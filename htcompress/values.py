@@ -105,6 +105,19 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
     return (tensor for tensor in leaves(value) if tensor.is_floating_point())
 
 
+def answers_in(value: Any) -> list[Tensor]:
+    """The tensors of a model's output that two models are compared by; complex ones as pairs of real numbers.
+
+    Single numbers, which stand for a whole batch (a penalty, the share of a part of a loss), are none beside others.
+    """
+    found = [
+        torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        for tensor in leaves(value)
+        if tensor.is_floating_point() or tensor.is_complex()
+    ]
+    return [tensor for tensor in found if tensor.ndim] or found
+
+
 # ---- mixed precision ----------------------------------------------------------------------------------------
 
 

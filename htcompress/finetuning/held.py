@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from htcompress.finetuning.objective import Objective
-from htcompress.finetuning.scales import Scales, in_order, scales_of, spreads
+from htcompress.finetuning.scales import Scales, in_order, scales_of, spreads, usual
 from htcompress.finetuning.stream import Item, Share
 from htcompress.finetuning.taught import Answer
 from htcompress.finetuning.together import Together
@@ -27,9 +27,12 @@ class HeldOut:
         self._items = share.own(held)
         self._answers = [objective.answer(arguments) for arguments, _ in self._items]
         self._scales: list[Scales | None] = [None for _ in self._items]
-        if share.group > 1 and objective.teacher is not None:
-            own = [spreads(Answer(answer, {})) for answer in self._answers]
-            groups = in_order(together.gather(own), share.group)
+        if objective.teacher is None:
+            return
+        own = [spreads(Answer(answer, {})) for answer in self._answers]
+        groups = in_order(together.gather(own), share.group)
+        objective.usual = usual([batch for group in groups for batch in group])
+        if share.group > 1:
             self._scales = list(share.own([scales for group in groups for scales in scales_of(group)]))
 
     def loss(self) -> float:

@@ -11,13 +11,23 @@ from torch import Tensor, nn
 
 from htcompress.errors import TaskError
 from htcompress.finetuning.scales import OUTPUT, STATES, Scale, Scales
-from htcompress.finetuning.taught import Answer, Taught
+from htcompress.finetuning.taught import Answer, Taught, fingerprint
+from htcompress.isolation import RandomState, seeded
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.spread import Spread
 from htcompress.task import output_of
-from htcompress.values import answered, tensors_of
+from htcompress.values import answered, answers_in, tensors_of
 
 TaskLoss = Callable[[Any, Any], Tensor]
+
+_PART = 0.5
+"""Of what an output usually varies: a batch in which it varies less counts as if it varied so much."""
+
+_GLANCED = 1 << 10
+"""Numbers of each tensor of a batch by which it is told from others."""
+
+_TRIED, _ALWAYS = 6, 1 << 30
+"""Answers in which nothing is drawn, after which that is not looked for any more; and how many are looked at else."""
 
 _LEAST = 1e-12
 """The least variance that a difference is divided by: what the teacher gives may be one number throughout."""
@@ -29,6 +39,10 @@ class Objective:
     The sum of three terms, each left out where there is nothing to compute it from: the squared difference
     of the outputs in units of the teacher's variance; `hidden` times the same of the states that the
     compressed layers put out, step by step; and the task's loss of output and target.
+
+    `usual` has the variance of each output over many batches, once it is known: the numbers of a single batch may
+    hardly vary, or be but one. Both models draw from the same random numbers: those that sample answer alike if they
+    are.
 
     `places` tells, for layers whose hidden units stand in another order than the teacher's, where each of the
     teacher's outputs stands among the student's.
@@ -45,8 +59,10 @@ class Objective:
     ) -> None:
         self.student, self.teacher, self.loss, self.hidden = student, teacher, loss, hidden
         self.places = dict(places or {})
+        self.usual: dict[str, float] = {}
         self.names = [name for name, module in student.named_modules() if isinstance(module, HTRecurrent)]
         self._taught = Taught(self._asked)
+        self._draws = SameDraws()
 
     def taught(self, arguments: Sequence[Any]) -> Answer:
         """The teacher's output and states on a batch, computed once where batches repeat."""
@@ -56,7 +72,7 @@ class Objective:
         """The teacher's output on a batch; None without a teacher."""
         if self.teacher is None:
             return None
-        with torch.no_grad():
+        with torch.no_grad(), self._draws(arguments):
             return output_of(self.teacher, arguments, source="training()")
 
     def _asked(self, arguments: Sequence[Any]) -> Answer:
@@ -68,8 +84,9 @@ class Objective:
 
     def distance(self, arguments: Sequence[Any], answer: Any, scales: Scales | None = None) -> float:
         """The squared difference of the student's output from the teacher's, relative to the latter's variance."""
-        with torch.no_grad():
-            return float(_distance(output_of(self.student, arguments, source="training()"), answer, scales))
+        with torch.no_grad(), self._draws(arguments):
+            output = output_of(self.student, arguments, source="training()")
+            return float(self._distance(output, answer, scales))
 
     def __call__(
         self,
@@ -95,11 +112,11 @@ class Objective:
             # Before the student: a batch that fits neither is told in the words of the user's own model.
             taught = self._taught(arguments) if taught is None else taught
             answer, wanted_states = taught.output, taught.states
-        with _states(self.student, names) as states:
+        with _states(self.student, names) as states, self._draws(arguments):
             output = output_of(self.student, arguments, source="training()")
         terms = []
         if self.teacher is not None:
-            terms.append(_distance(output, answer, scales))
+            terms.append(self._distance(output, answer, scales))
             for name in names:
                 found = states[name]
                 if name in self.places:
@@ -111,6 +128,39 @@ class Objective:
         if target is not None and self.loss is not None:
             terms.append(_task_loss(self.loss, output, target))
         return torch.stack([_wide(term) for term in terms]).sum()
+
+    def _distance(self, output: Any, target: Any, scales: Scales | None) -> Tensor:
+        wanted, found = answers_in(target), answers_in(output)
+        if not wanted or [t.shape for t in wanted] != [t.shape for t in found]:
+            raise TaskError(
+                f"The dense and the compressed model gave outputs of shapes {[tuple(t.shape) for t in wanted]} and "
+                f"{[tuple(t.shape) for t in found]}; distillation needs equal ones."
+            )
+        terms = []
+        for place, (a, b) in enumerate(zip(found, wanted, strict=True)):
+            name = f"{OUTPUT}{place}"
+            scale = None if scales is None else scales.get(name)
+            terms.append(_apart(_wide(a), _wide(b), scale, _PART * self.usual.get(name, 0.0)))
+        return torch.stack([term.to(terms[0].device, terms[0].dtype) for term in terms]).mean()
+
+
+class SameDraws:
+    """The same random numbers for whoever is given the same arguments, others for others, as far as any are drawn."""
+
+    def __init__(self) -> None:
+        self._left = _TRIED
+
+    @contextmanager
+    def __call__(self, arguments: Sequence[Any]) -> Iterator[None]:
+        if not self._left:
+            yield
+            return
+        known = fingerprint(arguments, _GLANCED)
+        with seeded(0 if known is None else int.from_bytes(known[:4], "little")):
+            before = RandomState.now()
+            yield
+            # Models that have drawn nothing so far are taken for such that never do.
+            self._left = self._left - 1 if before.is_now() else _ALWAYS
 
 
 @contextmanager
@@ -145,19 +195,7 @@ def _trajectory(found: list[Tensor], wanted: list[Tensor], scale: Scale | None) 
     return squares / max(count * Spread.of([b for _, b in pairs]).variance, _LEAST)
 
 
-def _distance(output: Any, target: Any, scales: Scales | None) -> Tensor:
-    wanted, found = list(tensors_of(target)), list(tensors_of(output))
-    if not wanted or [t.shape for t in wanted] != [t.shape for t in found]:
-        raise TaskError(
-            f"The dense and the compressed model gave outputs of shapes {[tuple(t.shape) for t in wanted]} and "
-            f"{[tuple(t.shape) for t in found]}; distillation needs equal ones."
-        )
-    own = [None if scales is None else scales.get(f"{OUTPUT}{i}") for i in range(len(wanted))]
-    terms = [_apart(_wide(a), _wide(b), scale) for a, b, scale in zip(found, wanted, own, strict=True)]
-    return torch.stack([term.to(terms[0].device, terms[0].dtype) for term in terms]).mean()
-
-
-def _apart(found: Tensor, wanted: Tensor, scale: Scale | None) -> Tensor:
+def _apart(found: Tensor, wanted: Tensor, scale: Scale | None, usual: float) -> Tensor:
     known = answered(wanted)
     variance = Spread.of([wanted], known).variance if scale is None else scale.variance
     if not bool(known.all()):
@@ -165,7 +203,7 @@ def _apart(found: Tensor, wanted: Tensor, scale: Scale | None) -> Tensor:
     if wanted.numel() == 0:
         return found.sum() * 0.0
     weight = 1.0 if scale is None else scale.weight
-    return (found - wanted).square().mean() * (weight / max(variance, _LEAST))
+    return (found - wanted).square().mean() * (weight / max(variance, usual, _LEAST))
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from htcompress.finetuning.taught import Answer
 from htcompress.spread import Spread
-from htcompress.values import tensors_of
+from htcompress.values import answers_in
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ OUTPUT, STATES = "output.", "states."
 
 def spreads(answer: Answer) -> dict[str, Spread]:
     """How far the tensors of an answer are spread, by the names that `Scales` have."""
-    outputs = {f"{OUTPUT}{i}": Spread.of([t]) for i, t in enumerate(tensors_of(answer.output))}
+    outputs = {f"{OUTPUT}{i}": Spread.of([t]) for i, t in enumerate(answers_in(answer.output))}
     return outputs | {f"{STATES}{name}": Spread.of(found) for name, found in answer.states.items() if found}
 
 
@@ -36,10 +36,7 @@ def scales_of(group: Sequence[Mapping[str, Spread]]) -> list[Scales]:
 
     A batch counts by the numbers that it has, and all of them by the variance of all.
     """
-    whole: dict[str, Spread] = {}
-    for batch in group:
-        for name, spread in batch.items():
-            whole[name] = whole[name].joined(spread) if name in whole else spread
+    whole = _together(group)
     return [
         {
             name: Scale(spread.count * len(group) / max(whole[name].count, 1), whole[name].variance)
@@ -47,6 +44,19 @@ def scales_of(group: Sequence[Mapping[str, Spread]]) -> list[Scales]:
         }
         for batch in group
     ]
+
+
+def usual(batches: Sequence[Mapping[str, Spread]]) -> dict[str, float]:
+    """The variance of each tensor of an answer over many batches."""
+    return {name: spread.variance for name, spread in _together(batches).items()}
+
+
+def _together(batches: Sequence[Mapping[str, Spread]]) -> dict[str, Spread]:
+    whole: dict[str, Spread] = {}
+    for batch in batches:
+        for name, spread in batch.items():
+            whole[name] = whole[name].joined(spread) if name in whole else spread
+    return whole
 
 
 def in_order(parts: Sequence[Sequence[Any]], group: int) -> list[list[Any]]:

@@ -105,8 +105,9 @@ class Stream:
                 break
         if len(seen) < 2:
             raise TaskError(
-                f"Fine-tuning needs at least two batches, one of them held out; training() yields {len(seen)}. "
-                f"Yield smaller batches, or convert with --no-finetune."
+                f"Fine-tuning needs at least two batches, one of them held out; what there is to train on has "
+                f"{len(seen)}. Yield smaller batches, let every call of training() or calibration() start a new pass "
+                f"(a generator can be read only once), or convert with --no-finetune."
             )
         groups = -(-len(seen) // size)
         if groups < 2:
@@ -135,7 +136,9 @@ class Stream:
             count = sum(1 for _ in islice(self._batches(), _LONGEST))
         if count == _LONGEST:
             raise TaskError(f"A pass over training() has not ended after {_LONGEST:,} batches; give --steps.")
-        return max(1, -(-(count - len(self._held)) // self._share.group))
+        if count <= len(self._held):
+            raise self._ran_out(count)
+        return -(-(count - len(self._held)) // self._share.group)
 
     def skip(self, groups: int) -> None:
         """Go on as if so many groups had been taken; they are read once more."""
@@ -157,10 +160,13 @@ class Stream:
 
             yield from self._grouped(counted())
             if found <= len(self._held):
-                raise TaskError(
-                    f"Fine-tuning ran out of data: called again, training() yields {found} batches, no more than "
-                    f"are held out. Let every call start a new pass; a generator can be read only once."
-                )
+                raise self._ran_out(found)
+
+    def _ran_out(self, found: int) -> TaskError:
+        return TaskError(
+            f"Fine-tuning ran out of data: called again, training() yields {found} batches, no more than "
+            f"are held out. Let every call start a new pass; a generator can be read only once."
+        )
 
     def _grouped(self, items: Iterator[Item]) -> Iterator[Group]:
         """Groups of items, the last as large as what is left; without a pass's end being looked for before it comes."""

@@ -7,7 +7,8 @@ projection of the model's output, so that E[delta delta^T] is the second moment 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import frexp
 from typing import Any
 
@@ -24,10 +25,14 @@ from htcompress.nn.gates import GateWeights
 from htcompress.nn.states import cut_off
 from htcompress.nn.watched import Passage
 from htcompress.spread import units_of
-from htcompress.values import call, fresh, tensors_of
+from htcompress.values import answers_in, call, fresh, tensors_of
 
 SAMPLE_NUMBERS = 1 << 24
 """How many numbers of inputs are kept for each layer and direction (64 MB)."""
+
+
+_FEW = 10
+"""Numbers that enter a matrix, for each time step that was seen, beyond which that is told."""
 
 
 @dataclass
@@ -39,26 +44,39 @@ class DirectionStatistics:
         gradients_ih: second moment of the gradients at W_ih x, summed over time steps and divided by the
             number of batches: (rows, rows), or its diagonal (rows,) where rows exceed `EXACT_LIMIT`.
         gradients_hh: the same at W_hh h; differs from the former in a GRU only.
+        steps: of how many gradients; 0: enough.
+        reached: whether there were any; else both stand for errors that count as much as those of other layers.
     """
 
     inputs: Float[Tensor, "samples columns"]
     gradients_ih: Tensor
     gradients_hh: Tensor
+    steps: int = 0
+    reached: bool = True
+
+    @cached_property
+    def weights_ih(self) -> Tensor:
+        """What errors at W_ih x are weighed by: their gradients' second moment, shrunk as few of them ask for."""
+        return _shrunk(self.gradients_ih, self.steps)
+
+    @cached_property
+    def weights_hh(self) -> Tensor:
+        """The same at W_hh h; one tensor where they are the same."""
+        return self.weights_ih if self.gradients_hh is self.gradients_ih else _shrunk(self.gradients_hh, self.steps)
 
     def reordered(self, *, rows: Tensor | None = None, columns: Tensor | None = None) -> DirectionStatistics:
         """The same with rows of the matrices, or columns of the inputs, in another order."""
         inputs = self.inputs if columns is None else self.inputs[:, columns]
         if rows is None:
-            return DirectionStatistics(inputs, self.gradients_ih, self.gradients_hh)
+            return replace(self, inputs=inputs)
         at = rows
 
         def moved(moment: Tensor) -> Tensor:
             return moment[at] if moment.ndim == 1 else moment[at][:, at]
 
         ih = moved(self.gradients_ih)
-        return DirectionStatistics(
-            inputs, ih, ih if self.gradients_hh is self.gradients_ih else moved(self.gradients_hh)
-        )
+        hh = ih if self.gradients_hh is self.gradients_ih else moved(self.gradients_hh)
+        return replace(self, inputs=inputs, gradients_ih=ih, gradients_hh=hh)
 
 
 @dataclass
@@ -95,14 +113,31 @@ class _Reservoir:
 
 @dataclass
 class _Gathered:
-    """The running sums of one direction; `hh` is None as long as it is what `ih` is."""
+    """The running sums of one direction; `hh` is None as long as it is what `ih` is.
+
+    Attributes:
+        unreached: what has entered where no gradient has come back.
+        rows: of the gates.
+        steps: how many gradients there were.
+        energy: the sum of the squares of W_ih x, over these and the others, and of how many numbers.
+    """
 
     reservoir: _Reservoir
+    unreached: _Reservoir
+    rows: int
     ih: Tensor | None = None
     hh: Tensor | None = None
+    steps: int = 0
+    energy: float = 0.0
+    numbers: int = 0
+
+    def saw(self, z: Tensor) -> None:
+        self.energy += float(z.detach().float().square().sum())
+        self.numbers += z.numel()
 
     def add(self, inputs: Tensor, delta_ih: Tensor, delta_hh: Tensor) -> None:
         self.reservoir.add(inputs)
+        self.steps += len(delta_ih)
         self.ih = _with_moment(self.ih, delta_ih)
         if delta_hh is not delta_ih:
             self.hh = _with_moment(self.hh, delta_hh)
@@ -113,6 +148,42 @@ class _Gathered:
             raise RuntimeError("Nothing was gathered yet.")
         ih = self.ih / count
         return ih, ih if self.hh is None else self.hh / count
+
+    @property
+    def effect(self) -> float:
+        """The squared effect that W_ih x has on what is put out, as if gradients knew nothing of it."""
+        if self.ih is None:
+            return 0.0
+        trace = float(self.ih.diagonal().sum() if self.ih.ndim == 2 else self.ih.sum())
+        return trace * self.energy / max(1, self.numbers)
+
+    def standing(self, effect: float, count: int) -> DirectionStatistics | None:
+        """What was seen; `effect` is the mean of those that gradients have reached. None where nothing has entered."""
+        if self.reservoir.rows is not None:
+            return DirectionStatistics(self.reservoir.rows, *self.moments(count), self.steps)
+        rows = self.unreached.rows
+        if rows is None:
+            return None
+        size, mean = self.rows, self.energy / max(1, self.numbers)
+        alike = torch.ones(size, dtype=torch.float64) * (effect / count / (size * mean) if mean > 0 else 1.0)
+        weights = alike if size > EXACT_LIMIT else alike.diag()
+        return DirectionStatistics(rows, weights, weights, reached=False)
+
+
+def _shrunk(moment: Tensor, count: int) -> Tensor:
+    """A second moment of so many gradients with a part of the identity in its place: few of them span few rows.
+
+    How much is the oracle approximating shrinkage (Chen et al. 2010), as of the inputs; see `Metric.shrinkage`.
+    """
+    if moment.ndim == 1 or not count:
+        return moment
+    rows, trace, square = len(moment), float(moment.diagonal().sum()), float(moment.square().sum())
+    above = (1 - 2 / rows) * square + trace**2
+    below = (count + 1 - 2 / rows) * (square - trace**2 / rows)
+    amount = 1.0 if below <= 0 else min(1.0, above / below)
+    found = moment * (1 - amount)
+    found.diagonal().add_(amount * trace / rows)
+    return found
 
 
 def _with_moment(total: Tensor | None, delta: Tensor) -> Tensor:
@@ -194,28 +265,52 @@ def collect(
                 on_batch(count)
     if count == 0:
         raise TaskError("calibration() yields nothing; it must yield at least one batch of the model's input.")
-    return {
-        name: {
-            direction: DirectionStatistics(g.reservoir.rows, *g.moments(count))
-            for direction, g in directions.items()
-            if g.reservoir.rows is not None
-        }
+    effects = [g.effect for directions in gathered.values() for g in directions.values() if g.effect > 0]
+    mean = sum(effects) / max(1, len(effects))
+    seen = {
+        name: {direction: g.standing(mean, count) for direction, g in directions.items()}
         for name, directions in gathered.items()
     }
+    return {name: {d: own for d, own in directions.items() if own is not None} for name, directions in seen.items()}
+
+
+def remarks(found: Mapping[str, Mapping[str, DirectionStatistics]]) -> list[str]:
+    """What is to be known of statistics that tell less than others: one sentence for each kind, and layer."""
+    told = []
+    for name, directions in found.items():
+        thin = [s for s in directions.values() if _FEW * len(s.inputs) < s.inputs.shape[1]]
+        if thin:
+            told.append(
+                f"calibration() has {len(thin[0].inputs)} time steps for the {thin[0].inputs.shape[1]:,} numbers that "
+                f"enter {name or 'the model'}: what else may enter counts as if all of it were alike. More batches "
+                f"tell more."
+            )
+        if any(not s.reached for s in directions.values()):
+            told.append(
+                f"No gradient comes back to {name or 'the model'} (torch.no_grad or detach in forward?): its matrices "
+                f"are weighed by what enters them, and count as much as those of other layers."
+            )
+    return told
 
 
 def _added(
     directions: dict[str, _Gathered], passage: Passage, gates: Mapping[str, GateWeights], generator: torch.Generator
 ) -> bool:
     """Add what passed through a direction to its sums; whether it was finite."""
+    own = gates[passage.direction]
     if passage.direction not in directions:
-        directions[passage.direction] = _Gathered(_Reservoir(generator))
-    if passage.z.grad is None:
-        return True
-    inputs, *deltas = _flat(gates[passage.direction], passage)
+        apart = _Reservoir(generator), _Reservoir(torch.Generator().manual_seed(0))
+        directions[passage.direction] = _Gathered(*apart, own.settings.rows)
+    gathered = directions[passage.direction]
+    gathered.saw(passage.z)
+    inputs, *deltas = _flat(own, passage)
     if not bool(torch.isfinite(inputs).all()):
         return False
-    directions[passage.direction].add(inputs, *deltas)
+    if not deltas:
+        if gathered.ih is None:
+            gathered.unreached.add(inputs)
+    else:
+        gathered.add(inputs, *deltas)
     return True
 
 
@@ -231,7 +326,7 @@ def _not_finite(count: int, arguments: Sequence[Any], name: str) -> str:
 
 def _reached(output: Any) -> list[Tensor]:
     """The tensors of an output that depend on what passed through the layers."""
-    parts = [t for t in tensors_of(output) if t.requires_grad]
+    parts = [t for t in answers_in(output) if t.requires_grad]
     if not parts:
         raise TaskError(
             "The model's output does not depend on its recurrent layers by gradients, so calibration "
@@ -255,15 +350,16 @@ def _projected(parts: Sequence[Tensor], units: Sequence[Tensor | None], generato
     return torch.stack([term.to(terms[0]) for term in terms]).sum()
 
 
-def _flat(gates: GateWeights, passage: Passage) -> tuple[Tensor, Tensor, Tensor]:
+def _flat(gates: GateWeights, passage: Passage) -> list[Tensor]:
+    """What has entered, step by step, and the gradients at W_ih x and W_hh h; without these where none came back."""
     settings = gates.settings
     x = passage.x.detach().reshape(-1, passage.x.shape[-1])
     h = passage.h.detach().reshape(-1, passage.h.shape[-1])
-    if passage.z.grad is None:
-        raise RuntimeError("A passage without gradients has nothing to gather.")
-    delta = torch.nan_to_num(passage.z.grad.reshape(-1, settings.rows), 0.0, 0.0, 0.0)
     dense = gates.resolve()
     z = passage.z.detach().reshape(-1, settings.rows)
-    delta_hh = settings.recurrence.state_gradients(delta, z, h, dense.hh, dense.bias_ih)
     read = settings.recurrence.state_inputs(z, h, dense.hh, dense.bias_ih)
-    return torch.cat([x, read], dim=1), delta, delta_hh
+    inputs = torch.cat([x, read], dim=1)
+    if passage.z.grad is None:
+        return [inputs]
+    delta = torch.nan_to_num(passage.z.grad.reshape(-1, settings.rows), 0.0, 0.0, 0.0)
+    return [inputs, delta, settings.recurrence.state_gradients(delta, z, h, dense.hh, dense.bias_ih)]

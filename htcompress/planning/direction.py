@@ -225,7 +225,7 @@ class DirectionProblem:
         # What a bias column reads is always 1; where the bias is apart, it takes up the mean error.
         columns = 0 if name != "joint" or biases_apart else self.dense.bias_columns().shape[1]
         centred = self.dense.bias is not None and columns == 0
-        gradients = self._seen.gradients_hh if name == "hh" else self._seen.gradients_ih
+        gradients = self._seen.weights_hh if name == "hh" else self._seen.weights_ih
         inputs = self._inputs.select(*kinds, constants=columns, centred=centred)
         like = self._metrics.setdefault(id(gradients), Metric(rows, cols, gradients, inputs))
         return like.of_columns(cols, inputs)

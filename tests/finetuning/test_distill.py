@@ -415,7 +415,9 @@ def test_a_later_pass_may_be_longer_but_not_too_short(student: nn.Module) -> Non
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_batches(student: nn.Module, count: int) -> None:
-    with pytest.raises(TaskError, match=f"at least two batches, one of them held out; training.. yields {count}"):
+    with pytest.raises(
+        TaskError, match=f"at least two batches, one of them held out; what there is to train on has {count}"
+    ):
         distill(student, tagger(), lambda: numbered(0, count))
 
 

@@ -301,7 +301,7 @@ class Translator(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         _, first = self.parts["encoder"](x)
         _, second = self.parts["encoder"](y, first)
-        return self.parts["decoder"](y, torch.tanh(second))[0], first.sum()
+        return self.parts["decoder"](y, torch.tanh(second))[0], first.sum(0)
 
 
 def test_modules_that_are_called_twice_and_feed_each_other() -> None:
