@@ -30,7 +30,7 @@ from htcompress.model.names import renamed
 from htcompress.model.proof import prove, without_unseen
 from htcompress.model.reparametrised import plain_tensors, with_plain_weights
 from htcompress.model.replace import copied, stand_ins
-from htcompress.model.selection import assumed_settings, module_names, selected
+from htcompress.model.selection import assumed_settings, module_names, scripted, selected
 from htcompress.model.sharing import further_names, shared_weights, told
 from htcompress.nn.recurrent import HTRecurrent
 from htcompress.numbers import budget_of
@@ -215,7 +215,7 @@ def compressed_model(opened_model: Opened, request: Request, data: Data, observe
     """Prove, observe, plan, build, fine-tune, read back, evaluate, report."""
     model, goal, seed = opened_model.model, request.goal, request.seed
     tuning = request.finetuning
-    names = selected(module_names(model), request.layers, source="The model")
+    names = selected(module_names(model), request.layers, source="The model", hint=scripted(model))
     clock = Clock()
     with clock("evaluate"):
         quality = measured(Quality(), "dense", model, data, seed, observer)

@@ -19,7 +19,7 @@ from htcompress.errors import CheckpointError
 from htcompress.graphs.file import OnnxFile
 from htcompress.graphs.formats import container_of, refuse_names
 from htcompress.matrix.blocks import chunked_gram, working
-from htcompress.model.inventory import inventory, names_of
+from htcompress.model.inventory import inventory, names_of, place_of
 from htcompress.model.reparametrised import plain_tensors
 from htcompress.model.selection import selected
 from htcompress.nn.dense import DenseLayer
@@ -155,7 +155,9 @@ def inspect_checkpoint(
     outlook = tuple(
         Outlook(int(total * share), share, _svd_error(spectra, int(total * share) - biases)) for share in SHARES
     )
-    numbers = sum(t.numel() for t in read.tensors.values())
+    # What several names share is there once.
+    distinct = {place_of(t) or name: t.numel() for name, t in read.tensors.items() if t.numel()}
+    numbers = sum(distinct.values())
     return Inspection(read.path.name, numbers, total, tuple(inspected), outlook, left, read.others, read.note)
 
 

@@ -76,6 +76,7 @@ def inventory(
             if name in odd:
                 raise _LeftError(odd[name])
             settings = _settings(name, groups[name], tensors)
+            _check_cell(name, settings, tensors)
             identity = tuple(place_of(tensors.get(_join(name, key))) for key in _shapes(settings))
             if identity not in found:
                 found[identity] = _layer(name, settings, tensors, source)
@@ -186,6 +187,17 @@ def _settings(name: str, matches: list[re.Match[str]], tensors: Mapping[str, Ten
         proj_size=0 if projection is None else projection.shape[0],
         cell=cell,
     )
+
+
+def _check_cell(name: str, settings: RecurrentSettings, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `_LeftError` where what is named like a cell of torch's holds what these do not."""
+    own = {_join(name, key) for key in _shapes(settings)}
+    others = [other for other in tensors if name and other.startswith(f"{name}.") and other not in own]
+    if settings.cell and others:
+        raise _LeftError(
+            f"{name} also holds {', '.join(others[:2])}, which torch's cells do not: it may be a class of your own, "
+            f"and only a task shows what that computes. Give one with --task."
+        )
 
 
 def _layer(name: str, settings: RecurrentSettings, tensors: Mapping[str, Tensor], source: str) -> DenseLayer:

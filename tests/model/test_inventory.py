@@ -383,3 +383,22 @@ def test_four_times_the_layers_take_no_sixteen_times_as_long() -> None:
 
     seconds(10)
     assert seconds(600) < 9 * seconds(150)
+
+
+class Normed(nn.LSTMCell):
+    """A cell of somebody's own, with the names of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 5)
+        self.norm = nn.LayerNorm(20)
+
+
+def test_cells_that_hold_more_than_torchs_are_left() -> None:
+    model = nn.ModuleDict({"cell": Normed(), "other": nn.GRUCell(5, 4)})
+    told: dict[str, str] = {}
+    (layer,) = inventory(model.state_dict(), on_left=told.__setitem__)
+    assert layer.name == "other"
+    assert "cell also holds cell.norm.weight, cell.norm.bias, which torch's cells do not" in told["cell"]
+    del model["other"]
+    with pytest.raises(CheckpointError, match="only a task shows what that computes"):
+        inventory(model.state_dict())
