@@ -270,7 +270,7 @@ TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "training with one batch": (
         "def training(): return batches(1, 1)",
-        ("Fine-tuning needs at least two batches", "training() yields 1", "--no-finetune"),
+        ("Fine-tuning needs at least two batches", "what there is to train on has 1", "--no-finetune"),
     ),
     "training raises": (
         "def training(): raise ValueError('x')",
