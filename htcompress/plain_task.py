@@ -6,7 +6,6 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +26,7 @@ from htcompress.observer import Observer
 from htcompress.opening import dense_model
 from htcompress.report import read_report
 from htcompress.request import Request
+from htcompress.side_by_side import cached_property
 from htcompress.sources.read import read_checkpoint
 from htcompress.task import Task, importable, imported, output_of
 from htcompress.values import Arguments, tensors_of

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from math import exp, log
 from typing import Any
 
@@ -22,6 +21,7 @@ from htcompress.forms.dense import DenseMatrix
 from htcompress.forms.form import Choice, Ladder, MatrixSearch, Search, front
 from htcompress.forms.rounding import Rounded, can_be_turned, rounded_plainly, rounded_with_feedback, spread
 from htcompress.matrix.stored import StoredMatrix
+from htcompress.side_by_side import cached_property
 from htcompress.storage import Codec, codec_within
 from htcompress.storage.integer import Integer
 from htcompress.storage.registry import PLAIN

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 
 import opt_einsum
@@ -16,6 +15,7 @@ from htcompress.matrix.metric import RowRoot
 from htcompress.matrix.network import Network, equation
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import WeightedMatrix
+from htcompress.side_by_side import cached_property
 from htcompress.storage.feedback import unit_lower
 
 ROWS_DAMPED, COLS_DAMPED = 0.1, 0.01

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property
 from math import isqrt
 
 import torch
@@ -24,6 +23,7 @@ from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import Metric
 from htcompress.matrix.weighted import WeightedMatrix
 from htcompress.matrix.whitening import Whitening, multiply
+from htcompress.side_by_side import cached_property
 from htcompress.tensor import Decomposition, DimensionTree, HTTensor, Nested, RankModel, decompose
 from htcompress.tensor.pieces import Transposed
 from htcompress.tensor.projection import OVERSAMPLE, edge_spectra, eigh, leading_left

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from math import log
 
 from htcompress.forms.form import Choice, Ladder, front
+from htcompress.side_by_side import cached_property
 
 
 @dataclass(frozen=True, eq=False)

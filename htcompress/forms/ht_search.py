@@ -7,7 +7,6 @@ returns something worse than it at the same number of parameters.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from math import inf
 
 from torch import Tensor
@@ -21,6 +20,7 @@ from htcompress.matrix.blocks import LARGE
 from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings, with_slabs
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.weighted import COARSE
+from htcompress.side_by_side import cached_property
 from htcompress.tensor import RankPoint, rank_path
 from htcompress.tensor.ranks import ranks_for_error, refine_ranks
 from htcompress.vocabulary import LayoutKind

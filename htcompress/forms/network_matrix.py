@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -18,6 +17,7 @@ from htcompress.forms.structure import Structure
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.network import Network
 from htcompress.matrix.stored import Core, Description, Unfactored
+from htcompress.side_by_side import cached_property
 
 
 @dataclass(frozen=True, eq=False)

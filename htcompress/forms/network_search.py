@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from math import prod
 
@@ -18,6 +17,7 @@ from htcompress.forms.structure import Structure
 from htcompress.matrix.folding import col_foldings, finer, row_foldings
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.whitening import Whitening
+from htcompress.side_by_side import cached_property
 
 _EACH = 2  # foldings of one side looked at for each order
 _KEPT = 2  # layouts that are decomposed at every budget

@@ -7,11 +7,12 @@ to find out about a block is found once and kept with it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from htcompress.side_by_side import cached_property
 
 DOUBLED = 1 << 22
 """Numbers up to which a matrix is worked on in float64."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from math import sqrt
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from htcompress.errors import ShapeError
 from htcompress.matrix.blocks import DOUBLED, Block, Blocks, chunked_gram, in_range, thin_product
+from htcompress.side_by_side import cached_property
 
 _MODE_NUMBERS = 1 << 21
 """Numbers of samples that are folded at a time for a mode's moment: 16 MB in float64."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from htcompress.errors import ShapeError
+from htcompress.side_by_side import cached_property
 from htcompress.tensor import DimensionTree, Nested
 from htcompress.tensor.tree import balanced
 from htcompress.vocabulary import LayoutKind

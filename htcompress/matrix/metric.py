@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from htcompress.errors import ShapeError
 from htcompress.matrix.blocks import Blocks
 from htcompress.matrix.inputs import Inputs
+from htcompress.side_by_side import cached_property
 
 EXACT_LIMIT = 2048
 """The largest number of rows whose second moment is formed; beyond it, its diagonal."""

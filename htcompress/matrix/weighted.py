@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from torch import Tensor
 from htcompress.matrix.blocks import DOUBLED, Blocks
 from htcompress.matrix.metric import Metric
 from htcompress.matrix.stored import StoredMatrix
+from htcompress.side_by_side import cached_property
 
 GRAM_ROWS = 3000
 """The most rows of which a Gram matrix is formed."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import frexp
 from typing import Any
 
@@ -24,6 +23,7 @@ from htcompress.model.threads import ThreadsForRuns
 from htcompress.nn.gates import GateWeights
 from htcompress.nn.states import cut_off
 from htcompress.nn.watched import Passage
+from htcompress.side_by_side import cached_property
 from htcompress.spread import units_of
 from htcompress.values import answers_in, call, fresh, tensors_of
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from htcompress.isolation import RandomState
 from htcompress.model.plain import without_onednn
+from htcompress.side_by_side import idle_threads
 
 _PAYS = 800_000
 """Multiplications of a product, in the mean, from which on there is a second thread. With nothing else running, and
@@ -47,8 +48,9 @@ def threads_for_model(run: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def threads_for_matrices(largest: int) -> Iterator[None]:
-    """While this lasts torch has one thread where the largest matrix has few numbers."""
-    with _threads(1 if largest < _LARGE else torch.get_num_threads()):
+    """While this lasts torch has one thread where the largest matrix has few numbers; matrices may have the others."""
+    small = largest < _LARGE
+    with _threads(1 if small else torch.get_num_threads()) as before, idle_threads(before if small else 1):
         yield
 
 

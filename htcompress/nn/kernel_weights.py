@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 from jaxtyping import Float
@@ -14,6 +13,7 @@ from htcompress.matrix.blocks import thin_product
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.nn.program import is_thin, usable
 from htcompress.nn.program import thin_product as thin_product_in_c
+from htcompress.side_by_side import cached_property
 
 TILED = 1 << 18
 """Numbers of a whole recurrent matrix up to which it is put into tiles; a larger one is bound by memory either way."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from htcompress.nn.gates import LARGEST_BIAS, NARROWEST_BIAS, GateMatrices
 from htcompress.nn.order import order_words, words_of
 from htcompress.planning.knapsack import combined
 from htcompress.planning.unit import NUMBERS, Unit
+from htcompress.side_by_side import cached_property
 from htcompress.storage import Codec, codec_within
 from htcompress.storage.registry import PLAIN
 from htcompress.vocabulary import WIDEST, Format, LayoutKind, Scope

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,9 +20,12 @@ from htcompress.nn.gates import GateMatrices
 from htcompress.nn.order import order_words, words_of
 from htcompress.nn.recurrent import HTRecurrent, module_class
 from htcompress.nn.settings import RecurrentSettings
-from htcompress.planning.direction import DirectionProblem, Ladders, Option, Part, Recipe
+from htcompress.planning.direction import DirectionProblem, Ladders, Option, Recipe
 from htcompress.planning.exponents import exponents_of
 from htcompress.planning.knapsack import combined
+from htcompress.planning.together import Chosen, as_it_is, frontiers, improved
+from htcompress.planning.together import ladders as ladders_of
+from htcompress.planning.together import least as least_of
 from htcompress.planning.unit import Unit
 from htcompress.request import Goal
 from htcompress.storage import codec_within
@@ -126,11 +129,11 @@ def plan_model(
         ]
 
     targets = problems(True)
-    least = 0 if budget is None else _least(targets)
+    least = 0 if budget is None else least_of(targets)
     if budget is not None and (found or exponents) and least > budget:
         # What is stored beside the matrices is no reason to refuse.
         targets = problems(False)
-        least = _least(targets)
+        least = least_of(targets)
     frontier: tuple[tuple[int, float], ...] = ()
     if budget is None:
         chosen = [_within_error(target, goal.error or 0.0) for target in targets]
@@ -183,9 +186,6 @@ def _numbers(layers: Sequence[DenseLayer]) -> int:
     return sum(layer.settings.dense_parameters for layer in layers)
 
 
-Chosen = tuple[Recipe, tuple[Choice, ...]]
-
-
 def _within_error(target: DirectionProblem, rtol: float) -> Chosen:
     """The recipe of fewest numbers whose every matrix keeps the relative weight error."""
     found: list[tuple[int, Chosen]] = []
@@ -194,15 +194,9 @@ def _within_error(target: DirectionProblem, rtol: float) -> Chosen:
         if recipe.scope is Scope.INTEGRATED and choices[0].is_dense:
             continue  # a dense joint matrix is the dense layer: the separate recipe says so
         found.append((recipe.size(choices), (recipe, choices)))
-    dense = _dense(target)
+    dense = as_it_is(target)
     found.append((target.dense_size, dense))
     return min(found, key=lambda item: item[0])[1]
-
-
-def _dense(target: DirectionProblem) -> Chosen:
-    """The direction as it is; its recipe says which matrices would have been compressed."""
-    recipe = target.recipes[-1]
-    return recipe, tuple(part.search.dense for part in recipe.parts)
 
 
 def _within_budget(
@@ -216,20 +210,19 @@ def _within_budget(
             least=least,
         )
     if targets[0].unit.width is not None and sum(target.dense_size for target in targets) <= budget:
-        return [_dense(target) for target in targets], []
-    ladders = [target.ladders() for target in targets]
+        return [as_it_is(target) for target in targets], []
+    ladders = ladders_of(targets)
     while True:
-        options = allocate([_with_dense(*pair) for pair in zip(targets, ladders, strict=True)], budget)
+        options = allocate(frontiers(targets, ladders), budget)
         if options is None:
             raise RuntimeError(f"No combination of forms stores {budget} numbers, though the smallest stores {least}.")
         # What is chosen by an expected error is refined, then its neighbours, and chosen again by what that came to.
         taken = [
-            (own, part, choice)
+            (own, list(zip(option.recipe.parts, option.choices, strict=True)))
             for own, option in zip(ladders, options, strict=True)
-            for part, choice in zip(option.recipe.parts, option.choices, strict=True)
         ]
-        if not _improved([(own, part, [choice]) for own, part, choice in taken]) and not _improved(
-            [(own, part, own[part].neighbours(choice)) for own, part, choice in taken]
+        if not improved([(own, [(part, [choice]) for part, choice in parts]) for own, parts in taken]) and not improved(
+            [(own, [(part, own[part].neighbours(choice)) for part, choice in parts]) for own, parts in taken]
         ):
             break
     give_back()
@@ -242,38 +235,6 @@ def _within_budget(
     if total > budget:
         raise RuntimeError(f"The forms that were chosen store {total} numbers, more than the budget of {budget}.")
     return chosen, ladders
-
-
-def _least(targets: Sequence[DirectionProblem]) -> int:
-    """What the most compact combination stores."""
-    return sum(min(map(_smallest, target.recipes)) for target in targets)
-
-
-def _smallest(recipe: Recipe) -> int:
-    """The least size of a recipe; its searches let go of what is large before another's are asked."""
-    for part in recipe.parts:
-        _ = part.search.smallest
-        part.search.let_go()
-        give_back()
-    return recipe.smallest
-
-
-def _improved(asked: Iterable[tuple[Ladders, Part, Sequence[Choice]]]) -> bool:
-    """Put ladders in place in which the choices asked for are refined; whether any was left to refine."""
-    better = False
-    for ladders, part, choices in asked:
-        for choice in choices:
-            ladder = ladders[part].improved(choice)
-            if ladder is not None:
-                ladders[part], better = ladder, True
-            part.search.let_go()
-    return better
-
-
-def _with_dense(target: DirectionProblem, ladders: Ladders) -> list[Option]:
-    recipe, choices = _dense(target)
-    dense = Option(target.dense_size, 0.0, recipe, choices)
-    return [o for o in target.frontier(ladders) if o.size < dense.size] + [dense]
 
 
 def _size(chosen: Chosen) -> int:
@@ -317,7 +278,7 @@ def _frontier(
     targets: Sequence[DirectionProblem], ladders: Sequence[Ladders], budget: int
 ) -> tuple[tuple[int, float], ...]:
     """The expected error for every budget up to this one, relative to that of zero matrices."""
-    found = combined([_with_dense(*pair) for pair in zip(targets, ladders, strict=True)], budget)
+    found = combined(frontiers(targets, ladders), budget)
     total = sum(part.weight * part.search.target.total for target in targets for part in target.recipes[-1].parts)
     points = list(zip(found.sizes.tolist(), found.errors.tolist(), strict=True))
     kept = [*points[:: -(-len(points) // _CURVE)], *points[-1:]] if points else []

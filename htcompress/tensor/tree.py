@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from htcompress.errors import ShapeError
+from htcompress.side_by_side import cached_property
 
 if TYPE_CHECKING:
     Nested: TypeAlias = "int | tuple[Nested, Nested]"
