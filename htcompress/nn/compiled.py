@@ -27,6 +27,9 @@ _ALONE = 2.5
 _LARGE = 800_000
 """Multiplications of a step from which torch's kernels share them out among threads."""
 
+_CALL = 1_500_000
+"""Multiplications of a cell's step that cost what calling the program does beyond calling torch's kernel."""
+
 _AT_ONCE = 1 << 19
 """Numbers of what enters the gates that are computed at once: the steps read them while they are near."""
 
@@ -42,18 +45,25 @@ class _Layer(ctypes.Structure):
     )
 
 
-def applies(recurrence: Recurrence, x: Tensor, batch_sizes: Tensor | None, weights: Sequence[KernelWeights]) -> bool:
+def applies(
+    recurrence: Recurrence,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    weights: Sequence[KernelWeights],
+    *,
+    cell: bool = False,
+) -> bool:
     """Whether the program can run a layer, and is expected to take less time than torch's kernels.
 
-    Arguments are those of `run_layer`; a cell's input is (1, batch, features).
+    Arguments are those of `run_layer`; the input of a cell is (1, batch, features).
     """
     if not recurrence.compiled or batch_sizes is not None or any(w.hr is not None or not w.settled for w in weights):
         return False
     matrices = (w.factors[0] if w.factors else w.hh for w in weights)
-    return usable(x, *matrices) and x.numel() > 0 and _pays(x.shape[1], weights)
+    return usable(x, *matrices) and x.numel() > 0 and _pays(x.shape[1], weights, cell)
 
 
-def _pays(batch: int, weights: Sequence[KernelWeights]) -> bool:
+def _pays(batch: int, weights: Sequence[KernelWeights], cell: bool) -> bool:
     ours = theirs = 0
     for w in weights:
         rows, state = w.shape
@@ -61,6 +71,8 @@ def _pays(batch: int, weights: Sequence[KernelWeights]) -> bool:
             return False
         ours += rows * state if w.factors is None else w.factors[0].shape[1] * (rows + state)
         theirs += rows * state
+    if cell and batch * (theirs - ours) < _CALL:
+        return False
     faster = _ALONE if batch < _FEW else 1.0
     threads = torch.get_num_threads() if batch * theirs > _LARGE else 1
     return ours < theirs * faster / threads

@@ -59,7 +59,7 @@ def run_layer(
 
 def run_cell(recurrence: Recurrence, x: Tensor, state: State, weights: KernelWeights) -> State:
     """One time step: `x` (batch, features), state (h,) or (h, c), each (batch, hidden)."""
-    if applies(recurrence, x[None], None, [weights]):
+    if applies(recurrence, x[None], None, [weights], cell=True):
         _, after = run_compiled(recurrence, x[None], tuple(t[None] for t in state), [weights])
         return tuple(t[0] for t in after)
     (features, (ih,)) = _reduced(x, [weights])
