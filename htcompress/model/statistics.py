@@ -278,12 +278,12 @@ def remarks(found: Mapping[str, Mapping[str, DirectionStatistics]]) -> list[str]
     """What is to be known of statistics that tell less than others: one sentence for each kind, and layer."""
     told = []
     for name, directions in found.items():
-        thin = [s for s in directions.values() if _FEW * len(s.inputs) < s.inputs.shape[1]]
-        if thin:
+        # Of many steps the inputs are a sample.
+        steps, columns = next(((s.steps or len(s.inputs), s.inputs.shape[1]) for s in directions.values()), (1, 0))
+        if _FEW * steps < columns:
             told.append(
-                f"calibration() has {len(thin[0].inputs)} time steps for the {thin[0].inputs.shape[1]:,} numbers that "
-                f"enter {name or 'the model'}: what else may enter counts as if all of it were alike. More batches "
-                f"tell more."
+                f"The calibration data has {steps} time steps for the {columns:,} numbers that enter "
+                f"{name or 'the model'}: what else may enter counts as if all of it were alike. More data tells more."
             )
         if any(not s.reached for s in directions.values()):
             told.append(

@@ -192,7 +192,9 @@ def test_what_is_lost_is_told_by_few_steps_as_by_many() -> None:
             return float((model(fresh) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
 
     result = htcompress.compress(dense, budget="40kB", calibration=few, observer=told)
-    assert [message for message in told.messages if message.startswith("calibration() has 12 time steps for the 632")]
+    assert [
+        message for message in told.messages if message.startswith("The calibration data has 12 time steps for the 632")
+    ]
     said = max(m.error["outputs"] for m in result.report.layers[0].matrices)
     assert lost(result.model) < 4 * said**2 + 0.02
     assert lost(result.model) < 1.5 * lost(
