@@ -176,10 +176,10 @@ def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         stem = name.removesuffix(f"_{match['part']}")
         raw, mask, v = (found.get(f"{stem}_{part}") for part in ("raw", "mask", "v"))
+        if stem in found:
+            continue
         if match["part"] == "raw" and raw is not None:
             found = _unwrapped(found, match["layer"] or "", match["weight"])
-        elif stem in found:
-            continue
         elif match["part"] == "orig" and mask is not None:
             found[stem] = found.pop(f"{stem}_orig") * found.pop(f"{stem}_mask")
         elif match["part"] == "g" and v is not None:

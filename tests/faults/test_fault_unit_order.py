@@ -64,7 +64,7 @@ def test_4_a_switch(unit_order: str, tmp_path: Path) -> None:
     data = [clips(seed) for seed in range(6)]
     result = htcompress.compress(
         model,
-        budget=1200,
+        budget=700,
         layout="split",
         calibration=data,
         training=data,
