@@ -113,24 +113,18 @@ def with_plain_weights(model: nn.Module) -> list[str]:
     if not has_computed(model.state_dict()):
         return done
     for name, module in recurrent_modules(model).items():
-        weights: dict[str, str] = {}
-        for key in [*module.state_dict()]:
-            match = _OLD.match(key) or _NEW.match(key)
-            if match is not None and not match["layer"] and match["part"] != "raw":
-                weights.setdefault(match["weight"], key)
-        for weight in weights:
-            own = {key for key in module.state_dict() if weight in key}
-            state = _state_of(weight, own)
+        matches = [match for key in module.state_dict() if (match := _OLD.match(key) or _NEW.match(key))]
+        for weight in dict.fromkeys(match["weight"] for match in matches if not match["layer"]):
+            state = _state_of(weight, matches)
             if state is not None:
                 _REMOVED[state](module, weight)
                 done.append(f"{name}.{weight} is {state}: it is taken as it is computed now, and stored as that.")
     return done + _without_drop(model)
 
 
-def _state_of(weight: str, names: Iterable[str]) -> str | None:
+def _state_of(weight: str, matches: Iterable[re.Match[str]]) -> str | None:
     """By what a weight is computed, by the names of what a module holds for it."""
-    parts = {m["part"].rstrip("0123456789") for m in map(_OLD.match, names) if m is not None and m["weight"] == weight}
-    parts |= {m["part"].rstrip("0123456789") for m in map(_NEW.match, names) if m is not None and m["weight"] == weight}
+    parts = {match["part"].rstrip("0123456789") for match in matches if match["weight"] == weight}
     return next((state for needed, state, _ in _UNDONE if needed <= parts and state in _REMOVED), None)
 
 
@@ -170,17 +164,15 @@ def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Other weights, and those whose parts are not all there, are as they were.
     """
     found = dict(tensors)
-    for name in tensors:
+    while (raw := _raw_weight(found)) is not None:
+        found = _unwrapped(found, *raw)
+    for name in list(found):
         match = _OLD.match(name)
-        if match is None:
+        stem = name.removesuffix(f"_{match['part']}") if match is not None else name
+        if match is None or stem in found:
             continue
-        stem = name.removesuffix(f"_{match['part']}")
-        raw, mask, v = (found.get(f"{stem}_{part}") for part in ("raw", "mask", "v"))
-        if stem in found:
-            continue
-        if match["part"] == "raw" and raw is not None:
-            found = _unwrapped(found, match["layer"] or "", match["weight"])
-        elif match["part"] == "orig" and mask is not None:
+        mask, v = found.get(f"{stem}_mask"), found.get(f"{stem}_v")
+        if match["part"] == "orig" and mask is not None:
             found[stem] = found.pop(f"{stem}_orig") * found.pop(f"{stem}_mask")
         elif match["part"] == "g" and v is not None:
             g = found.pop(f"{stem}_g")
@@ -190,19 +182,28 @@ def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _unwrapped(tensors: dict[str, Tensor], layer: str, weight: str) -> dict[str, Tensor]:
-    """With a raw weight under its own name; the wrapper's or the layer's inside of it."""
+def _raw_weight(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """The layer and the name of a weight of which there is a raw one, and not itself."""
+    matches = (match for name in tensors if (match := _OLD.match(name)) and match["part"] == "raw")
+    return next(
+        (
+            (match["layer"] or "", match["weight"])
+            for match in matches
+            if match.string.removesuffix("_raw") not in tensors
+        ),
+        None,
+    )
+
+
+def _unwrapped(tensors: Mapping[str, Tensor], layer: str, weight: str) -> dict[str, Tensor]:
+    """With a raw weight under its own name, which the wrapper holds (fastai) or the layer inside of it (AWD-LSTM)."""
     prefix = f"{layer}." if layer else ""
-    inside = f"{prefix}module."
-    last = layer.rpartition(".")[2]
-    outer = prefix.removesuffix("module.") if last == "module" else prefix
+    within = layer.rpartition(".")[2] == "module"
+    outer, inside = (prefix.removesuffix("module."), prefix) if within else (prefix, f"{prefix}module.")
     made: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name == f"{prefix}{weight}_raw":
             made[f"{outer}{weight}"] = tensor
-        elif name not in (f"{inside}{weight}", f"{prefix}{weight}"):
-            start = (
-                inside if name.startswith(inside) else prefix if last == "module" and name.startswith(prefix) else ""
-            )
-            made[outer + name.removeprefix(start) if start else name] = tensor
+        elif name != f"{inside}{weight}":
+            made[outer + name.removeprefix(inside) if name.startswith(inside) else name] = tensor
     return made

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import htcompress
+from htcompress.model.reparametrised import plain_tensors
 from htcompress.report import read_report
 
 Command = Callable[..., Outcome]
@@ -154,3 +155,20 @@ def test_weights_alone(case: str, htc: Command, tmp_path: Path, monkeypatch: pyt
     with torch.no_grad():
         assert float((compact(x) - model(x)).abs().max()) < 1e-4
     assert "1 recurrent layer" in htc("inspect", "model.pt").out
+
+
+@pytest.mark.parametrize("within", ["", "module."])
+def test_several_raw_weights(within: str) -> None:
+    rnn = nn.LSTM(6, 5, num_layers=2)
+    given = {f"net.module.{name}": value for name, value in rnn.state_dict().items()}
+    for weight in ("weight_hh_l0", "weight_hh_l1"):
+        given[f"net.{within}{weight}_raw"] = given.pop(f"net.module.{weight}")
+    given["head.weight"] = torch.zeros(2, 5)
+    found = plain_tensors(given)
+    assert set(found) == {f"net.{name}" for name in rnn.state_dict()} | {"head.weight"}
+    assert all(torch.equal(found[f"net.{name}"], value) for name, value in rnn.state_dict().items())
+    # A weight that is there is not computed of another.
+    assert plain_tensors({**rnn.state_dict(), "weight_hh_l0_raw": torch.zeros(2)}).keys() == {
+        *rnn.state_dict(),
+        "weight_hh_l0_raw",
+    }
