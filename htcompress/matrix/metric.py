@@ -31,6 +31,20 @@ _FLOOR = 1e-6
 """The least ridge of a moment, as a part of its mean eigenvalue: keeps it invertible in float32's precision."""
 
 
+def shrinkage_of(count: int, size: int, trace: float, square: float) -> float:
+    """How much of a second moment of so many samples is to be the identity, in units of its mean eigenvalue; at most 1.
+
+    Oracle approximating shrinkage (Chen et al. 2010).
+
+    Args:
+        size: of the moment, (size, size).
+        trace, square: its trace, and its squared norm.
+    """
+    above = (1 - 2 / size) * square + trace**2
+    below = (count + 1 - 2 / size) * (square - trace**2 / size)
+    return 1.0 if below <= 0 else min(1.0, above / below)
+
+
 @dataclass(frozen=True, eq=False)
 class Metric:
     """The metric of a `rows` x `cols` matrix; the identity where a part is None.
@@ -74,20 +88,14 @@ class Metric:
 
     @cached_property
     def shrinkage(self) -> tuple[float, float]:
-        """How much of X^T X is kept in the input's second moment A, and the identity added to it.
-
-        Oracle approximating shrinkage (Chen et al. 2010) from the number of samples.
-        """
+        """How much of X^T X is kept in the input's second moment A, and the identity added; see `shrinkage_of`."""
         if self.inputs is None:
             return 0.0, 1.0
         n, p = self.inputs.count, self.cols
         trace = self.inputs.trace / n
         if trace <= 0.0:
             return 0.0, 1.0
-        square = self.inputs.square / n**2
-        above = (1 - 2 / p) * square + trace**2
-        below = (n + 1 - 2 / p) * (square - trace**2 / p)
-        amount = 1.0 if below <= 0 else min(1.0, above / below)
+        amount = shrinkage_of(n, p, trace, self.inputs.square / n**2)
         return (1 - amount) / n, max(amount, _FLOOR) * trace / p
 
     @cached_property

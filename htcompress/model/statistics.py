@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from htcompress.errors import TaskError
-from htcompress.matrix.metric import EXACT_LIMIT
+from htcompress.matrix.metric import EXACT_LIMIT, shrinkage_of
 from htcompress.model.inventory import check_parameters
 from htcompress.model.replace import dense_stand_ins, recurrent_modules, stand_ins, with_stand_ins
 from htcompress.model.threads import ThreadsForRuns
@@ -171,16 +171,11 @@ class _Gathered:
 
 
 def _shrunk(moment: Tensor, count: int) -> Tensor:
-    """A second moment of so many gradients with a part of the identity in its place: few of them span few rows.
-
-    How much is the oracle approximating shrinkage (Chen et al. 2010), as of the inputs; see `Metric.shrinkage`.
-    """
+    """A second moment of so many gradients with a part of the identity in its place: few of them span few rows."""
     if moment.ndim == 1 or not count:
         return moment
     rows, trace, square = len(moment), float(moment.diagonal().sum()), float(moment.square().sum())
-    above = (1 - 2 / rows) * square + trace**2
-    below = (count + 1 - 2 / rows) * (square - trace**2 / rows)
-    amount = 1.0 if below <= 0 else min(1.0, above / below)
+    amount = shrinkage_of(count, rows, trace, square)
     found = moment * (1 - amount)
     found.diagonal().add_(amount * trace / rows)
     return found

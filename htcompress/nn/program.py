@@ -77,7 +77,7 @@ def library() -> ctypes.CDLL | None:
     native = _cpu()
     flags = (*_FLAGS, *(("-march=native",) if native else ()))
     key = repr((_SOURCE.read_bytes(), compiler, flags, native, platform.machine(), platform.system()))
-    name = f"steps-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    name = f"program-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     for folder in _folders():
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
