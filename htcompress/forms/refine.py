@@ -6,7 +6,7 @@ a few dozen steps of L-BFGS on the exact error, all cores at once, take off what
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from htcompress.matrix.weighted import COARSE, WeightedMatrix
 
 ITERATIONS = 60
 """Of L-BFGS, to the end; a search lets candidates run against each other for fewer."""
+
+_FINE = 1e-2
+"""The part of the error of zero from which on float32 is enough to descend in: below, its rounding ends that early."""
 
 Stored = TypeVar("Stored", bound=StoredMatrix)
 
@@ -50,7 +53,7 @@ def refine_cores(
         for core in start.equalise().cores
     ]
     free = [core for core in stored if isinstance(core, Tensor)]
-    optimizer = torch.optim.LBFGS(
+    optimizer = _LBFGS(
         free,
         max_iter=iterations,
         history_size=20,
@@ -60,24 +63,35 @@ def refine_cores(
     )
 
     def closure() -> float:
-        optimizer.zero_grad()
         with torch.enable_grad():
             value = objective.at(start.with_cores(stored))
-            value.backward()
+            slopes = torch.autograd.grad(value, free)
+        for core, slope in zip(free, slopes, strict=True):
+            core.grad = slope.contiguous()
         return float(value.detach())
 
     optimizer.step(closure)
     return start.with_cores([core.detach().double() if isinstance(core, Tensor) else core for core in stored])
 
 
+class _LBFGS(torch.optim.LBFGS):
+    """torch's, without importing torch's compiler, which takes seconds, to keep it from what is never compiled."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        plain = torch.optim.Optimizer.add_param_group
+        getattr(plain, "__wrapped__", plain)(self, param_group)
+
+
 class _OfFactors:
     """The squared error of R C^T, relative to that of zero, by the split's leading directions.
 
-    float32 is enough where the matrix is large and the error not small beside it.
+    float32 is enough where the error is not small beside that; where the matrix is large, for all that it can tell.
     """
 
     def __init__(self, start: StoredMatrix, target: WeightedMatrix, split: RootSplit) -> None:
-        self.dtype = torch.float64 if target.error_of(start) < COARSE * target.total else target.dtype
+        small = target.dtype is torch.float64
+        fine = target.error_of(start) < (_FINE if small else COARSE) * target.total or not target.fits_float32
+        self.dtype = torch.float64 if fine else torch.float32
         self.split = split
 
     def at(self, stand_in: StoredMatrix) -> Tensor:

@@ -39,8 +39,12 @@ class WeightedMatrix:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The precision of thin factors: float64 where the matrix is small or its error leaves float32's range."""
-        wide = self.matrix.numel() > DOUBLED and _NARROW[0] <= self.total <= _NARROW[1]
-        return torch.float32 if wide else torch.float64
+        return torch.float32 if self.matrix.numel() > DOUBLED and self.fits_float32 else torch.float64
+
+    @property
+    def fits_float32(self) -> bool:
+        """Whether float32's range is wide enough for what its errors are summed up of."""
+        return _NARROW[0] <= self.total <= _NARROW[1]
 
     @cached_property
     def inputs_root(self) -> Float[Tensor, "cols cols"] | None:
@@ -74,10 +78,9 @@ class WeightedMatrix:
         if factors is None:
             return self.metric.squared(self._lost(stand_in.dense(), None))
         rows, cols = (factor.double() for factor in factors)
-        root, through = self.metric.row_root, self.metric.through(cols)
-        weighed = root.apply(rows)
-        along = (weighed * root.apply(self.matrix.times(through))).sum()
-        error = self.total - 2 * float(along) + float(((weighed.T @ weighed) * (cols.T @ through)).sum())
+        weighed, through = self.metric.row_root.weigh(rows), self.metric.through(cols)
+        along = (weighed * self.matrix.times(through)).sum()
+        error = self.total - 2 * float(along) + float(((rows.T @ weighed) * (cols.T @ through)).sum())
         return error if error > COARSE * self.total else self.metric.squared(self._lost(rows, cols))
 
     def weight_error_of(self, stand_in: StoredMatrix, scales: Float[Tensor, " cols"] | None = None) -> float:

@@ -97,6 +97,11 @@ class _Products(TorchDispatchMode):
         super().__init__()
         self.count = self.multiplications = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler, for longer than a second, for what is never compiled."""
+        return False
+
     @property
     def mean(self) -> float:
         """Multiplications of a product; 0 where there is none."""
