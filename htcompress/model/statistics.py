@@ -30,6 +30,8 @@ from htcompress.values import answers_in, call, fresh, tensors_of
 SAMPLE_NUMBERS = 1 << 24
 """How many numbers of inputs are kept for each layer and direction (64 MB)."""
 
+_BLOCK = 256
+"""Rows of a second moment that are summed up at a time."""
 
 _FEW = 10
 """Numbers that enter a matrix, for each time step that was seen, beyond which that is told."""
@@ -146,8 +148,8 @@ class _Gathered:
         """The mean over so many batches of both; one tensor where they are the same."""
         if self.ih is None:
             raise RuntimeError("Nothing was gathered yet.")
-        ih = self.ih / count
-        return ih, ih if self.hh is None else self.hh / count
+        ih = _whole(self.ih) / count
+        return ih, ih if self.hh is None else _whole(self.hh) / count
 
     @property
     def effect(self) -> float:
@@ -181,8 +183,16 @@ def _shrunk(moment: Tensor, count: int) -> Tensor:
     return found
 
 
+def _whole(moment: Tensor) -> Tensor:
+    """A second moment of which what stands above the diagonal's blocks was left out."""
+    return moment if moment.ndim == 1 else moment.tril() + moment.tril(-1).T
+
+
 def _with_moment(total: Tensor | None, delta: Tensor) -> Tensor:
-    """The sum of second moments, in place: memory is not asked for anew with every batch."""
+    """The sum of second moments, in place: memory is not asked for anew with every batch.
+
+    What is symmetric is summed up below the diagonal's blocks alone; `_whole` has the rest.
+    """
     delta = delta.detach()
     if delta.shape[1] > EXACT_LIMIT:
         square = delta.double().square().sum(0).cpu()
@@ -191,9 +201,12 @@ def _with_moment(total: Tensor | None, delta: Tensor) -> Tensor:
     wide = delta.to(torch.promote_types(delta.dtype, torch.float32))
     unit = 2.0 ** frexp(float(wide.abs().amax()) if wide.numel() else 0.0)[1]
     scaled = wide / unit
-    moment = (scaled.T @ scaled).cpu()
-    total = torch.zeros_like(moment, dtype=torch.float64) if total is None else total
-    return total.add_(moment, alpha=unit**2)
+    size = scaled.shape[1]
+    total = torch.zeros(size, size, dtype=torch.float64, device="cpu") if total is None else total
+    for start in range(0, size, _BLOCK):
+        rows, end = slice(start, start + _BLOCK), start + _BLOCK
+        total[rows, :end].add_((scaled[:, rows].T @ scaled[:, :end]).cpu(), alpha=unit**2)
+    return total
 
 
 def collect(

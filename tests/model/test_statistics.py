@@ -338,6 +338,19 @@ def test_many_rows_keep_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distance(part.gradients_hh, full.gradients_hh.diagonal()) < 1e-6
 
 
+def test_moments_are_summed_up_by_blocks_and_symmetric(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = Tagger(nn.GRU(INPUTS, HIDDEN)), [(torch.randn(STEPS, BATCH, INPUTS),) for _ in range(3)]
+    whole = collect(model, batches)["rnn"]["l0"]
+    monkeypatch.setattr(module_under_test, "_BLOCK", 5)
+    assert 3 * HIDDEN > 5
+    assert 3 * HIDDEN % 5
+    part = collect(model, batches)["rnn"]["l0"]
+    for name in ("gradients_ih", "gradients_hh"):
+        found = getattr(part, name)
+        assert torch.equal(found, found.T)
+        assert distance(found, getattr(whole, name)) < 1e-6
+
+
 def test_double_precision() -> None:
     check(Tagger(nn.LSTM(INPUTS, HIDDEN).double()).double(), [(torch.randn(STEPS, BATCH, INPUTS).double(),)])
 
