@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -74,8 +74,8 @@ class Feedback:
     @cached_property
     def rows(self) -> Moment | None:
         """G; None: it passes nothing on."""
-        root = self.target.metric.row_root.root
-        return None if root is None or root.ndim == 1 else Moment(damped(root @ root, ROWS_DAMPED))
+        moment = self.target.metric.row_root.moment
+        return None if moment is None else Moment(damped(moment, ROWS_DAMPED))
 
     @cached_property
     def cols(self) -> Moment | None:
@@ -106,16 +106,13 @@ def core_problem(matrix: StoredMatrix, feedback: Feedback, t: int) -> CoreProble
     rows, cols = factors
     metric, index = target.metric, 0 if t in networks[0].cores else 1
     root = metric.row_root
-
-    def row_weighed(factor: Tensor) -> Tensor:
-        return root.apply(root.apply(factor))
-
+    weigh: Callable[[Tensor], Tensor]
     # In the factor F of which the core is a part: tr(F^T M F S) - 2 tr(T^T M F).
     if index == 0:
         through = metric.through(cols)
-        other, towards, weigh = cols.T @ through, target.matrix.times(through), row_weighed
+        other, towards, weigh = cols.T @ through, target.matrix.times(through), root.weigh
     else:
-        weighed = row_weighed(rows)
+        weighed = root.weigh(rows)
         other, towards, weigh = rows.T @ weighed, target.matrix.transposed(weighed), metric.through
     every, network = matrix.operands(), networks[index]
     core = every[t]

@@ -108,8 +108,7 @@ class RootSplit:
     def _outline(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """L and D; W^T L is the right factor."""
         if dtype not in self._outlines:
-            root = self.metric.row_root
-            left = root.apply(root.apply(self.left)).to(dtype)
+            left = self.metric.row_root.weigh(self.left).to(dtype)
             self._outlines[dtype] = left, self.metric.through(self.right.to(dtype))
         return self._outlines[dtype]
 

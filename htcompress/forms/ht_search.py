@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import inf
 
+import torch
 from torch import Tensor
 
 from htcompress.forms.form import Choice, MatrixSearch, Problem
@@ -19,7 +20,7 @@ from htcompress.forms.refine import ITERATIONS, refine_cores
 from htcompress.matrix.blocks import LARGE
 from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings, with_slabs
 from htcompress.matrix.layout import Layout
-from htcompress.matrix.weighted import COARSE
+from htcompress.matrix.weighted import COARSE, GRAM_ROWS
 from htcompress.side_by_side import cached_property
 from htcompress.tensor import RankPoint, rank_path
 from htcompress.tensor.ranks import ranks_for_error, refine_ranks
@@ -54,6 +55,12 @@ _SCORED_RANK = 24
 _MOST_FACTOR = 1 << 26
 """Numbers of the factor on the columns' side, unless the budget pays for more: 256 MB in float32. It cuts nothing off
 of matrices of fewer numbers."""
+
+_COARSE_NARROW = 1e-3
+"""The part of the error of zero from which on float32 tells errors apart, to a thousandth of them."""
+
+_FLOOR = 1e-9
+"""The part of the error of zero below which the sum of singular values' squares is lost in float64's rounding."""
 
 _TRIALS = 4
 """Decompositions that find how much of an error bound may be asked for."""
@@ -245,9 +252,8 @@ class HTSearch(MatrixSearch):
                     choices.append(self._measured(index, ranks))
         if polish:
             # The best few run against each other for a while, the first of them to the end.
-            best = sorted(choices, key=lambda c: c.error)[:_REFINED]
-            started = [self._refined(choice, iterations=_GLANCE) for choice in best]
-            choices += [*started, *(self._refined(c) for c in sorted(started, key=lambda c: c.error)[:_FINISHED])]
+            started = [self._refined(choice, iterations=_GLANCE) for choice in _best(choices, _REFINED)]
+            choices += [*started, *(self._refined(choice) for choice in _best(started, _FINISHED))]
             choices = [self.exact(choice) for choice in choices]
         if max_parameters >= self.matrix.numel():
             choices.append(self.dense)
@@ -264,11 +270,13 @@ class HTSearch(MatrixSearch):
 
     def _error_of(self, matrix: HTMatrix) -> float:
         """The squared error, by the split's leading directions where that is exact enough to choose by."""
-        factors = matrix.factors()
+        factors, own = matrix.factors(), self._split.right.dtype
         if factors is not None:
-            error = float(self._split.error_of(*(factor.to(self._split.right.dtype) for factor in factors)))
-            if error > COARSE * self.total:
-                return error
+            narrow = [(torch.float32, _COARSE_NARROW)] if own is torch.float64 and self.target.fits_float32 else []
+            for dtype, coarse in [*narrow, (own, COARSE)]:
+                error = float(self._split.error_of(*(factor.to(dtype) for factor in factors)))
+                if error > coarse * self.total:
+                    return error
         return self.target.error_of(matrix)
 
     def _root_rank(self, index: int, ranks: Sequence[int]) -> float:
@@ -286,8 +294,10 @@ class HTSearch(MatrixSearch):
         if key not in self._known:
             matrix = self.candidates[index].truncate(ranks)
             error = self._split.beyond(ranks[0]) if self._is_svd(index) else 0.0
-            # Small, it is the difference of much larger numbers.
-            error = error if error > COARSE * self.total else self._error_of(matrix)
+            # A sum of squares, of a Gram matrix in float64 exact but for the rounding of the largest of them.
+            exact = self._split.right.dtype is torch.float64 and self.matrix.shape[0] <= GRAM_ROWS
+            coarse = _FLOOR if exact else COARSE
+            error = error if error > coarse * self.total else self._error_of(matrix)
             self._known[key] = Choice(matrix.parameters, error, matrix)
         return self._known[key]
 
@@ -375,3 +385,9 @@ class HTSearch(MatrixSearch):
                     by = limit / max(error, 1e-300)
                     share *= min(2.0, max(1.05, by)) if error <= limit else max(0.1, 0.95 * by)
         return best
+
+
+def _best(choices: Sequence[Choice], most: int) -> list[Choice]:
+    """Of the first so many by their errors each once: bounds and ranks lead to the same choice by several ways."""
+    first = sorted(choices, key=lambda choice: choice.error)[:most]
+    return list({id(choice.matrix): choice for choice in first}.values())

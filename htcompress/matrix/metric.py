@@ -262,6 +262,15 @@ class RowRoot:
             return matrix
         return self.root[:, None] * matrix if self.root.ndim == 1 else self.root @ matrix
 
+    @cached_property
+    def moment(self) -> Tensor | None:
+        """G, where it is a matrix."""
+        return None if self.root is None or self.root.ndim == 1 else self.root @ self.root
+
+    def weigh(self, matrix: Tensor) -> Tensor:
+        """G times a matrix."""
+        return self.apply(self.apply(matrix)) if self.moment is None else self.moment @ matrix
+
     def remove(self, matrix: Tensor) -> Tensor:
         """G^(-1/2) times a matrix."""
         if self.root is None:

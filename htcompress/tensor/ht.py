@@ -318,7 +318,7 @@ class HTTensor:
                 cores[right] = cores[right] @ root[:, :, 0].T
             elif right in spared:
                 cores[left] = cores[left] @ root[:, :, 0]
-            else:
+            elif not torch.equal(root[:, :, 0], torch.eye(len(root), dtype=root.dtype, device=root.device)):
                 u, s, vh = torch.linalg.svd(root[:, :, 0])
                 cores[left], cores[right] = cores[left] @ (u * s.sqrt()), cores[right] @ (vh.T * s.sqrt())
             spared.add(top)
@@ -383,4 +383,6 @@ def _turned(
     core: Float[Tensor, "l r t"], left: Float[Tensor, "a l"], right: Float[Tensor, "b r"]
 ) -> Float[Tensor, "a b t"]:
     """An inner core in other bases of its two children."""
+    if core.shape[2] == 1:
+        return (left @ core[:, :, 0] @ right.T).unsqueeze(-1)
     return right @ torch.tensordot(left, core, 1)

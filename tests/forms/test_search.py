@@ -12,12 +12,14 @@ from oracles import observed, roots_of, svd_error, weighted_error
 from searching import search_of
 from torch import Tensor
 
+from htcompress.forms import ht_search
 from htcompress.forms.form import Choice, Columns, front
 from htcompress.forms.ht import HTMatrix
-from htcompress.forms.ht_decompose import SplitCandidate
+from htcompress.forms.ht_decompose import RootSplit, SplitCandidate
 from htcompress.forms.ht_search import HTSearch
+from htcompress.forms.refine import refine_cores
 from htcompress.matrix import Metric
-from htcompress.matrix.weighted import relative
+from htcompress.matrix.weighted import WeightedMatrix, relative
 from htcompress.vocabulary import LayoutKind
 
 WITH_SVD = (LayoutKind.AUTO, LayoutKind.SPLIT, LayoutKind.SVD)
@@ -199,6 +201,37 @@ def test_what_the_truncated_svd_bounds_is_not_decomposed(monkeypatch: pytest.Mon
     assert any(is_svd for is_svd, _, _ in made)
     assert folded
     assert all(numbers < rank * (48 + 64) for rank, numbers in folded)
+
+
+def test_a_choice_is_refined_once_however_many_ways_lead_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    refined: list[tuple[int, int]] = []
+    started = []
+
+    def refine(start: HTMatrix, target: WeightedMatrix, split: RootSplit | None = None, *, iterations: int) -> HTMatrix:
+        started.append(start)  # kept, so that no other is at its place
+        refined.append((id(start), iterations))
+        return refine_cores(start, target, split, iterations=iterations)
+
+    monkeypatch.setattr(ht_search, "refine_cores", refine)
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(3, 6, 8, generator=generator), torch.randn(3, 8, 8, generator=generator)
+    w = sum(torch.kron(a, b) for a, b in zip(*factors, strict=True)) + 0.1 * torch.randn(48, 64, generator=generator)
+    search_of(w, observed(48, 64), max_parameters=150).best(150, polish=True)
+    assert len(refined) == len(set(refined)) > 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
+def test_errors_that_float32_tells_are_those_of_float64(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured to choose by; where the scale of the data leaves float32's range, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    w = scale * torch.randn(48, 64, generator=generator, dtype=torch.float64)
+    search = search_of(w, observed(48, 64), max_parameters=1500)
+    for budget in (200, 600, 1500):
+        choice = search.best(budget)
+        assert choice is not None
+        assert choice.matrix is not None
+        assert choice.error > 1e-3 * search.total
+        assert choice.error == pytest.approx(search.target.error_of(choice.matrix), rel=1e-3)
 
 
 def test_more_budget_is_never_worse_along_the_ladder() -> None:
