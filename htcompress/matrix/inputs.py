@@ -251,10 +251,12 @@ class MomentInputs(Inputs):
 
     @cached_property
     def square(self) -> float:
-        found = float(self.moment.square().sum(dtype=torch.float64))
+        found = float(torch.linalg.vector_norm(self.moment, dtype=torch.float64)) ** 2
         if not self.centred:
             # ||C + s s^T / n||^2.
-            along = float(self.sums @ (self.moment.double() @ self.sums)) / self.count
+            along = float(
+                self.sums @ thin_product(self.moment, self.mean[:, None].to(self.moment.dtype))[:, 0].double()
+            )
             found += self._mean_square**2 + 2 * along
         return found
 
@@ -304,13 +306,12 @@ class MomentInputs(Inputs):
         return float((difference * self.through(difference.T).T).sum())
 
     def mode_moment(self, before: int, mode: int, after: int) -> Float[Tensor, "mode mode"]:
-        # Whole slabs as they lie; what is left over, padded.
+        # Whole slabs as they lie, then what is left over, which ends somewhere in its slab.
         slab = mode * after
         whole = self.cols // slab * slab
         moment = _partial_trace(self.moment[:whole, :whole], mode, after)
         if whole < self.cols:
-            pad = slab - (self.cols - whole)
-            moment = moment + _partial_trace(F.pad(self.moment[whole:, whole:], (0, pad, 0, pad)), mode, after)
+            moment = moment + _unfinished_trace(self.moment[whole:, whole:], mode, after)
         if not self.centred:
             mean = F.pad(self.mean, (0, before * slab - self.cols)).reshape(before, mode, after)
             moment = moment + self.count * torch.einsum("aib,ajb->ij", mean, mean)
@@ -320,3 +321,16 @@ class MomentInputs(Inputs):
 def _partial_trace(moment: Float[Tensor, "c c"], mode: int, after: int) -> Float[Tensor, "mode mode"]:
     folded = moment.unflatten(1, (-1, mode, after)).unflatten(0, (-1, mode, after))
     return torch.einsum("aibajb->ij", folded).double()
+
+
+def _unfinished_trace(moment: Float[Tensor, "c c"], mode: int, after: int) -> Float[Tensor, "mode mode"]:
+    """`_partial_trace` of less than one slab, as if it were padded with zeros; nothing is copied for it."""
+    full, rest = divmod(len(moment), after)
+    made = torch.zeros(mode, mode, dtype=torch.float64, device=moment.device)
+    end = full * after
+    made[:full, :full] = _partial_trace(moment[:end, :end], full, after) if full else 0.0
+    if rest:
+        beside = moment[:end, end:].unflatten(0, (full, after))[:, :rest].diagonal(dim1=1, dim2=2).sum(1)
+        made[:full, full] = made[full, :full] = beside.double()
+        made[full, full] = moment[end:, end:].diagonal().sum().double()
+    return made

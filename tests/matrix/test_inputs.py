@@ -67,10 +67,12 @@ def test_every_answer_is_that_of_the_samples(form: tuple[list[Tensor], Inputs], 
     chunks = ((slice(k, min(k + 4, w.shape[1])), w[:, k : k + 4]) for k in range(0, w.shape[1], 4))
     close(torch.tensor(found.squared(chunks)), (w @ x.T).square().sum())
 
-    before, mode, after = 2, 3, 4  # padded
-    if x.shape[1] <= before * mode * after:
-        folded = torch.nn.functional.pad(x, (0, before * mode * after - x.shape[1])).reshape(-1, before, mode, after)
-        close(found.mode_moment(before, mode, after), torch.einsum("naib,najb->ij", folded, folded))
+    # Padded: slabs that end between two vectors of a mode or within one, and less than one slab.
+    for before, mode, after in ((2, 3, 4), (1, 4, 7), (4, 3, 3), (1, 3, 30), (1, 30, 1)):
+        if x.shape[1] <= before * mode * after:
+            missing = before * mode * after - x.shape[1]
+            folded = torch.nn.functional.pad(x, (0, missing)).reshape(-1, before, mode, after)
+            close(found.mode_moment(before, mode, after), torch.einsum("naib,najb->ij", folded, folded))
 
 
 def test_kinds_need_equally_many_samples() -> None:
