@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -14,12 +14,16 @@ import torch
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-if TYPE_CHECKING or sys.version_info >= (3, 12):
+if TYPE_CHECKING:
     from functools import cached_property
 else:
 
     class cached_property:  # noqa: N801 - it stands for Python's
-        """Python's, as it is from 3.12 on: before, one lock for all objects lets but one thread at a time compute."""
+        """Python's, with a lock of its own for every value.
+
+        Until 3.11 one lock for all objects lets but one thread at a time compute, and from 3.12 on there is none, so
+        that two that ask for the same both compute it.
+        """
 
         def __init__(self, func: Callable[[Any], Any]) -> None:
             self.func, self.__doc__, self.attrname = func, func.__doc__, func.__name__
@@ -30,13 +34,23 @@ else:
         def __get__(self, instance: Any, owner: type | None = None) -> Any:
             if instance is None:
                 return self
-            known = vars(instance)
-            if self.attrname not in known:
-                known[self.attrname] = self.func(instance)
-            return known[self.attrname]
+            known, name = vars(instance), self.attrname
+            if name not in known:
+                # Whoever waits asks for what does not ask for what it holds itself.
+                lock = _locks.setdefault((id(instance), name), RLock())
+                try:
+                    with lock:
+                        if name not in known:
+                            known[name] = self.func(instance)
+                finally:
+                    _locks.pop((id(instance), name), None)
+            return known[name]
 
 
 __all__ = ["cached_property", "idle_threads", "side_by_side"]
+
+_locks: dict[tuple[int, str], Any] = {}
+"""Of values that are being computed."""
 
 _idle: ContextVar[int] = ContextVar("idle threads", default=1)
 

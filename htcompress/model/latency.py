@@ -17,7 +17,7 @@ from htcompress.values import call
 LATENCY_OF = "a batch of the task's, 1 thread on a CPU"
 """What `latencies` is called on, in words."""
 
-_ROUNDS, _LEAST_ROUNDS, _PATIENCE_S = 9, 3, 3.0
+_ROUNDS, _LEAST_ROUNDS, _PATIENCE_S = 9, 3, 1.5
 """Calls of each model in turn whose median counts; fewer where they take longer than so many seconds."""
 
 

@@ -246,9 +246,10 @@ class DirectionProblem:
         reference = WeightedMatrix(self._matrix("hh"), self._metric("hh"))
         return reference.total / max(search.target.total, 1e-300)
 
-    def ladders(self) -> Ladders:
-        """The choices for every part as they stand before any is improved."""
-        return {part: part.search.ladder() for recipe in self.recipes for part in recipe.parts}
+    @property
+    def parts(self) -> list[Part]:
+        """All parts of its recipes, each once."""
+        return list(dict.fromkeys(part for recipe in self.recipes for part in recipe.parts))
 
     def frontier(self, ladders: Ladders) -> list[Option]:
         """The direction's options that no other beats in both size and error, by ascending size."""

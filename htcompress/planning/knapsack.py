@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 _MERGED = 4000
 """Combinations that are gone on with; a few dozen items a group stay far below, and then the result is exact."""
 
+_CLASSES = 1 << 14
+"""Of sizes, by which combinations are looked through before they are sorted."""
+
 
 @runtime_checkable
 class Item(Protocol):
@@ -59,6 +62,10 @@ def combined(groups: Sequence[Sequence[Item]], most: int, weights: Sequence[floa
         every_error = errors[:, None] + weight * np.array([item.error for item in group], np.float64)
         before, taken = np.nonzero(every_size <= most)
         own_sizes, own_errors = every_size[before, taken], every_error[before, taken]
+        # Most are beaten by some of a smaller size by far: what is left is little to be sorted.
+        hopeful = _unbeaten(own_sizes, own_errors)
+        before, taken = before[hopeful], taken[hopeful]
+        own_sizes, own_errors = own_sizes[hopeful], own_errors[hopeful]
         order = np.lexsort((own_errors, own_sizes))
         least = np.minimum.accumulate(own_errors[order])
         better = np.append(True, least[1:] < least[:-1])[: len(order)]
@@ -69,3 +76,15 @@ def combined(groups: Sequence[Sequence[Item]], most: int, weights: Sequence[floa
         sizes, errors = own_sizes[kept], own_errors[kept]
         items = np.vstack([items[:, before[kept]], taken[kept]])
     return Combinations(sizes, errors, items)
+
+
+def _unbeaten(sizes: NDArray[np.int64], errors: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Those whose error is below all that any of a lower class of sizes has; the others are beaten."""
+    if not len(sizes):
+        return np.zeros(0, bool)
+    low = int(sizes.min())
+    classes = (sizes - low) // ((int(sizes.max()) - low) // _CLASSES + 1)
+    least = np.full(_CLASSES + 1, np.inf)
+    np.minimum.at(least, classes + 1, errors)
+    unbeaten: NDArray[np.bool_] = errors < np.minimum.accumulate(least)[classes]
+    return unbeaten

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from htcompress.planning.together import ladders as ladders_of
 from htcompress.planning.together import least as least_of
 from htcompress.planning.unit import Unit
 from htcompress.request import Goal
+from htcompress.side_by_side import side_by_side
 from htcompress.storage import codec_within
 from htcompress.vocabulary import BITS, WIDEST, Scope
 
@@ -268,10 +270,9 @@ def _rounded_alike(targets: Sequence[DirectionProblem], budget: int) -> list[Cho
 
 def _each(chosen: Sequence[Chosen], work: Callable[[Search, Choice], Choice]) -> list[Chosen]:
     """The same, with something done to each choice."""
-    return [
-        (recipe, tuple(work(part.search, choice) for part, choice in zip(recipe.parts, choices, strict=True)))
-        for recipe, choices in chosen
-    ]
+    pairs = [pair for recipe, choices in chosen for pair in zip(recipe.parts, choices, strict=True)]
+    done = iter(side_by_side(lambda pair: work(pair[0].search, pair[1]), pairs))
+    return [(recipe, tuple(islice(done, len(choices)))) for recipe, choices in chosen]
 
 
 def _frontier(

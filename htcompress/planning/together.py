@@ -1,8 +1,9 @@
-"""What is asked of all directions at once: of each by itself, beside each other where threads stand idle."""
+"""What is asked of all directions at once: of each part by itself, beside each other where threads stand idle."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from htcompress.forms.form import Choice
 from htcompress.memory import give_back
@@ -23,37 +24,46 @@ def as_it_is(target: DirectionProblem) -> Chosen:
 
 def least(targets: Sequence[DirectionProblem]) -> int:
     """What the most compact combination stores."""
-    return sum(side_by_side(lambda target: min(map(_smallest, target.recipes)), targets))
+    side_by_side(_smallest, _in_turns(targets))
+    return sum(min(recipe.smallest for recipe in target.recipes) for target in targets)
 
 
-def _smallest(recipe: Recipe) -> int:
-    """The least size of a recipe; its searches let go of what is large before another's are asked."""
-    for part in recipe.parts:
-        _ = part.search.smallest
-        part.search.let_go()
-        give_back()
-    return recipe.smallest
+def _in_turns(targets: Sequence[DirectionProblem]) -> list[Part]:
+    """The first part of every direction, then the second, and so on: what later ones take over from it is found."""
+    # What all parts of a direction are made of is found by itself.
+    side_by_side(lambda target: target.recipes, targets)
+    turns = zip_longest(*(target.parts for target in targets))
+    return [part for turn in turns for part in turn if part is not None]
+
+
+def _smallest(part: Part) -> int:
+    """The least size of a part; its search lets go of what is large before another is asked."""
+    found = part.search.smallest
+    part.search.let_go()
+    give_back()
+    return found
 
 
 def ladders(targets: Sequence[DirectionProblem]) -> list[Ladders]:
     """The ladders of every direction, before anything is refined."""
-    return side_by_side(lambda target: target.ladders(), targets)
+    parts = _in_turns(targets)
+    found = dict(zip(parts, side_by_side(lambda part: part.search.ladder(), parts), strict=True))
+    return [{part: found[part] for part in target.parts} for target in targets]
 
 
 def improved(asked: Sequence[Asked]) -> bool:
     """Put ladders in place in which the choices asked for are refined; whether any was left to refine."""
-    return any(side_by_side(_improve, asked))
+    return any(side_by_side(_improve, [(own, part, choices) for own, parts in asked for part, choices in parts]))
 
 
-def _improve(asked: Asked) -> bool:
-    own, parts = asked
+def _improve(asked: tuple[Ladders, Part, Sequence[Choice]]) -> bool:
+    own, part, choices = asked
     better = False
-    for part, choices in parts:
-        for choice in choices:
-            ladder = own[part].improved(choice)
-            if ladder is not None:
-                own[part], better = ladder, True
-            part.search.let_go()
+    for choice in choices:
+        ladder = own[part].improved(choice)
+        if ladder is not None:
+            own[part], better = ladder, True
+        part.search.let_go()
     return better
 
 

@@ -21,6 +21,7 @@ from htcompress.nn import DenseDirection, GateMatrices, HTRecurrent, module_clas
 from htcompress.planning import PlannedLayer, plan_model
 from htcompress.planning.direction import DirectionProblem, Option, Recipe
 from htcompress.planning.plan import allocate
+from htcompress.planning.together import ladders
 from htcompress.request import Goal
 from htcompress.vocabulary import LayoutKind, Scope
 
@@ -215,7 +216,8 @@ def test_recipes_count_what_they_store() -> None:
 
 def test_the_frontier_of_a_direction_is_one() -> None:
     (target,) = targets(Model("lstm"), Model("lstm").seen(), Scope.AUTO)
-    frontier = target.frontier(target.ladders())
+    (own,) = ladders([target])
+    frontier = target.frontier(own)
     for a, b in pairwise(frontier):
         assert a.size < b.size
         assert a.error > b.error

@@ -14,7 +14,7 @@ from htcompress.model.inventory import inventory_of_model
 from htcompress.model.replace import replace_modules
 from htcompress.model.statistics import DirectionStatistics, collect
 from htcompress.nn import HTRecurrent
-from htcompress.planning import PlannedLayer, plan_model
+from htcompress.planning import PlannedLayer, knapsack, plan_model
 from htcompress.planning.direction import Option, Recipe
 from htcompress.planning.plan import allocate
 from htcompress.request import Goal
@@ -160,9 +160,11 @@ def frontier(seed: int, points: int) -> list[Option]:
     return [Option(int(p), float(e), recipe, ()) for p, e in zip(numbers, errors, strict=True)]
 
 
+@pytest.mark.parametrize("classes", [1, 4, 1 << 14])
 @pytest.mark.parametrize("budget", [3, 20, 60, 100, 400])
 @pytest.mark.parametrize("seed", range(4))
-def test_allocation_is_the_best_of_all(budget: int, seed: int) -> None:
+def test_allocation_is_the_best_of_all(budget: int, seed: int, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knapsack, "_CLASSES", classes)
     frontiers = [frontier(10 * seed + i, points) for i, points in enumerate((5, 7, 6))]
     fitting = [c for c in product(*frontiers) if sum(o.size for o in c) <= budget]
     found = allocate(frontiers, budget)

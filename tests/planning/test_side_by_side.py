@@ -47,6 +47,32 @@ def test_what_is_cached_keeps_nobody_waiting() -> None:
     assert Waiting.met.__doc__ == "Whether another was here at the same time."
 
 
+def test_what_two_ask_for_is_computed_once() -> None:
+    class Asked:
+        times = 0
+        begun = threading.Event()
+
+        @cached_property
+        def answer(self) -> object:
+            self.times += 1
+            self.begun.wait(timeout=0.2)
+            return object()
+
+        @cached_property
+        def failed(self) -> object:
+            self.times += 1
+            raise ValueError(self.times)
+
+    asked = Asked()
+    with idle_threads(2):
+        first, second = side_by_side(lambda _: asked.answer, [0, 1])
+    assert first is second
+    assert asked.times == 1
+    for time in (2, 3):
+        with pytest.raises(ValueError, match=str(time)):
+            _ = asked.failed
+
+
 @pytest.mark.parametrize("goal", [{"budget": 3000}, {"budget": "8kB"}])
 def test_the_plan_is_the_same(goal: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
