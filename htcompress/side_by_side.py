@@ -68,8 +68,9 @@ def idle_threads(count: int) -> Iterator[None]:
 def side_by_side(work: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
     """What work makes of every item, on as many threads as stand idle.
 
-    The items have nothing in common that work changes, so that the results are those of one after the other. Each
-    thread computes as this one does: with or without gradients, by one thread of torch.
+    The items have nothing in common that work changes but what is found of it, and is the same whoever finds it: the
+    results are those of one after the other. Each thread computes as this one does: with or without gradients, by one
+    thread of torch.
     """
     workers = min(_idle.get(), len(items))
     if workers < 2:

@@ -388,6 +388,6 @@ class HTSearch(MatrixSearch):
 
 
 def _best(choices: Sequence[Choice], most: int) -> list[Choice]:
-    """Of the first so many by their errors each once: bounds and ranks lead to the same choice by several ways."""
+    """The first so many by their errors, each once: a bound and a search over ranks may lead to the same choice."""
     first = sorted(choices, key=lambda choice: choice.error)[:most]
     return list({id(choice.matrix): choice for choice in first}.values())
