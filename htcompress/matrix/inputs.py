@@ -254,9 +254,7 @@ class MomentInputs(Inputs):
         found = float(torch.linalg.vector_norm(self.moment, dtype=torch.float64)) ** 2
         if not self.centred:
             # ||C + s s^T / n||^2.
-            along = float(
-                self.sums @ thin_product(self.moment, self.mean[:, None].to(self.moment.dtype))[:, 0].double()
-            )
+            along = float(self.sums @ (self.moment @ self.mean.to(self.moment.dtype)).double())
             found += self._mean_square**2 + 2 * along
         return found
 

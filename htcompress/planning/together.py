@@ -36,12 +36,11 @@ def _in_turns(targets: Sequence[DirectionProblem]) -> list[Part]:
     return [part for turn in turns for part in turn if part is not None]
 
 
-def _smallest(part: Part) -> int:
-    """The least size of a part; its search lets go of what is large before another is asked."""
-    found = part.search.smallest
+def _smallest(part: Part) -> None:
+    """Find the least size of a part; its search lets go of what is large before another is asked."""
+    _ = part.search.smallest
     part.search.let_go()
     give_back()
-    return found
 
 
 def ladders(targets: Sequence[DirectionProblem]) -> list[Ladders]:
