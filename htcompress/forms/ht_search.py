@@ -21,7 +21,7 @@ from htcompress.matrix.blocks import LARGE
 from htcompress.matrix.folding import col_foldings, finer, pairs, row_foldings, with_slabs
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.weighted import COARSE, GRAM_ROWS
-from htcompress.side_by_side import cached_property
+from htcompress.side_by_side import cached_property, side_by_side
 from htcompress.tensor import RankPoint, rank_path
 from htcompress.tensor.ranks import ranks_for_error, refine_ranks
 from htcompress.vocabulary import LayoutKind
@@ -252,8 +252,8 @@ class HTSearch(MatrixSearch):
                     choices.append(self._measured(index, ranks))
         if polish:
             # The best few run against each other for a while, the first of them to the end.
-            started = [self._refined(choice, iterations=_GLANCE) for choice in _best(choices, _REFINED)]
-            choices += [*started, *(self._refined(choice) for choice in _best(started, _FINISHED))]
+            started = side_by_side(self.glanced, _best(choices, _REFINED))
+            choices += [*started, *side_by_side(self._refined, _best(started, _FINISHED))]
             choices = [self.exact(choice) for choice in choices]
         if max_parameters >= self.matrix.numel():
             choices.append(self.dense)

@@ -18,7 +18,7 @@ from htcompress.forms.ht import HTMatrix
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import WeightedMatrix
 from htcompress.storage.feedback import nearest_plane
-from htcompress.storage.integer import Integer, column, nearest_levels
+from htcompress.storage.integer import Integer, column
 from htcompress.tensor.gauge import turned
 
 
@@ -98,7 +98,7 @@ def _to_grid(problem: CoreProblem, codec: Integer, scales: Tensor) -> Tensor:
     steps = column(scales, problem.best)[:, 0]
     steps = steps if codec.by_rows else steps.expand(len(problem.best))
     rows, cols = (None if moment is None else moment.lower for moment in (problem.rows, problem.cols))
-    return nearest_plane(problem.best, steps, lambda ratios: nearest_levels(ratios, codec.width), rows, cols)
+    return nearest_plane(problem.best, steps, codec.width, rows, cols)
 
 
 def _dense(feedback: Feedback, bits: int) -> Rounded:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from htcompress.native import library
 from htcompress.nn.kernel_weights import TILED, KernelWeights
-from htcompress.nn.program import library, usable
+from htcompress.nn.program import usable
 from htcompress.nn.recurrence import Recurrence, State
 
 _FEW = 8

@@ -9,7 +9,7 @@ the feedback of OPTQ (Frantar et al. 2023, arXiv 2210.17323; that it is Babai's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
-Array = NDArray[np.float64]
+from htcompress.native import library
+from htcompress.storage.integer import nearest_levels
 
-Levels = Callable[[Array], Array]
-"""To what numbers are rounded, in units of the steps of their rows."""
+Array = NDArray[np.float64]
 
 _TILE = 32
 """Rows and columns of a tile. Within tiles numbers are rounded along antidiagonals, which do not see each other."""
@@ -30,24 +30,26 @@ _DAMPING = 1e-8
 
 
 def nearest_plane(
-    values: Tensor, steps: Tensor, levels: Levels, rows: Tensor | None = None, cols: Tensor | None = None
+    values: Tensor, steps: Tensor, bits: int, rows: Tensor | None = None, cols: Tensor | None = None
 ) -> Tensor:
     """A matrix rounded so that its error is small in a metric.
 
     Args:
         values: (m, n), in float64.
         steps: (m,), the unit of each row; in a row of unit zero all becomes zero.
-        levels: of numbers in units, what they are rounded to.
+        bits: of the levels that numbers are rounded to, in units; see `nearest_levels`.
         rows: (m, m), L of the metric of the rows, L diag(d) L^T (see `unit_lower`); None: the identity.
         cols: (n, n), L of that of the columns; None: the identity.
     """
     m, n = values.shape
     if rows is None or m == 1:
-        return _columnwise(values, steps, levels, None if cols is None or n == 1 else cols)
+        return _columnwise(values, steps, bits, None if cols is None or n == 1 else cols)
     if cols is None or n == 1:
         # The same with rows and columns exchanged, but that each row keeps its unit.
-        return _rowwise(values, steps, levels, rows)
-    return _tiled(values, steps, levels, rows, cols)
+        return _rowwise(values, steps, bits, rows)
+    if (program := library()) is not None and values.device.type == "cpu":
+        return _compiled(program, values, steps, bits, rows, cols)
+    return _tiled(values, steps, bits, rows, cols)
 
 
 def unit_lower(moment: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,11 +71,11 @@ def _inverse(steps: Array) -> Array:
     return np.divide(1.0, steps, out=np.zeros_like(steps), where=steps != 0)
 
 
-def _columnwise(values: Tensor, steps: Tensor, levels: Levels, cols: Tensor | None) -> Tensor:
+def _columnwise(values: Tensor, steps: Tensor, bits: int, cols: Tensor | None) -> Tensor:
     units = steps.numpy()
     inverse = _inverse(units)
     if cols is None:
-        found = levels(values.numpy() * inverse[:, None]) * units[:, None]
+        found = nearest_levels(values.numpy() * inverse[:, None], bits) * units[:, None]
         return torch.from_numpy(found)
     # Columns are what is walked along: they lie together.
     own, errors = values.T.contiguous().numpy(), torch.zeros(values.shape[::-1], dtype=values.dtype)
@@ -81,21 +83,21 @@ def _columnwise(values: Tensor, steps: Tensor, levels: Levels, cols: Tensor | No
     made = errors.numpy()
     for j in range(len(own) - 1, -1, -1):
         moved = own[j] + (below[j, j + 1 :] @ errors[j + 1 :]).numpy()
-        made[j] = own[j] - levels(moved * inverse) * units
+        made[j] = own[j] - nearest_levels(moved * inverse, bits) * units
     return values - errors.T
 
 
-def _rowwise(values: Tensor, steps: Tensor, levels: Levels, rows: Tensor) -> Tensor:
+def _rowwise(values: Tensor, steps: Tensor, bits: int, rows: Tensor) -> Tensor:
     own, errors = values.contiguous().numpy(), torch.zeros_like(values, memory_format=torch.contiguous_format)
     made, units = errors.numpy(), steps.numpy()
     inverse, below = _inverse(units), rows.T.contiguous()
     for i in range(len(own) - 1, -1, -1):
         moved = own[i] + (below[i, i + 1 :] @ errors[i + 1 :]).numpy()
-        made[i] = own[i] - levels(moved * inverse[i]) * units[i]
+        made[i] = own[i] - nearest_levels(moved * inverse[i], bits) * units[i]
     return values - errors
 
 
-def _tiled(values: Tensor, steps: Tensor, levels: Levels, rows: Tensor, cols: Tensor) -> Tensor:
+def _tiled(values: Tensor, steps: Tensor, bits: int, rows: Tensor, cols: Tensor) -> Tensor:
     m, n = values.shape
     down, across = -(-m // _TILE), -(-n // _TILE)
     size = down * _TILE, across * _TILE
@@ -115,10 +117,24 @@ def _tiled(values: Tensor, steps: Tensor, levels: Levels, rows: Tensor, cols: Te
             torch.stack([lower_rows[a, a].T for a, _ in spans]).numpy(),
             torch.stack([lower_cols[b, b].T for _, b in spans]).numpy(),
             torch.stack([units[a] for a, _ in spans]).numpy(),
-            levels,
+            bits,
         )
         for k, (a, b) in enumerate(spans):
             made_errors[a, b], made_passed[a, b] = own_errors[k], own_passed[k]
+    return values - errors[:m, :n]
+
+
+def _compiled(program: ctypes.CDLL, values: Tensor, steps: Tensor, bits: int, rows: Tensor, cols: Tensor) -> Tensor:
+    """`_tiled` by the program of C, which is its equal but for rounding."""
+    m, n = values.shape
+    tile = program.rounding_tile()
+    size = -(-m // tile) * tile, -(-n // tile) * tile
+    full, units = values.new_zeros(size), values.new_zeros(size[0])
+    full[:m, :n], units[:m] = values, steps
+    given = full, units, _padded(rows, size[0]), _padded(cols, size[1])
+    errors, passed = full.new_empty(size), full.new_empty(size)
+    sizes = *(ctypes.c_int64(s) for s in size), ctypes.c_double(1 << bits - 1)
+    program.nearest_plane(*sizes, *(ctypes.c_void_p(t.data_ptr()) for t in (*given, errors, passed)))
     return values - errors[:m, :n]
 
 
@@ -135,7 +151,7 @@ def _rounded_tiles(
     upper_rows: Array,
     upper_cols: Array,
     units: Array,
-    levels: Levels,
+    bits: int,
 ) -> tuple[Array, Array]:
     """E and H of tiles that do not see each other, (tiles, rows, cols) each, from the last row and column to the first.
 
@@ -158,7 +174,7 @@ def _rounded_tiles(
         more = np.einsum("tij,tij->ti", inner, factors[:, rows])
         moved = base[:, at] + more
         moved += np.einsum("tij,tij->ti", passed[:, rows], upper_rows)
-        error = own[:, at] - levels(moved * inverse) * units
+        error = own[:, at] - nearest_levels(moved * inverse, bits) * units
         flat_errors[:, size - 1 + at :: width - 1][:, :size] = error
         more += right[:, at]
         more += error

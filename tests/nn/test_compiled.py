@@ -13,11 +13,12 @@ from crossing import some
 from torch import Tensor, nn
 
 import htcompress
+from htcompress.native import library
 from htcompress.nn import compiled, program
 from htcompress.nn.kernel_weights import KernelWeights
 from htcompress.nn.recurrence import RECURRENCES, Recurrence, State
 
-pytestmark = pytest.mark.skipif(program.library() is None, reason="there is no compiler")
+pytestmark = pytest.mark.skipif(library() is None, reason="there is no compiler")
 
 
 def weights_of(
@@ -265,11 +266,11 @@ def test_wide_inputs_are_reduced_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SCRIPT = """
 import torch, htcompress
-from htcompress.nn import compiled, program
+from htcompress.native import library
 torch.manual_seed(0)
 made = htcompress.compress(torch.nn.LSTM(40, 64), ratio=4).model
 with torch.no_grad():
-    print(program.library() is not None, float(made(torch.ones(5, 2, 40))[0].sum()))
+    print(library() is not None, float(made(torch.ones(5, 2, 40))[0].sum()))
 """
 
 
