@@ -3,9 +3,9 @@
     python benchmarks/speed/stages.py g2p:263kB arabic:986kB japanese_vowels:3000
     python benchmarks/speed/stages.py g2p:263kB --profile 40
 
-A case is a model of `benchmarks/real/bytes.py` and a budget, in numbers or bytes; nothing is fine-tuned. With
-`--profile` the functions that most time is spent in follow, by Python's own profiler, which makes calls dearer than
-they are.
+A case is a model of `benchmarks/real/bytes.py`, or `stacked` of `stacked.py`, and a budget, in numbers or bytes;
+nothing is fine-tuned. With `--profile` the functions that most time is spent in follow, by Python's own profiler, which
+makes calls dearer than they are.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from htcompress.observer import Observer
 from htcompress.report import words
 from htcompress.request import FineTuning, Goal, Request
 
-BYTES = Path(__file__).parents[1] / "real" / "bytes.py"
+HERE = Path(__file__).parent
+BYTES, STACKED = HERE.parent / "real" / "bytes.py", HERE / "stacked.py"
 
 
 class Stages(Observer):
@@ -54,8 +55,8 @@ def models() -> Mapping[str, tuple[Path, Path]]:
         raise SystemExit(f"{BYTES} is not there.")
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found: Mapping[str, tuple[Path, Path]] = module.MODELS
-    return found
+    stacked = STACKED, HERE.parent / ".cache" / "stacked" / "model.pt"
+    return {**module.MODELS, "stacked": stacked}
 
 
 def main() -> None:

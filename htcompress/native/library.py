@@ -22,7 +22,7 @@ from pathlib import Path
 SWITCH = "HTCOMPRESS_COMPILED"
 """The environment variable that switches it off where it is 0."""
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("program.c", "rounding.c"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("program.c", "ranks.c", "rounding.c"))
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros")
 
 

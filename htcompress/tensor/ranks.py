@@ -9,6 +9,8 @@ from math import inf
 
 from torch import Tensor
 
+from htcompress.native import library
+from htcompress.tensor.climbing import climbed
 from htcompress.tensor.tree import DimensionTree
 
 _SHORT = 20_000  # numbers at full ranks up to which the way down is gone in full
@@ -211,7 +213,17 @@ def rank_path(model: RankModel, *, max_parameters: float = inf) -> list[RankPoin
 
 
 def _upwards(model: RankModel, *, max_parameters: float = inf, max_tail: float = 0.0) -> list[RankPoint]:
-    """From rank one, always the move that gains most per number, until the bound is small enough; all points seen."""
+    """From rank one, always the move that gains most per number, until the bound is small enough.
+
+    All points seen, the first of them first; by the program of C those that beat the others.
+    """
+    program = library() if model.tree.order > 1 else None
+    if program is not None:
+        found = climbed(program, model, _FINE, max_parameters, max_tail)
+        chosen = [model.point(found.ranks[at].tolist()) for at in (0, *found.front())]
+        if not found.is_open:
+            return chosen
+        return chosen + list(_along_the_root(model, model.point(found.ranks[found.last].tolist())))
     current = model.point(model.smallest())
     seen = [current]
     root = model.edges and model.tree.root.children

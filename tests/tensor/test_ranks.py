@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from oracles import NON_CONTIGUOUS, Drawn, attainable_ranks, dense_of, drawn, examples, squared_tail
 from torch import Tensor
 
+from htcompress.native import library
 from htcompress.tensor import DimensionTree, RankModel, RankPoint, decompose, parameter_count, pareto, rank_path
-from htcompress.tensor.ranks import ranks_for_budget, ranks_for_error, refine_ranks
+from htcompress.tensor.ranks import _upwards, ranks_for_budget, ranks_for_error, refine_ranks
 
 
 def numbers_stored(tree: DimensionTree, shape: tuple[int, ...], ranks: tuple[int, ...]) -> int:
@@ -253,3 +254,45 @@ def test_a_tree_out_of_order_and_equal_values() -> None:
         assert numbers_stored(tree, shape, ranks) <= budget
         last = RankModel(tree, shape, spectra).tail(ranks)
     assert last == 0.0
+
+
+# ---- by the program of C --------------------------------------------------------------------------------
+
+NESTED = {
+    "two": (0, 1),
+    "one beside two": (0, (1, 2)),
+    "four": ((0, 1), (2, 3)),
+    "seven": (((0, 1), 2), ((3, 4), (5, 6))),
+}
+
+
+@pytest.mark.skipif(library() is None, reason="there is no compiler")
+@pytest.mark.parametrize("name", NESTED)
+@pytest.mark.parametrize("decay", [1, 3])
+@pytest.mark.parametrize("limits", [(1000, 0.0), (5000, 0.0), (inf, 0.0), (inf, 0.5)])
+def test_the_program_of_c_climbs_alike(
+    name: str, decay: int, limits: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = DimensionTree(NESTED[name])
+    shape = (30, 40, 24, 20, 6, 12, 5)[: tree.order]
+    generator = torch.Generator().manual_seed(decay)
+    sizes = [prod(shape[leaf] for leaf in node.leaves) for node in tree.nodes]
+    lengths = [min(size, prod(shape) // size, 150) for size in sizes]
+    spectra = [torch.rand(n, generator=generator, dtype=torch.float64).sort(descending=True)[0] for n in lengths]
+    model = RankModel(tree, shape, [values**decay for values in spectra], offset=0.1)
+    most, tail = limits
+    found = _upwards(model, max_parameters=most, max_tail=tail)
+    monkeypatch.setattr("htcompress.tensor.ranks.library", lambda: None)
+    wanted = _upwards(model, max_parameters=most, max_tail=tail)
+    assert found[0] == wanted[0]
+    assert len(wanted) > 10
+    assert pareto(found) == pareto(wanted)
+
+
+@pytest.mark.skipif(library() is None, reason="there is no compiler")
+def test_the_program_of_c_asks_for_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = DimensionTree(NESTED["four"])
+    model = RankModel(tree, (9, 9, 9, 9), [torch.ones(1 if node.parent is None else 9) for node in tree.nodes])
+    wanted = rank_path(model)
+    monkeypatch.setattr("htcompress.tensor.climbing._ROOM", 3)
+    assert rank_path(model) == wanted
