@@ -71,6 +71,7 @@ class Problem:
         layout: the family of layouts to look at.
         like: the search of another matrix whose first columns are the same inputs.
         bits: in which numbers will be stored, at most.
+        beside: layers and directions that are planned together, this one's among them.
     """
 
     matrix: Blocks
@@ -81,6 +82,7 @@ class Problem:
     layout: LayoutKind = LayoutKind.AUTO
     like: MatrixSearch | None = None
     bits: int = WIDEST
+    beside: int = 1
 
 
 class Ladder(ABC):

@@ -56,6 +56,10 @@ _MOST_FACTOR = 1 << 26
 """Numbers of the factor on the columns' side, unless the budget pays for more: 256 MB in float32. It cuts nothing off
 of matrices of fewer numbers."""
 
+_ALIKE, _WIDE = 3, 8
+"""Matrices of a direction that hold its inputs; columns for each row from which on finding a split again is a product
+or two, beside which the eigenvalues of the rows' Gram matrix are little."""
+
 _COARSE_NARROW = 1e-3
 """The part of the error of zero from which on float32 tells errors apart, to a thousandth of them."""
 
@@ -74,7 +78,7 @@ class HTSearch(MatrixSearch):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self.kind = problem.layout
+        self.kind, self.beside = problem.layout, problem.beside
         self.like = problem.like if isinstance(problem.like, HTSearch) else None
         self._known: dict[tuple[int, tuple[int, ...]], Choice] = {}
 
@@ -106,7 +110,10 @@ class HTSearch(MatrixSearch):
 
     @property
     def _is_large(self) -> bool:
-        return self._most_factor > LARGE
+        """Whether what is found on the way is let go of: alone, or beside others where finding it again is cheap."""
+        rows, cols = self.matrix.shape
+        alike = _ALIKE * self.beside if self.beside > 1 and cols >= _WIDE * rows else 1
+        return self._most_factor * alike > LARGE
 
     @cached_property
     def _split(self) -> RootSplit:

@@ -97,7 +97,8 @@ class DirectionProblem:
     """A direction to be compressed: its dense weights, what was seen of it, what it counts for.
 
     `order`, where there is one, is that of the hidden units in its matrices; it takes `order_words` numbers. With
-    `exponents` of the inputs the matrix that reads these reads each times two to the power of its own.
+    `exponents` of the inputs the matrix that reads these reads each times two to the power of its own. `beside`
+    directions are planned together.
     """
 
     dense: DenseDirection
@@ -109,6 +110,7 @@ class DirectionProblem:
     order: Tensor | None = None
     unit: Unit = NUMBERS
     exponents: Tensor | None = None
+    beside: int = 1
 
     @cached_property
     def _arranged(self) -> DenseDirection:
@@ -170,8 +172,8 @@ class DirectionProblem:
         most, bits = self.unit.numbers(self.max_size), max(self.unit.bits)
         if self.unit.width is not None:
             most = max(1, min(most, int(_MOST_OF_DENSE * matrix.numel())))
-        base = searched(Problem(matrix, metric, most, gates, columns, self.layout, near, bits), self.format.value)
-        search: Search = base
+        problem = Problem(matrix, metric, most, gates, columns, self.layout, near, bits, self.beside)
+        search: Search = (base := searched(problem, self.format.value))
         if self.unit.width is not None:
             dense, width = name != "joint", self.unit.width
             search = CodedSearch(base, self.unit.bits, width=width, dense=dense, most=self.max_size)
@@ -212,9 +214,8 @@ class DirectionProblem:
         return gather([x, h if self.order is None or self.dense.hr is not None else h[:, self.order]])
 
     def _matrix(self, name: str, *, biases_apart: bool = False) -> Blocks:
-        names = [name]
-        if name == "joint":
-            names = ["ih", "hh"] + ([] if biases_apart or not self.dense.biases else ["bias"])
+        whole = ["ih", "hh"] + ([] if biases_apart or not self.dense.biases else ["bias"])
+        names = whole if name == "joint" else [name]
         return Blocks([self._blocks[part] for part in names])
 
     def _metric(self, name: str, *, biases_apart: bool = False) -> Metric:

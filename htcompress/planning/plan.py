@@ -125,6 +125,7 @@ def plan_model(
                 found.get(layer.name, {}).get(name) if beside else None,
                 unit,
                 exponents.get((layer.name, name)) if beside else None,
+                sum(len(layer.directions) for layer in layers),
             )
             for layer in layers
             for name, direction in layer.directions.items()

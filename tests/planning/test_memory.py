@@ -81,7 +81,8 @@ def chosen(plan: Plan) -> list[tuple[Any, ...]]:
 
 @pytest.mark.full
 @pytest.mark.parametrize("goal", [Goal(budget=700), Goal(bytes=900)], ids=["numbers", "bytes"])
-def test_what_was_let_go_is_found_again_as_it_was(goal: Goal, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("large", [300 * 8, 300 * 60], ids=["each is large", "together they are"])
+def test_what_was_let_go_is_found_again_as_it_was(goal: Goal, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = planned(goal)
     held: list[int] = []
     found_by = vars(HTSearch)["_split"].func
@@ -96,9 +97,10 @@ def test_what_was_let_go_is_found_again_as_it_was(goal: Goal, monkeypatch: pytes
     split = type(vars(HTSearch)["_split"])(counted)
     split.__set_name__(HTSearch, "_split")
     monkeypatch.setattr(HTSearch, "_split", split)
-    monkeypatch.setattr(ht_search, "LARGE", 300 * 8)
+    monkeypatch.setattr(ht_search, "LARGE", large)
+    monkeypatch.setattr(ht_search, "_WIDE", 4)
     found = planned(goal)
     assert chosen(found) == chosen(wanted)
     # Where the factor of a large matrix is found, that of no other is there.
-    assert len(held) > 2
+    assert sum(search._is_large for search in searches) > 2
     assert max(held) == 0
