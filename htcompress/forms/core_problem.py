@@ -32,8 +32,8 @@ _WHOLE_CORE = 1536
 _ON_THE_WAY = 1 << 24
 """The most numbers that a contraction of two copies of a factor may come to on the way: 128 MB."""
 
-_SINGULAR = 1e-9
-"""Of the mean eigenvalue: keeps what decides nothing where it is."""
+_SINGULAR, _SINGULAR_NARROW = 1e-9, 1e-5
+"""Of the mean eigenvalue: keeps what decides nothing where it is. The second where float32's rounding decides it."""
 
 Operand = tuple[Tensor, tuple[str, ...]]
 """A tensor and the names of its axes."""
@@ -100,7 +100,7 @@ def damped(moment: Tensor, part: float) -> Tensor:
 def core_problem(matrix: StoredMatrix, feedback: Feedback, t: int) -> CoreProblem:
     """The problem of core `t` of a product of two factors."""
     target = feedback.target
-    networks, factors = matrix.factor_networks, matrix.factors()
+    networks, factors = matrix.factor_networks, target.factors_of(matrix)
     if networks is None or factors is None:
         raise RuntimeError("Only a product of two factors is taken core by core.")
     rows, cols = factors
@@ -110,10 +110,10 @@ def core_problem(matrix: StoredMatrix, feedback: Feedback, t: int) -> CoreProble
     # In the factor F of which the core is a part: tr(F^T M F S) - 2 tr(T^T M F).
     if index == 0:
         through = metric.through(cols)
-        other, towards, weigh = cols.T @ through, target.matrix.times(through), root.weigh
+        other, towards, weigh = (cols.T @ through).double(), target.matrix.times(through).double(), root.weigh
     else:
         weighed = root.weigh(rows)
-        other, towards, weigh = rows.T @ weighed, target.matrix.transposed(weighed), metric.through
+        other, towards, weigh = rows.T @ weighed, target.matrix.transposed(weighed.to(cols.dtype)), metric.through
     every, network = matrix.operands(), networks[index]
     core = every[t]
     stored = [k for k in network.cores if isinstance(matrix.cores[k], Tensor)]
@@ -121,13 +121,15 @@ def core_problem(matrix: StoredMatrix, feedback: Feedback, t: int) -> CoreProble
         # The core is F itself: M F S = M T, whatever M.
         other = damped(other, _SINGULAR)
         own = feedback.rows if index == 0 else feedback.cols
-        return CoreProblem(torch.linalg.solve(other, towards.T).T, own, Moment(other))
+        return CoreProblem(torch.linalg.solve(other, towards.double().T).T, own, Moment(other))
     weights = _of_rows(root) if index == 0 else _Weights(metric.seen_inputs, ridge=metric.shrinkage[1])
     identities = [not isinstance(matrix.cores[k], Tensor) for k in network.cores]
     factor = _Factor.of(network.network, [every[k] for k in network.cores], identities, network.cores.index(t), other)
     if core.numel() <= _WHOLE_CORE:
         moment = factor.moment(weights, range(len(factor.axes)))
-        step = torch.linalg.solve(damped(moment, _SINGULAR), factor.gradient(weigh(towards - factors[index] @ other)))
+        singular = _SINGULAR if cols.dtype is torch.float64 else _SINGULAR_NARROW
+        missed = weigh(towards - factors[index] @ other.to(towards))
+        step = torch.linalg.solve(damped(moment, singular), factor.gradient(missed))
         return CoreProblem((core.reshape(-1) + step)[:, None], Moment(damped(moment, COLS_DAMPED)), None)
     # As if the quadratic were a product of one of the last axis and one of all others.
     last = max(k for k, size in enumerate(factor.sizes) if size == core.shape[-1])
@@ -213,7 +215,8 @@ class _Factor:
 
     def gradient(self, apart: Tensor) -> Tensor:
         """Half of the error's gradient at the core, turned round, flat: what `apart` (size, r) is by way of it."""
-        return _contracted([self._folded(apart.T, self.rank), *self.others], self.axes).reshape(-1)
+        others = [(tensor.to(apart), legs) for tensor, legs in self.others]
+        return _contracted([self._folded(apart.T, self.rank), *others], self.axes).reshape(-1).double()
 
     def moment(self, weights: _Weights, kept: Sequence[int]) -> Tensor:
         """The quadratic over some axes of the core, a matrix; its trace over all others."""

@@ -277,7 +277,7 @@ class HTSearch(MatrixSearch):
 
     def _error_of(self, matrix: HTMatrix) -> float:
         """The squared error, by the split's leading directions where that is exact enough to choose by."""
-        factors, own = matrix.factors(), self._split.right.dtype
+        factors, own = self.target.factors_of(matrix), self._split.right.dtype
         if factors is not None:
             narrow = [(torch.float32, _COARSE_NARROW)] if own is torch.float64 and self.target.fits_float32 else []
             for dtype, coarse in [*narrow, (own, COARSE)]:

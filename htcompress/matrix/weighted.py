@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from htcompress.matrix.blocks import DOUBLED, Blocks
+from htcompress.matrix.blocks import DOUBLED, LARGE, Blocks
 from htcompress.matrix.metric import Metric
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.side_by_side import cached_property
@@ -72,15 +72,26 @@ class WeightedMatrix:
         """The squared error of a zero matrix: the scale of all errors."""
         return self.metric.squared(self.matrix.chunks()) if self.gram is None else float(self.gram.trace())
 
+    def factors_of(self, stand_in: StoredMatrix) -> tuple[Float[Tensor, "rows r"], Float[Tensor, "cols r"]] | None:
+        """R and C of a stand-in in float64, or C in `dtype` where it is large; None where it is no such product."""
+        rank = stand_in.rank
+        if rank is not None and rank * self.matrix.shape[1] > LARGE:
+            # In float64 it would be twice the memory before anything is done with it.
+            cores = [core.to(self.dtype) if isinstance(core, Tensor) else core for core in stand_in.cores]
+            factors = stand_in.with_cores(cores).factors()
+            return None if factors is None else (factors[0].double(), factors[1])
+        factors = stand_in.factors()
+        return None if factors is None else (factors[0].double(), factors[1].double())
+
     def error_of(self, stand_in: StoredMatrix) -> float:
         """The squared error of a stand-in."""
-        factors = stand_in.factors()
+        factors = self.factors_of(stand_in)
         if factors is None:
             return self.metric.squared(self._lost(stand_in.dense(), None))
-        rows, cols = (factor.double() for factor in factors)
+        rows, cols = factors
         weighed, through = self.metric.row_root.weigh(rows), self.metric.through(cols)
-        along = (weighed * self.matrix.times(through)).sum()
-        error = self.total - 2 * float(along) + float(((rows.T @ weighed) * (cols.T @ through)).sum())
+        along = (weighed * self.matrix.times(through).double()).sum()
+        error = self.total - 2 * float(along) + float(((rows.T @ weighed) * (cols.T @ through).double()).sum())
         return error if error > COARSE * self.total else self.metric.squared(self._lost(rows, cols))
 
     def weight_error_of(self, stand_in: StoredMatrix, scales: Float[Tensor, " cols"] | None = None) -> float:
@@ -89,13 +100,13 @@ class WeightedMatrix:
         def squared(chunks: Iterable[tuple[slice, Tensor]]) -> float:
             return sum(float((c if scales is None else c * scales[at]).square().sum()) for at, c in chunks)
 
-        factors = stand_in.factors() or (stand_in.dense(), None)
+        factors = self.factors_of(stand_in) or (stand_in.dense(), None)
         return relative(squared(self._lost(*factors)), squared(self.matrix.chunks()))
 
     def _lost(self, rows: Tensor, cols: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
         """W - R C^T, or W - R without C, in float64, a few columns at a time."""
         for where, chunk in self.matrix.chunks():
-            instead = rows[:, where] if cols is None else rows @ cols[where].T
+            instead = rows[:, where] if cols is None else rows @ cols[where].to(rows.dtype).T
             yield where, chunk - instead.double()
 
 

@@ -18,6 +18,7 @@ from htcompress.forms.dense import DenseMatrix
 from htcompress.forms.dense_search import DenseLadder
 from htcompress.forms.ht import HTMatrix
 from htcompress.forms.rounding import rounded_plainly, rounded_with_feedback, spread
+from htcompress.matrix import weighted
 from htcompress.matrix.inputs import gather
 from htcompress.matrix.layout import Layout
 from htcompress.matrix.metric import Metric
@@ -116,6 +117,20 @@ def test_feedback_is_never_worse(bits: int, samples: int) -> None:
             if codec is not None and isinstance(core, Tensor):
                 stored = codec.encode(core, scales)
                 assert torch.equal(codec.decode(stored, tuple(core.shape)), core.float())
+
+
+@pytest.mark.parametrize("bits", [3, 6])
+def test_large_factors_are_rounded_in_float32(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def errors() -> list[float]:
+        target = WeightedMatrix.of(matrix(), metric())
+        starts = [rounded_ht(target, layout) for layout in LAYOUTS]
+        return [rounded_with_feedback(start, Feedback(target), bits).error / target.total for start in starts]
+
+    wanted = errors()
+    monkeypatch.setattr(weighted, "DOUBLED", 0)
+    monkeypatch.setattr(weighted, "LARGE", 0)
+    for found, exact in zip(errors(), wanted, strict=True):
+        assert found == pytest.approx(exact, rel=0.05)
 
 
 def test_spread_changes_nothing_but_the_cores() -> None:

@@ -7,7 +7,7 @@ import torch
 from oracles import observed, weighted_error
 
 from htcompress.forms.ht import HTMatrix
-from htcompress.matrix import Layout, Metric, blocks
+from htcompress.matrix import Layout, Metric, blocks, weighted
 from htcompress.matrix.weighted import WeightedMatrix
 
 ROWS, COLS = 12, 18
@@ -18,12 +18,15 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("large", [False, True], ids=["float64", "float32"])
+@pytest.mark.parametrize("large", ["", "matrix", "factors"])
 @pytest.mark.parametrize("data", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_error_is_its_definition(layout: str, data: bool, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_is_its_definition(layout: str, data: bool, large: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if large:
         monkeypatch.setattr(blocks, "DOUBLED", 0)
+    if large == "factors":
+        monkeypatch.setattr(weighted, "DOUBLED", 0)
+        monkeypatch.setattr(weighted, "LARGE", 0)
     generator = torch.Generator().manual_seed(0)
     metric = observed(ROWS, COLS) if data else Metric(ROWS, COLS)
     exact = HTMatrix.from_dense(torch.randn(ROWS, COLS, generator=generator).double(), LAYOUTS[layout], rtol=0.3)
@@ -35,3 +38,5 @@ def test_the_error_is_its_definition(layout: str, data: bool, large: bool, monke
         expected = weighted_error(metric, size * noise)
         # Down to the rounding of the matrix itself.
         assert target.error_of(exact) == pytest.approx(expected, rel=2e-3 if large else 1e-5, abs=1e-13 * zero)
+        factors = target.factors_of(exact)
+        assert factors is None or factors[1].dtype is (torch.float32 if large == "factors" else torch.float64)
