@@ -54,7 +54,7 @@ _SCORED_RANK = 24
 
 _MOST_FACTOR = 1 << 26
 """Numbers of the factor on the columns' side, unless the budget pays for more: 256 MB in float32. It cuts nothing off
-of matrices of fewer numbers. Of half as many cores are refined, for gradients take as much again, twice."""
+of matrices of fewer numbers."""
 
 _ALIKE, _WIDE = 3, 8
 """Matrices of a direction that hold its inputs; columns for each row from which on finding a split again is a product
@@ -268,10 +268,10 @@ class HTSearch(MatrixSearch):
 
     def _refined(self, choice: Choice, *, iterations: int = ITERATIONS) -> Choice:
         """The choice with its cores refined in the exact metric, where that gains anything."""
-        own, most = choice.matrix, _MOST_FACTOR // (2 * self.matrix.shape[1])
-        if not isinstance(own, HTMatrix) or own.layout.kind is LayoutKind.SVD or (own.rank or 0) > max(1, most):
+        if not isinstance(choice.matrix, HTMatrix) or choice.matrix.layout.kind is LayoutKind.SVD:
             return choice
-        matrix = refine_cores(own, self.target, self._split if own.layout.is_split else None, iterations=iterations)
+        split = self._split if choice.matrix.layout.is_split else None
+        matrix = refine_cores(choice.matrix, self.target, split, iterations=iterations)
         error = self._error_of(matrix)
         return Choice(choice.parameters, error, matrix) if error < choice.error else choice
 

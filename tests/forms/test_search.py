@@ -18,7 +18,7 @@ from htcompress.forms.ht import HTMatrix
 from htcompress.forms.ht_decompose import RootSplit, SplitCandidate
 from htcompress.forms.ht_search import HTSearch
 from htcompress.forms.refine import refine_cores
-from htcompress.matrix import Layout, Metric
+from htcompress.matrix import Metric
 from htcompress.matrix.weighted import WeightedMatrix, relative
 from htcompress.vocabulary import LayoutKind
 
@@ -223,16 +223,6 @@ def test_a_choice_is_refined_once_however_many_ways_lead_to_it(monkeypatch: pyte
     monkeypatch.setattr(ht_search, "refine_cores", refine)
     search_of(kroneckers(), observed(48, 64), max_parameters=150).best(150, polish=True)
     assert len(refined) == len(set(refined)) > 1
-
-
-def test_cores_whose_factor_is_very_large_are_not_refined(monkeypatch: pytest.MonkeyPatch) -> None:
-    search = search_of(kroneckers(), observed(48, 64), max_parameters=600)
-    assert isinstance(search, HTSearch)
-    folded = HTMatrix.from_dense(kroneckers(), Layout.split((6, 8), (8, 8)), max_rank=3)
-    choice = search.exact(Choice(folded.parameters, 0.0, folded))
-    assert search.glanced(choice).error < choice.error
-    monkeypatch.setattr(ht_search, "_MOST_FACTOR", 64)
-    assert search.glanced(choice) is choice
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-15, 1e12])
