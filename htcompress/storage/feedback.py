@@ -63,7 +63,7 @@ def unit_lower(moment: Tensor) -> tuple[Tensor, Tensor]:
         factor, failed = torch.linalg.cholesky_ex(own)
         if not int(failed):
             diagonal = factor.diagonal()
-            return factor / diagonal, diagonal.square()
+            return (factor / diagonal).contiguous(), diagonal.square()
         damping = 10 * damping or _DAMPING
 
 
@@ -139,6 +139,8 @@ def _compiled(program: ctypes.CDLL, values: Tensor, steps: Tensor, bits: int, ro
 
 
 def _padded(lower: Tensor, size: int) -> Tensor:
+    if len(lower) == size:
+        return lower.contiguous()
     padded = torch.eye(size, dtype=lower.dtype)
     padded[: len(lower), : len(lower)] = lower
     return padded
