@@ -74,14 +74,16 @@ class WeightedMatrix:
 
     def factors_of(self, stand_in: StoredMatrix) -> tuple[Float[Tensor, "rows r"], Float[Tensor, "cols r"]] | None:
         """R and C of a stand-in in float64, or C in `dtype` where it is large; None where it is no such product."""
-        rank = stand_in.rank
-        if rank is not None and rank * self.matrix.shape[1] > LARGE:
+        large = (stand_in.rank or 0) * self.matrix.shape[1] > LARGE
+        if large:
             # In float64 it would be twice the memory before anything is done with it.
             cores = [core.to(self.dtype) if isinstance(core, Tensor) else core for core in stand_in.cores]
-            factors = stand_in.with_cores(cores).factors()
-            return None if factors is None else (factors[0].double(), factors[1])
+            stand_in = stand_in.with_cores(cores)
         factors = stand_in.factors()
-        return None if factors is None else (factors[0].double(), factors[1].double())
+        if factors is None:
+            return None
+        rows, cols = factors
+        return rows.double(), cols if large else cols.double()
 
     def error_of(self, stand_in: StoredMatrix) -> float:
         """The squared error of a stand-in."""

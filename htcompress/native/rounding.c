@@ -12,7 +12,8 @@
 #define WIDTH 2
 #endif
 
-/* Rows and columns of a tile; a strip of it has so many columns, and so many rows of that are summed up at a time. */
+/* Rows and columns of a tile, there as well; a strip of it has so many columns, and so many rows of that are summed up
+ * at a time. */
 #define TILE 32
 #define STRIP (2 * WIDTH)
 #define DOWN 4
@@ -21,8 +22,6 @@ typedef double lanes __attribute__((vector_size(8 * WIDTH), aligned(8), may_alia
 
 #define READ(place) (*(const lanes *) (place))
 #define WRITE(place) (*(lanes *) (place))
-
-int64_t rounding_tile(void) { return TILE; }
 
 /* sums (TILE, TILE) += a left matrix (TILE, size), whose number (i, k) is left[i * down + k * along], times a right one
  * (size, TILE), whose rows are `stride` apart. */

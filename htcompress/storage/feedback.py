@@ -10,6 +10,7 @@ the feedback of OPTQ (Frantar et al. 2023, arXiv 2210.17323; that it is Babai's 
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from htcompress.storage.integer import nearest_levels
 Array = NDArray[np.float64]
 
 _TILE = 32
-"""Rows and columns of a tile. Within tiles numbers are rounded along antidiagonals, which do not see each other."""
+"""Rows and columns of a tile, in the program of C as well. Within tiles numbers are rounded along antidiagonals, which
+do not see each other."""
 
 _DAMPING = 1e-8
 """What is added to a moment that is not positive, as a part of its mean eigenvalue; tenfold until it is."""
@@ -47,9 +49,9 @@ def nearest_plane(
     if cols is None or n == 1:
         # The same with rows and columns exchanged, but that each row keeps its unit.
         return _rowwise(values, steps, bits, rows)
-    if (program := library()) is not None and values.device.type == "cpu":
-        return _compiled(program, values, steps, bits, rows, cols)
-    return _tiled(values, steps, bits, rows, cols)
+    program = library()
+    errors = _tiled if program is None else partial(_compiled, program)
+    return values - errors(*_padded(values, steps, rows, cols), bits)[:m, :n]
 
 
 def unit_lower(moment: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,13 +99,26 @@ def _rowwise(values: Tensor, steps: Tensor, bits: int, rows: Tensor) -> Tensor:
     return values - errors
 
 
-def _tiled(values: Tensor, steps: Tensor, bits: int, rows: Tensor, cols: Tensor) -> Tensor:
-    m, n = values.shape
-    down, across = -(-m // _TILE), -(-n // _TILE)
-    size = down * _TILE, across * _TILE
-    full, units = values.new_zeros(size), values.new_zeros(size[0])
-    full[:m, :n], units[:m] = values, steps
-    lower_rows, lower_cols = _padded(rows, size[0]), _padded(cols, size[1])
+def _padded(values: Tensor, steps: Tensor, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The arguments of `nearest_plane` up to whole tiles, with zeros, and with ones on the diagonals."""
+    m, n = (-(-length // _TILE) * _TILE for length in values.shape)
+    full, units = values.new_zeros(m, n), values.new_zeros(m)
+    full[: values.shape[0], : values.shape[1]], units[: len(steps)] = values, steps
+    return full, units, _widened(rows, m), _widened(cols, n)
+
+
+def _widened(lower: Tensor, size: int) -> Tensor:
+    if len(lower) == size:
+        return lower.contiguous()
+    wide = torch.eye(size, dtype=lower.dtype)
+    wide[: len(lower), : len(lower)] = lower
+    return wide
+
+
+def _tiled(full: Tensor, units: Tensor, lower_rows: Tensor, lower_cols: Tensor, bits: int) -> Tensor:
+    """The errors of a matrix of whole tiles."""
+    size = full.shape
+    down, across = size[0] // _TILE, size[1] // _TILE
     # Of decided numbers: the errors E, and H = E L_A up to each column, which the rows above make up for.
     errors, passed = full.new_zeros(size), full.new_zeros(size)
     made_errors, made_passed = errors.numpy(), passed.numpy()
@@ -121,29 +136,18 @@ def _tiled(values: Tensor, steps: Tensor, bits: int, rows: Tensor, cols: Tensor)
         )
         for k, (a, b) in enumerate(spans):
             made_errors[a, b], made_passed[a, b] = own_errors[k], own_passed[k]
-    return values - errors[:m, :n]
+    return errors
 
 
-def _compiled(program: ctypes.CDLL, values: Tensor, steps: Tensor, bits: int, rows: Tensor, cols: Tensor) -> Tensor:
+def _compiled(
+    program: ctypes.CDLL, full: Tensor, units: Tensor, lower_rows: Tensor, lower_cols: Tensor, bits: int
+) -> Tensor:
     """`_tiled` by the program of C, which is its equal but for rounding."""
-    m, n = values.shape
-    tile = program.rounding_tile()
-    size = -(-m // tile) * tile, -(-n // tile) * tile
-    full, units = values.new_zeros(size), values.new_zeros(size[0])
-    full[:m, :n], units[:m] = values, steps
-    given = full, units, _padded(rows, size[0]), _padded(cols, size[1])
-    errors, passed = full.new_empty(size), full.new_empty(size)
-    sizes = *(ctypes.c_int64(s) for s in size), ctypes.c_double(1 << bits - 1)
-    program.nearest_plane(*sizes, *(ctypes.c_void_p(t.data_ptr()) for t in (*given, errors, passed)))
-    return values - errors[:m, :n]
-
-
-def _padded(lower: Tensor, size: int) -> Tensor:
-    if len(lower) == size:
-        return lower.contiguous()
-    padded = torch.eye(size, dtype=lower.dtype)
-    padded[: len(lower), : len(lower)] = lower
-    return padded
+    errors, passed = torch.empty_like(full), torch.empty_like(full)
+    sizes = *(ctypes.c_int64(size) for size in full.shape), ctypes.c_double(1 << bits - 1)
+    places = (t.data_ptr() for t in (full, units, lower_rows, lower_cols, errors, passed))
+    program.nearest_plane(*sizes, *map(ctypes.c_void_p, places))
+    return errors
 
 
 def _rounded_tiles(

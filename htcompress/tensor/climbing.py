@@ -46,6 +46,10 @@ class Seen:
     last: int
     is_open: bool
 
+    def point(self, at: int) -> tuple[tuple[int, ...], int, float]:
+        """The ranks of one, its parameters and its bound."""
+        return tuple(self.ranks[at].tolist()), int(self.parameters[at]), float(self.bounds[at])
+
     def front(self) -> list[int]:
         """The points that no other beats in both numbers and bound, by ascending numbers."""
         order = np.lexsort((self.bounds, self.parameters))

@@ -220,10 +220,8 @@ def _upwards(model: RankModel, *, max_parameters: float = inf, max_tail: float =
     program = library() if model.tree.order > 1 else None
     if program is not None:
         found = climbed(program, model, _FINE, max_parameters, max_tail)
-        chosen = [model.point(found.ranks[at].tolist()) for at in (0, *found.front())]
-        if not found.is_open:
-            return chosen
-        return chosen + list(_along_the_root(model, model.point(found.ranks[found.last].tolist())))
+        chosen = [RankPoint(*found.point(at)) for at in (0, *found.front())]
+        return chosen + (list(_along_the_root(model, RankPoint(*found.point(found.last)))) if found.is_open else [])
     current = model.point(model.smallest())
     seen = [current]
     root = model.edges and model.tree.root.children

@@ -121,16 +121,18 @@ def test_feedback_is_never_worse(bits: int, samples: int) -> None:
 
 @pytest.mark.parametrize("bits", [3, 6])
 def test_large_factors_are_rounded_in_float32(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def errors() -> list[float]:
+    def errors(dtype: torch.dtype) -> list[float]:
         target = WeightedMatrix.of(matrix(), metric())
         starts = [rounded_ht(target, layout) for layout in LAYOUTS]
+        factors = [target.factors_of(start) for start in starts]
+        assert all(own is not None and own[1].dtype is dtype for own in factors)
         return [rounded_with_feedback(start, Feedback(target), bits).error / target.total for start in starts]
 
-    wanted = errors()
+    wanted = errors(torch.float64)
     monkeypatch.setattr(weighted, "DOUBLED", 0)
     monkeypatch.setattr(weighted, "LARGE", 0)
-    for found, exact in zip(errors(), wanted, strict=True):
-        assert found == pytest.approx(exact, rel=0.05)
+    # Some numbers are rounded otherwise, since their least squares are damped more.
+    assert errors(torch.float32) == pytest.approx(wanted, rel=0.01)
 
 
 def test_spread_changes_nothing_but_the_cores() -> None:
