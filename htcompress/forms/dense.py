@@ -75,9 +75,6 @@ class DenseMatrix(Unfactored):
     def times(self, vectors: Float[Tensor, "cols k"]) -> Float[Tensor, "rows k"]:
         return self.matrix.to(vectors.dtype) @ vectors
 
-    def equalise(self) -> DenseMatrix:
-        return self
-
     def balance(self) -> DenseMatrix:
         return self
 

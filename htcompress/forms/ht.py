@@ -141,10 +141,6 @@ class HTMatrix:
         rows, cols = (factor.to(vectors.dtype) for factor in factors)
         return rows @ (cols.T @ vectors)
 
-    def equalise(self) -> HTMatrix:
-        """The same matrix with equal norms in all stored cores."""
-        return replace(self, tensor=self.tensor.equalise())
-
     def balance(self) -> HTMatrix:
         """The same matrix from well-scaled cores; see `HTTensor.balance`."""
         return replace(self, tensor=self.tensor.balance())

@@ -110,17 +110,13 @@ class NetworkMatrix(Unfactored):
         """W X in the vectors' precision."""
         return self.dense().to(vectors.dtype) @ vectors
 
-    def equalise(self) -> NetworkMatrix:
+    def balance(self) -> NetworkMatrix:
         """The same matrix with equal norms in all cores."""
         norms = [float(torch.linalg.vector_norm(core)) for core in self.cores]
         if min(norms) == 0.0:
             return self
         mean = prod(n ** (1 / len(norms)) for n in norms)
         return self.map(lambda core: core * (mean / torch.linalg.vector_norm(core)))
-
-    def balance(self) -> NetworkMatrix:
-        """The same matrix from well-scaled cores."""
-        return self.equalise()
 
 
 def network_shapes(kind: type[Structure], layout: Layout, ranks: Sequence[int]) -> dict[str, tuple[int, ...]]:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from htcompress.errors import ShapeError
+from htcompress.forms.coordinates import Coordinates
 from htcompress.forms.ht_decompose import RootSplit
 from htcompress.matrix.metric import RowRoot
 from htcompress.matrix.stored import StoredMatrix
 from htcompress.matrix.weighted import COARSE, WeightedMatrix
 
-ITERATIONS = 60
+ITERATIONS = 40
 """Of L-BFGS, to the end; a search lets candidates run against each other for fewer."""
 
 _FINE = 1e-2
@@ -47,12 +48,9 @@ def refine_cores(
         objective = _OfFactors(start, target, RootSplit.of(target) if split is None else split)
     else:
         objective = _OfMatrix(target)
-    # Their bases suit the metric; well-scaled ones for training are another matter.
-    stored = [
-        core.to(objective.dtype).contiguous().clone().requires_grad_() if isinstance(core, Tensor) else core
-        for core in start.equalise().cores
-    ]
-    free = [core for core in stored if isinstance(core, Tensor)]
+    coordinates = Coordinates.of(start, target.metric)
+    moved = coordinates.to(objective.dtype)
+    free = [values.contiguous().clone().requires_grad_() for values in moved.values]
     optimizer = _LBFGS(
         free,
         max_iter=iterations,
@@ -64,14 +62,14 @@ def refine_cores(
 
     def closure() -> float:
         with torch.enable_grad():
-            value = objective.at(start.with_cores(stored))
-            slopes = torch.autograd.grad(value, free)
-        for core, slope in zip(free, slopes, strict=True):
-            core.grad = slope.contiguous()
-        return float(value.detach())
+            error = objective.at(moved.matrix(free))
+            slopes = torch.autograd.grad(error, free)
+        for values, slope in zip(free, slopes, strict=True):
+            values.grad = slope.contiguous()
+        return float(error.detach())
 
     optimizer.step(closure)
-    return start.with_cores([core.detach().double() if isinstance(core, Tensor) else core for core in stored])
+    return coordinates.matrix([values.detach().double() for values in free]).balance()
 
 
 class _LBFGS(torch.optim.LBFGS):

@@ -61,6 +61,8 @@ class Metric:
     inputs: Inputs | None = None
     _roots: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
     _of_rows: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False, repr=False)
+    _lower: dict[tuple[int, ...], list[Triangle]] = field(default_factory=dict, init=False, repr=False)
+    _lower_of_rows: dict[tuple[int, ...], list[Triangle]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.inputs, Tensor):
@@ -74,6 +76,7 @@ class Metric:
         """That of a matrix of the same rows and other columns; what is found out about the rows is shared."""
         made = Metric(self.rows, cols, self.gradients, inputs)
         object.__setattr__(made, "_of_rows", self._of_rows)
+        object.__setattr__(made, "_lower_of_rows", self._lower_of_rows)
         return made
 
     @property
@@ -203,6 +206,24 @@ class Metric:
         roots = [self._mode_root(prod(modes[:k]), mode, prod(modes[k + 1 :])) for k, mode in enumerate(modes)]
         return _scaled(roots, mean)
 
+    def row_triangles(self, modes: Sequence[int]) -> list[Triangle]:
+        """The row metric's factors, one for each mode, exact where it is one; none where it is plain, or no matrix."""
+        key = tuple(modes)
+        if key not in self._lower_of_rows:
+            alone = self.row_root.moment if len(modes) == 1 else None
+            several = [root @ root for root in self.row_factors(modes) or ()] if len(modes) > 1 else []
+            self._lower_of_rows[key] = [Triangle.of(m) for m in ([alone] if alone is not None else several)]
+        return self._lower_of_rows[key]
+
+    def col_triangles(self, modes: Sequence[int]) -> list[Triangle]:
+        """The column metric's factors alike; none where columns are too many for a moment, or it is plain."""
+        key = tuple(modes)
+        if key not in self._lower:
+            alone = len(modes) == 1 and self.inputs is not None and self.cols <= EXACT_LIMIT
+            several = [root @ root for root in self.col_factors(modes) or ()] if len(modes) > 1 else []
+            self._lower[key] = [Triangle.of(m) for m in ([self.input_moment] if alone else several)]
+        return self._lower[key]
+
     def _mode_root(self, before: int, mode: int, after: int) -> Tensor:
         """The root of the moment along one mode of the folded inputs; shared by all foldings that have this mode."""
         key = before, mode, after
@@ -228,6 +249,25 @@ class _ColGram(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (through,) = ctx.saved_tensors
         return through @ (gradients[0] + gradients[0].T), None
+
+
+@dataclass(frozen=True, eq=False)
+class Triangle:
+    """L with L L^T = M of a mode's moment.
+
+    Attributes:
+        transposed: L^T, upper triangular: what takes a vector into the metric.
+        inverse: of that.
+    """
+
+    transposed: Float[Tensor, "n n"]
+    inverse: Float[Tensor, "n n"]
+
+    @classmethod
+    def of(cls, moment: Float[Tensor, "n n"]) -> Triangle:
+        """That of a moment, which a floor holds invertible."""
+        upper = torch.linalg.cholesky(moment).T
+        return cls(upper, torch.linalg.solve_triangular(upper, _identity(upper), upper=True))
 
 
 @dataclass(frozen=True, eq=False)

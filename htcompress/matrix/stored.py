@@ -117,10 +117,6 @@ class StoredMatrix(Protocol):
         """W X in the vectors' precision."""
         ...
 
-    def equalise(self: Own) -> Own:
-        """The same matrix with equal norms in all cores."""
-        ...
-
     def balance(self: Own) -> Own:
         """The same matrix from well-scaled cores, to train."""
         ...

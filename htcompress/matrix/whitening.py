@@ -48,6 +48,10 @@ class Whitening:
 
 def multiply(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
     """A matrix times a tensor along one of its axes."""
+    if axis == tensor.ndim - 1:
+        return tensor @ matrix.T
+    if axis == 0:
+        return (matrix @ tensor.reshape(len(tensor), -1)).reshape(len(matrix), *tensor.shape[1:])
     return torch.tensordot(matrix, tensor, dims=([1], [axis])).movedim(0, axis)
 
 
