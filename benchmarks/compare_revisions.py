@@ -110,7 +110,9 @@ def checked_out(revision: str, folder: Path) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revisions", nargs=2, metavar="REVISION")
-    parser.add_argument("--case", action="append", metavar="MODEL:NUMBERS", help=f"default: {', '.join(CASES)}")
+    parser.add_argument(
+        "--case", action="append", metavar="MODEL:NUMBERS", help=f"default: {', '.join(CASES)}".replace("%", "%%")
+    )
     parser.add_argument("--rows", nargs="+", default=["ht", "svd"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=400)

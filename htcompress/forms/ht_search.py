@@ -66,8 +66,8 @@ _COARSE_NARROW = 1e-3
 _FLOOR = 1e-9
 """The part of the error of zero below which the sum of singular values' squares is lost in float64's rounding."""
 
-_TRIALS = 4
-"""Decompositions that find how much of an error bound may be asked for."""
+_KNOWN = 4  # rungs of the ladder, evenly spread, that are refined to tell what that gains on the others
+_TRIALS = 4  # decompositions that find how much of an error bound may be asked for
 
 
 class HTSearch(MatrixSearch):
@@ -317,7 +317,7 @@ class HTSearch(MatrixSearch):
         rungs, beside = self._rungs
         made = HTLadder(None if self.metric.is_plain else self.glanced, tuple(rungs), tuple(beside), self.dense)
         # A matrix of one row or column has no rung: nothing stores it in fewer numbers than it has.
-        for rung in (*rungs[len(rungs) // 2 :][:1], *rungs[-1:]):
+        for rung in rungs[:: -max(1, -(-len(rungs) // _KNOWN))]:
             made = made.improved(rung) or made
         return made
 
