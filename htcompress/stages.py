@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,12 @@ def tuned(
     )
     for module in stand_ins(compact).values():
         module.round()
+    times = history[-1].unmeasured
+    if times:
+        observer.message(
+            f"Fine-tuning met {times} time(s) a batch of training() whose loss() is no finite number: it was left out "
+            f"there. Are all of its targets ignored?"
+        )
     return history
 
 
@@ -281,6 +288,12 @@ def tell_if_in_vain(histories: Sequence[list[Progress]], observer: Observer) -> 
     """Say so where no round of fine-tuning has gained anything."""
     if all(history[-1].best >= history[0].loss for history in histories):
         steps = sum(history[-1].step for history in histories)
+        if not any(isfinite(history[-1].best) for history in histories):
+            observer.message(
+                f"The loss of all batches that were held out is no finite number in {steps} steps, so nothing tells "
+                f"what is better: the model stays as it was. Correct loss() or the targets of training()."
+            )
+            return
         observer.message(f"Fine-tuning has gained nothing in {steps} steps: the model stays as it was.")
 
 

@@ -170,7 +170,7 @@ class _Run:
         """Whether another stage would not be worth its time; asked where the student is at its best."""
         at, limit = self.at, self.options.time_limit
         late = limit is not None and self._now() - self.began >= limit
-        if late or at.before - at.best < _GAIN * abs(at.before):
+        if late or not math.isfinite(at.best) or at.before - at.best < _GAIN * abs(at.before):
             return True
         if self.stream.passes < _PASSES:
             return False
@@ -221,7 +221,11 @@ class _Run:
         group = self.stream.take()
         _learning_mode(self.student, taught=self.objective.teacher is not None)
         self._backward(group)
-        torch.nn.utils.clip_grad_norm_(self.numbers.trained, self.options.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.numbers.trained, self.options.clip)
+        if not bool(torch.isfinite(norm)):
+            # One step by what is no number, and nothing else is one.
+            self.objective.unmeasured += 1
+            return
         optimizer.step()
         self.numbers.settle()
 
@@ -272,7 +276,7 @@ class _Run:
         better = not at.history or now < at.best
         if better:
             self.best_state = copy.deepcopy(self.student.state_dict())
-        at.history.append(Progress(step, steps, now, now if better else at.best))
+        at.history.append(Progress(step, steps, now, now if better else at.best, self.objective.unmeasured))
         if self.on_progress is not None:
             self.on_progress(at.history[-1])
         return better

@@ -60,6 +60,7 @@ class Objective:
         self.student, self.teacher, self.loss, self.hidden = student, teacher, loss, hidden
         self.places = dict(places or {})
         self.usual: dict[str, float] = {}
+        self.unmeasured = 0
         self.names = [name for name, module in student.named_modules() if isinstance(module, HTRecurrent)]
         self._taught = Taught(self._asked)
         self._draws = SameDraws()
@@ -126,8 +127,22 @@ class Objective:
                 )
                 terms += [] if apart is None else [self.hidden / len(names) * apart]
         if target is not None and self.loss is not None:
-            terms.append(_task_loss(self.loss, output, target))
+            own = _task_loss(self.loss, output, target)
+            if self._is_number(own, answer, target):
+                terms.append(own)
         return torch.stack([_wide(term) for term in terms]).sum()
+
+    def _is_number(self, own: Tensor, answer: Any, target: Any) -> bool:
+        """Whether the task's loss of a batch counts: not where the teacher's answer has none either.
+
+        All targets of a batch may be left out, for one.
+        """
+        if self.teacher is None or self.loss is None or bool(torch.isfinite(own)):
+            return True
+        with torch.no_grad():
+            counts = bool(torch.isfinite(_task_loss(self.loss, answer, target)))
+        self.unmeasured += not counts
+        return counts
 
     def _distance(self, output: Any, target: Any, scales: Scales | None) -> Tensor:
         wanted, found = answers_in(target), answers_in(output)

@@ -20,12 +20,17 @@ from htcompress.values import mapped
 
 @dataclass(frozen=True)
 class Progress:
-    """Where fine-tuning stands: the step, that at which its stage ends, the held-out loss, and its best so far."""
+    """Where fine-tuning stands: the step, that at which its stage ends, the held-out loss, and its best so far.
+
+    Attributes:
+        unmeasured: how often a batch, held out or not, has had no loss that is a number.
+    """
 
     step: int
     steps: int
     loss: float
     best: float
+    unmeasured: int = 0
 
 
 @dataclass

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from htcompress.nn.gates import GateWeights
@@ -23,12 +25,7 @@ def kept_states(model: nn.Module) -> dict[str, list[Tensor]]:
     """The tensors in attributes and buffers of a model's modules, by module and name."""
     found = {}
     for path, module in model.named_modules():
-        if isinstance(module, GateWeights | Weight):
-            continue  # what these keep is computed of parameters
-        skipped = _INTERNAL if isinstance(module, HTRecurrent) or is_recurrent(module) else _REGISTERED
-        kept = {name: value for name, value in vars(module).items() if name not in skipped}
-        kept |= module._buffers
-        for name, value in kept.items():
+        for name, value in _attributes(module).items():
             if tensors := list(leaves(value)):
                 found[f"{path}.{name}"] = tensors
     return found
@@ -51,6 +48,49 @@ def states_kept(model: nn.Module | None) -> Iterator[None]:
 def cut_off(model: nn.Module) -> None:
     """Let states that a model keeps from one call to the next forget how they came about."""
     for module in model.modules():
-        for name, value in list(vars(module).items()):
-            if name not in _REGISTERED and any(t.requires_grad for t in tensors_of(value)):
-                vars(module)[name] = mapped(value, Tensor.detach)
+        for place in (vars(module), module._buffers):
+            for name, value in list(place.items()):
+                if name not in _REGISTERED and any(t.requires_grad for t in tensors_of(value)):
+                    place[name] = mapped(value, Tensor.detach)
+
+
+States = dict[tuple[str, str], Any]
+"""What attributes and buffers hold, by the names of modules and their own."""
+
+
+def states_of(model: nn.Module) -> States:
+    """What a model's modules keep in attributes and buffers: tensors, and None where they may come to be."""
+    return {
+        (path, name): mapped(value, lambda tensor: tensor.detach().clone())
+        for path, module in model.named_modules()
+        for name, value in _attributes(module).items()
+        if value is None or any(True for _ in tensors_of(value))
+    }
+
+
+def differing(first: States, second: States) -> set[tuple[str, str]]:
+    """Where a model keeps something else than it did."""
+    return {key for key, value in second.items() if key not in first or not _same(first[key], value)}
+
+
+def put_states(model: nn.Module, states: States) -> None:
+    """Let a model go on from states, of its own or of another whose modules have these names."""
+    modules = dict(model.named_modules())
+    for (path, name), value in states.items():
+        module = modules.get(path)
+        if module is not None and name in _attributes(module):
+            # A buffer is set as one.
+            setattr(module, name, mapped(value, Tensor.clone))
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """The attributes and buffers of a module that are its own affair."""
+    if isinstance(module, GateWeights | Weight):
+        return {}  # what these keep is computed of parameters
+    skipped = _INTERNAL if isinstance(module, HTRecurrent) or is_recurrent(module) else _REGISTERED
+    return {name: value for name, value in vars(module).items() if name not in skipped} | module._buffers
+
+
+def _same(first: Any, second: Any) -> bool:
+    before, after = list(tensors_of(first)), list(tensors_of(second))
+    return len(before) == len(after) and all(map(torch.equal, before, after))
