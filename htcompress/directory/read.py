@@ -212,7 +212,8 @@ def assembled(
         with on_the_cpu():
             if has_computed(model.state_dict()):
                 model = copied(model)
-                with_plain_weights(model)
+                # What was converted without its class has layers that stayed dense as they were.
+                with_plain_weights(model, kept=state.keys())
             built = _modules(config, model, directory)
         compact = with_stand_ins(model, built)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

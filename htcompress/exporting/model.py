@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import onnx
@@ -32,7 +33,7 @@ from htcompress.nn.recurrent import HTRecurrent
 from htcompress.nn.settings import RecurrentSettings
 from htcompress.observer import Observer
 from htcompress.task import Task, output_of
-from htcompress.values import mapped
+from htcompress.values import Arguments, mapped
 
 DOMAIN = "htcompress"
 ALONE = "Export the recurrent layers alone, without --task."
@@ -82,7 +83,20 @@ def _arguments(model: nn.Module, task: Task) -> tuple[Any, ...]:
     # The model is exported in float32, whatever it was trained in.
     item = mapped(first.first, lambda leaf: leaf.float() if leaf.is_floating_point() else leaf)
     reading, _ = calibration_reading(model, item)
-    return tuple(reading(item))
+    return _in_order(model, reading(item), task)
+
+
+def _in_order(model: nn.Module, given: Arguments, task: Task) -> tuple[Any, ...]:
+    """Arguments as `forward` takes them one after the other: the inputs of an ONNX model have an order."""
+    if not given.named:
+        return tuple(given)
+    bound = signature(model.forward).bind(*given, **given.named)
+    if bound.kwargs:
+        raise RequestError(
+            f"calibration() of {task.source} gives forward() {' and '.join(bound.kwargs)} by name alone: an argument "
+            f"before has been left out, or it takes no other. Give all of them, or yield tuples. {ALONE}"
+        )
+    return bound.args
 
 
 def _check_inputs(model: nn.Module, modules: Mapping[str, HTRecurrent], given: tuple[Any, ...], task: Task) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -101,10 +101,13 @@ def has_computed(names: Iterable[str]) -> bool:
     return any(_OLD.match(name) or _NEW.match(name) for name in names)
 
 
-def with_plain_weights(model: nn.Module) -> list[str]:
+def with_plain_weights(model: nn.Module, kept: Container[str] = ()) -> list[str]:
     """Make recurrent weights that are computed of others parameters with the values that they have now, in place.
 
     What wraps a layer in order to drop some of its weights in training is taken off: the layer stands in its place.
+
+    Args:
+        kept: tensors, by their names in the model, that weights go on being computed of.
 
     Returns:
         what was done, one sentence for each layer.
@@ -113,7 +116,8 @@ def with_plain_weights(model: nn.Module) -> list[str]:
     if not has_computed(model.state_dict()):
         return done
     for name, module in recurrent_modules(model).items():
-        matches = [match for key in module.state_dict() if (match := _OLD.match(key) or _NEW.match(key))]
+        own = [key for key in module.state_dict() if (f"{name}.{key}" if name else key) not in kept]
+        matches = [match for key in own if (match := _OLD.match(key) or _NEW.match(key))]
         for weight in dict.fromkeys(match["weight"] for match in matches if not match["layer"]):
             state = _state_of(weight, matches)
             if state is not None:

@@ -48,10 +48,10 @@ def states_kept(model: nn.Module | None) -> Iterator[None]:
 def cut_off(model: nn.Module) -> None:
     """Let states that a model keeps from one call to the next forget how they came about."""
     for module in model.modules():
-        for place in (vars(module), module._buffers):
-            for name, value in list(place.items()):
-                if name not in _REGISTERED and any(t.requires_grad for t in tensors_of(value)):
-                    place[name] = mapped(value, Tensor.detach)
+        own = {name: value for name, value in vars(module).items() if name not in _REGISTERED}
+        for name, value in (own | dict(module.named_buffers(recurse=False))).items():
+            if any(t.requires_grad for t in tensors_of(value)):
+                _put(module, name, mapped(value, Tensor.detach))
 
 
 States = dict[tuple[str, str], Any]
@@ -79,8 +79,7 @@ def put_states(model: nn.Module, states: States) -> None:
     for (path, name), value in states.items():
         module = modules.get(path)
         if module is not None and name in _attributes(module):
-            # A buffer is set as one.
-            setattr(module, name, mapped(value, Tensor.clone))
+            _put(module, name, mapped(value, Tensor.clone))
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
@@ -88,9 +87,18 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, GateWeights | Weight):
         return {}  # what these keep is computed of parameters
     skipped = _INTERNAL if isinstance(module, HTRecurrent) or is_recurrent(module) else _REGISTERED
-    return {name: value for name, value in vars(module).items() if name not in skipped} | module._buffers
+    own = {name: value for name, value in vars(module).items() if name not in skipped}
+    return own | dict(module.named_buffers(recurse=False))
 
 
 def _same(first: Any, second: Any) -> bool:
     before, after = list(tensors_of(first)), list(tensors_of(second))
     return len(before) == len(after) and all(map(torch.equal, before, after))
+
+
+def _put(module: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute past a module's own ways, or a buffer."""
+    if name in vars(module):
+        vars(module)[name] = value
+    else:
+        setattr(module, name, value)

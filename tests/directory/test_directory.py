@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from small import CLASSES, HIDDEN, INPUTS, Tagger, clips, equal, listing, save_tagger, tagger
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import htcompress
 from htcompress import Compressed
@@ -29,6 +30,7 @@ from htcompress.directory.write import check_writable
 from htcompress.errors import CheckpointError, RequestError
 from htcompress.nn import HTRecurrent
 from htcompress.report import read_report
+from htcompress.request import Goal
 from htcompress.vocabulary import LayoutKind
 
 FILES = {"model.safetensors", "config.json", "report.json", "report.md", "report.html", "README.md"}
@@ -488,3 +490,24 @@ def test_written_from_a_thread(tmp_path: Path, compressed: Compressed) -> None:
     thread.start()
     thread.join()
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+
+@pytest.mark.parametrize("computed", [parametrizations.orthogonal, parametrizations.weight_norm])
+def test_what_is_computed_of_others_and_stayed_dense_is_loaded(
+    computed: Callable[[nn.Module, str], nn.Module], tmp_path: Path
+) -> None:
+    """Made without the class, a directory holds the parts; the instance's layer goes on being computed of them."""
+
+    def made(seed: int) -> nn.ModuleDict:
+        torch.manual_seed(seed)
+        return nn.ModuleDict({"first": nn.LSTM(24, 8), "second": computed(nn.RNN(8, 8), "weight_hh_l0")})
+
+    trained = made(0)
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    goal = Goal(budget=700)
+    htcompress.save(htcompress.convert(tmp_path / "model.pt", goal=goal), tmp_path / "out")
+    loaded = htcompress.load(tmp_path / "out", made(1))
+    x = torch.randn(3, 2, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded["second"](x)[0], trained["second"](x)[0])
+    assert any("parametrizations" in name for name in loaded.state_dict())

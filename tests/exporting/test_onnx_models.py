@@ -138,6 +138,19 @@ def inputs(generator):
 }
 
 
+NAMED = """
+    def build(self):
+        self.rnn = nn.LSTM(20, 8, batch_first=True)
+
+    def forward(self, first, second, scale=None):
+        x = torch.cat([first, second], -1)
+        return self.head(self.rnn(x if scale is None else x * scale)[0])
+
+
+def inputs(generator):
+    return {name: torch.randn(4, 6, 10, generator=generator) for name in ("second", "first")}
+"""
+MODELS["named arguments"] = NAMED
 MODELS["an input that is not read"] = MODELS["a dictionary"].replace(' + batch["context"][:, None]', "")
 
 
@@ -151,7 +164,7 @@ def converted(folder: Path, text: str) -> tuple[Path, Path]:
     return task, folder / "out"
 
 
-KEPT = "both directions", "two layers that follow", "a state that comes in", "a cell"
+KEPT = "both directions", "two layers that follow", "a state that comes in", "a cell", "named arguments"
 
 
 @pytest.mark.parametrize("name", some(MODELS, *KEPT))
@@ -182,6 +195,18 @@ def test_other_batches_and_lengths(tmp_path: Path) -> None:
             assert float(np.abs(a - b.numpy()).max()) < 1e-5
 
 
+def test_named_arguments_are_named_inputs(tmp_path: Path) -> None:
+    task, out = converted(tmp_path, NAMED)
+    htcompress.export(out, tmp_path / "model.onnx", to="onnx", task=task)
+    compact = htcompress.load(out, load_task(task).model()).eval()
+    runtime = session((tmp_path / "model.onnx").read_bytes())
+    given = {name: torch.randn(3, 5, 10) for name in ("first", "second")}
+    assert [entry.name for entry in runtime.get_inputs()] == list(given)
+    (found,) = runtime.run(None, {name: x.numpy() for name, x in given.items()})
+    with torch.no_grad():
+        assert float(np.abs(found - compact(**given).numpy()).max()) < 1e-5
+
+
 def test_a_loop_over_the_steps_fixes_their_number(tmp_path: Path) -> None:
     loop = "h, c = self.cell(x[:, 0])\n        for t in x.unbind(1):\n            h, c = self.cell(t, (h, c))"
     task, out = converted(tmp_path, MODELS["a cell"].replace("h, c = self.cell(x[:, 0])", loop))
@@ -208,6 +233,10 @@ REFUSED = {
         ("packed sequences", "without --task and with --lengths"),
     ),
     "projection": (MODELS["a batch of one"].replace("10, 8", "10, 9, proj_size=8"), ("proj_size=8", "--to dense")),
+    "by name alone": (
+        NAMED.replace("first, second, scale=None", "first, scale=None, *, second"),
+        ("gives forward() second by name alone", "yield tuples"),
+    ),
     "text": (
         MODELS["a batch of one"].replace("return torch.randn(1, 6, 10, generator=generator)", "return ['a', 'b']"),
         ("yields a str", "without --task"),

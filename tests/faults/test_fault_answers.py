@@ -78,7 +78,7 @@ def test_complex_answers_are_real_ones_in_pairs() -> None:
         result = htcompress.compress(model(how), budget=700, calibration=clips())
         found.append([m.error["outputs"] for m in result.report.layers[0].matrices])
     assert found[0] == pytest.approx(found[1], rel=0.3)
-    student = htcompress.compress(model("complex"), budget=420, calibration=clips()).model
+    student = htcompress.compress(model("complex"), budget=300, calibration=clips()).model
     assert student is not None
     history = distill(
         student, model("complex"), lambda: iter([((x,), None) for x in clips()]), options=FineTuning(steps=80)
