@@ -223,7 +223,7 @@ class _Run:
         self._backward(group)
         norm = torch.nn.utils.clip_grad_norm_(self.numbers.trained, self.options.clip)
         if not bool(torch.isfinite(norm)):
-            # One step by what is no number, and nothing else is one.
+            # After a step by what is no number, nothing is one.
             self.objective.unmeasured += 1
             return
         optimizer.step()
