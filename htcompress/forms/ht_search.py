@@ -66,7 +66,7 @@ _COARSE_NARROW = 1e-3
 _FLOOR = 1e-9
 """The part of the error of zero below which the sum of singular values' squares is lost in float64's rounding."""
 
-_KNOWN = 4  # rungs of the ladder, evenly spread, that are refined to tell what that gains on the others
+_KNOWN, _KNOWN_LARGE = 4, 2  # rungs, evenly spread, that are refined to tell what that gains on the others
 _TRIALS = 4  # decompositions that find how much of an error bound may be asked for
 
 
@@ -293,8 +293,7 @@ class HTSearch(MatrixSearch):
         return inf if children is None or not form.layout.is_split else ranks[children[0]]
 
     def _is_svd(self, index: int) -> bool:
-        form = self.candidates[index]
-        return form.layout.kind is LayoutKind.SVD
+        return self.candidates[index].layout.kind is LayoutKind.SVD
 
     def _measured(self, index: int, ranks: tuple[int, ...]) -> Choice:
         key = index, ranks
@@ -317,7 +316,8 @@ class HTSearch(MatrixSearch):
         rungs, beside = self._rungs
         made = HTLadder(None if self.metric.is_plain else self.glanced, tuple(rungs), tuple(beside), self.dense)
         # A matrix of one row or column has no rung: nothing stores it in fewer numbers than it has.
-        for rung in rungs[:: -max(1, -(-len(rungs) // _KNOWN))]:
+        apart = -(-len(rungs) // (_KNOWN_LARGE if self._is_large else _KNOWN))
+        for rung in rungs[:: -max(1, apart)]:
             made = made.improved(rung) or made
         return made
 
