@@ -61,8 +61,8 @@ class Metric:
     inputs: Inputs | None = None
     _roots: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
     _of_rows: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False, repr=False)
-    _lower: dict[tuple[int, ...], list[Triangle]] = field(default_factory=dict, init=False, repr=False)
-    _lower_of_rows: dict[tuple[int, ...], list[Triangle]] = field(default_factory=dict, init=False, repr=False)
+    _col_triangles: dict[tuple[int, ...], list[Triangle]] = field(default_factory=dict, init=False, repr=False)
+    _row_triangles: dict[tuple[int, ...], list[Triangle]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.inputs, Tensor):
@@ -76,7 +76,7 @@ class Metric:
         """That of a matrix of the same rows and other columns; what is found out about the rows is shared."""
         made = Metric(self.rows, cols, self.gradients, inputs)
         object.__setattr__(made, "_of_rows", self._of_rows)
-        object.__setattr__(made, "_lower_of_rows", self._lower_of_rows)
+        object.__setattr__(made, "_row_triangles", self._row_triangles)
         return made
 
     @property
@@ -208,21 +208,18 @@ class Metric:
 
     def row_triangles(self, modes: Sequence[int]) -> list[Triangle]:
         """The row metric's factors, one for each mode, exact where it is one; none where it is plain, or no matrix."""
-        key = tuple(modes)
-        if key not in self._lower_of_rows:
+        if tuple(modes) not in self._row_triangles:
             alone = self.row_root.moment if len(modes) == 1 else None
-            several = [root @ root for root in self.row_factors(modes) or ()] if len(modes) > 1 else []
-            self._lower_of_rows[key] = [Triangle.of(m) for m in ([alone] if alone is not None else several)]
-        return self._lower_of_rows[key]
+            self._row_triangles[tuple(modes)] = _triangles(alone, self.row_factors(modes) if len(modes) > 1 else None)
+        return self._row_triangles[tuple(modes)]
 
     def col_triangles(self, modes: Sequence[int]) -> list[Triangle]:
         """The column metric's factors alike; none where columns are too many for a moment, or it is plain."""
-        key = tuple(modes)
-        if key not in self._lower:
-            alone = len(modes) == 1 and self.inputs is not None and self.cols <= EXACT_LIMIT
-            several = [root @ root for root in self.col_factors(modes) or ()] if len(modes) > 1 else []
-            self._lower[key] = [Triangle.of(m) for m in ([self.input_moment] if alone else several)]
-        return self._lower[key]
+        if tuple(modes) not in self._col_triangles:
+            formed = len(modes) == 1 and self.inputs is not None and self.cols <= EXACT_LIMIT
+            alone, several = self.input_moment if formed else None, self.col_factors(modes) if len(modes) > 1 else None
+            self._col_triangles[tuple(modes)] = _triangles(alone, several)
+        return self._col_triangles[tuple(modes)]
 
     def _mode_root(self, before: int, mode: int, after: int) -> Tensor:
         """The root of the moment along one mode of the folded inputs; shared by all foldings that have this mode."""
@@ -268,6 +265,12 @@ class Triangle:
         """That of a moment, which a floor holds invertible."""
         upper = torch.linalg.cholesky(moment).T
         return cls(upper, torch.linalg.solve_triangular(upper, _identity(upper), upper=True))
+
+
+def _triangles(alone: Tensor | None, roots: Sequence[Tensor] | None) -> list[Triangle]:
+    """Those of one mode's moment, or of several modes' symmetric roots."""
+    moments = [root @ root for root in roots or ()] if alone is None else [alone]
+    return [Triangle.of(moment) for moment in moments]
 
 
 @dataclass(frozen=True, eq=False)

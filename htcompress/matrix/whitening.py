@@ -47,7 +47,7 @@ class Whitening:
 
 
 def multiply(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
-    """A matrix times a tensor along one of its axes."""
+    """A matrix times a tensor along one of its axes; along the first or the last without moving any."""
     if axis == tensor.ndim - 1:
         return tensor @ matrix.T
     if axis == 0:
